@@ -1,0 +1,108 @@
+"""invem learns a clean diffusion prior from corrupted observations by expectation-maximisation, and restores with it.
+
+The names below are everything that a plugin needs. They are loaded when first used, so that `import invem` is light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from invem.errors import (
+    DataError,
+    InvemError,
+    NumericalError,
+    PluginError,
+    RecipeError,
+    ResourceError,
+    Stopped,
+    Unsupported,
+    suggest,
+)
+from invem.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from invem.batched import Batched, Index, Rng, shared
+    from invem.dataset import Dataset
+    from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned
+    from invem.diffusion import Denoise, generate, heun, reverse, start, start_given
+    from invem.gaussian import Gaussian
+    from invem.linalg import DPLR, Krylov, Solution, cg, gmres, sqrt_matvec
+    from invem.measurement import Example, Measurement
+    from invem.metric import Metric, Outcome
+    from invem.noise import NoiseModel
+    from invem.objective import Objective
+    from invem.operator import SVD, LinearOperator, Operator, OperatorLaw
+    from invem.sampler import PosteriorSampler
+    from invem.schedule import Geometric, Karras, Schedule
+
+__all__ = [
+    "DPLR",
+    "SVD",
+    "Batched",
+    "DataError",
+    "Dataset",
+    "Denoise",
+    "Denoiser",
+    "Example",
+    "Gaussian",
+    "GaussianDenoiser",
+    "Geometric",
+    "Index",
+    "InvemError",
+    "Karras",
+    "Krylov",
+    "LinearOperator",
+    "Measurement",
+    "Metric",
+    "NoiseModel",
+    "NumericalError",
+    "Objective",
+    "Operator",
+    "OperatorLaw",
+    "Outcome",
+    "PluginError",
+    "PosteriorSampler",
+    "Preconditioned",
+    "RecipeError",
+    "ResourceError",
+    "Rng",
+    "Schedule",
+    "Solution",
+    "Stopped",
+    "Unsupported",
+    "cg",
+    "generate",
+    "gmres",
+    "heun",
+    "hookimpl",
+    "reverse",
+    "shared",
+    "sqrt_matvec",
+    "start",
+    "start_given",
+    "suggest",
+]
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "batched": ("Batched", "Index", "Rng", "shared"),
+    "dataset": ("Dataset",),
+    "denoiser": ("Denoiser", "GaussianDenoiser", "Preconditioned"),
+    "diffusion": ("Denoise", "generate", "heun", "reverse", "start", "start_given"),
+    "gaussian": ("Gaussian",),
+    "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "sqrt_matvec"),
+    "measurement": ("Example", "Measurement"),
+    "metric": ("Metric", "Outcome"),
+    "noise": ("NoiseModel",),
+    "objective": ("Objective",),
+    "operator": ("SVD", "LinearOperator", "Operator", "OperatorLaw"),
+    "sampler": ("PosteriorSampler",),
+    "schedule": ("Geometric", "Karras", "Schedule"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"invem.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'invem' has no attribute '{name}'")

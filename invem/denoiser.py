@@ -1,0 +1,79 @@
+"""Denoisers: (x_t, sigma) -> x_hat = E[x | x_t], with x_t = x + sigma z."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from invem.errors import Unsupported
+from invem.gaussian import Gaussian
+
+__all__ = ["Denoiser", "GaussianDenoiser", "Preconditioned"]
+
+
+class Denoiser(nn.Module):
+    """A model of E[x | x + sigma z] for every noise level sigma.
+
+    `moments`, where it is known, is the Gaussian with the mean and covariance of the prior that the denoiser stands for:
+    samplers use it in place of products with the Jacobian where the noise is large.
+    """
+
+    moments: Gaussian | None = None
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        """Returns x_hat. x_t: (B, *shape); sigma: one level, (B,), or (B, 1, ...), in units of the data."""
+
+    def known_moments(self) -> Gaussian:
+        """Returns `moments`.
+
+        Raises:
+            Unsupported: If none were fitted.
+        """
+        if self.moments is None:
+            raise Unsupported(f"{type(self).__name__} carries no fitted moments")
+        return self.moments
+
+
+def level(sigma: Tensor | float, x: Tensor) -> Tensor:
+    """Returns sigma as (1 or B, 1, ...), of the dtype and on the device of x."""
+    return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class GaussianDenoiser(Denoiser):
+    """The exact denoiser of a Gaussian prior."""
+
+    def __init__(self, moments: Gaussian) -> None:
+        super().__init__()
+        self.moments: Gaussian = moments
+
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        return self.moments.denoise(x_t, level(sigma, x_t))
+
+
+class Preconditioned(Denoiser):
+    """EDM preconditioning around any network F(x, c_noise, cond) (Karras et al. 2022, arXiv 2206.00364, eq. 7).
+
+    x_hat = mean + c_skip (x_t - mean) + c_out F(c_in (x_t - mean), log(sigma) / 4, cond)
+
+    with c_skip = s^2/(s^2 + sigma^2), c_out = s sigma/sqrt(s^2 + sigma^2), c_in = 1/sqrt(s^2 + sigma^2), s = sigma_data.
+    The mean is that of the moments (EDM: zero), so that the network sees centred signals.
+
+    Args:
+        backbone: F, which maps (B, *shape) and c_noise (B,) to (B, *shape).
+        sigma_data: The standard deviation of the signals around the mean, in units of the data.
+    """
+
+    def __init__(self, backbone: nn.Module, sigma_data: float = 0.5) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sigma_data = sigma_data
+
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        sigma = level(sigma, x_t)
+        total = self.sigma_data**2 + sigma**2
+        mean = 0.0 if self.moments is None else self.moments.mean
+        x = x_t - mean
+        c_noise = (sigma.flatten().log() / 4).expand(len(x))
+        out: Tensor = self.backbone(x * total.rsqrt(), c_noise, cond)
+        return mean + self.sigma_data**2 / total * x + self.sigma_data * sigma * total.rsqrt() * out.to(x.dtype)

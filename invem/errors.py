@@ -1,0 +1,74 @@
+"""The errors a person can meet, each with the exit code of the command line.
+
+A message is one line and names the culprit, what is allowed and, where a name is close to another, what was
+probably meant.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "DataError",
+    "InvemError",
+    "NumericalError",
+    "PluginError",
+    "RecipeError",
+    "ResourceError",
+    "Stopped",
+    "Unsupported",
+    "suggest",
+]
+
+
+class InvemError(Exception):
+    """The base of every error raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class RecipeError(InvemError):
+    """A recipe, an option or a command that cannot be carried out as it is written."""
+
+    exit_code = 2
+
+
+class Unsupported(RecipeError):
+    """An operator, noise or denoiser was asked for something that it does not provide."""
+
+
+class PluginError(InvemError):
+    """A plugin or a component is missing, broken or offered twice."""
+
+    exit_code = 3
+
+
+class DataError(InvemError):
+    """A data set, a stored file or a checkpoint is missing or damaged."""
+
+    exit_code = 4
+
+
+class NumericalError(InvemError):
+    """A computation left the finite numbers."""
+
+    exit_code = 5
+
+
+class ResourceError(InvemError):
+    """No memory or no disk space is left."""
+
+    exit_code = 6
+
+
+class Stopped(InvemError):
+    """The run was asked to stop by a signal; its state is saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def suggest(word: str, allowed: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` when one of the allowed words is close, else the empty string."""
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

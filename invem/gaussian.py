@@ -1,0 +1,116 @@
+"""A Gaussian on signals: the exact prior of the tests, the warm start of EM and the cheap covariance of a sampler."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from invem.batched import Batched, Rng, shared
+from invem.linalg import DPLR, cg
+from invem.measurement import Measurement
+
+__all__ = ["Gaussian"]
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian(Batched):
+    """N(mean, diag(D) + F F^T) on signals of one shape.
+
+    Attributes:
+        mean: Shape (*shape).
+        cov: The covariance over flattened signals, d = prod(shape).
+    """
+
+    mean: Tensor = shared()
+    cov: DPLR = shared()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one signal."""
+        return tuple(self.mean.shape)
+
+    @classmethod
+    def standard(cls, shape: tuple[int, ...], std: float = 1.0) -> Self:
+        """Returns N(0, std^2 I)."""
+        d = math.prod(shape)
+        return cls(torch.zeros(shape), DPLR(torch.full((d,), std**2), torch.zeros(d, 0)))
+
+    @classmethod
+    def full(cls, mean: Tensor, cov: Tensor) -> Self:
+        """Returns N(mean, cov) for a dense positive definite matrix. mean: (*shape), cov: (d, d)."""
+        values, vectors = torch.linalg.eigh(cov.double())
+        floor = values.min().clamp(min=0) * 0.5
+        factor = vectors * (values - floor).clamp(min=0).sqrt()
+        return cls(mean, DPLR(floor.expand(len(cov)).to(mean), factor.to(mean)))
+
+    @classmethod
+    def fit(cls, x: Tensor, rank: int, floor: float = 1e-6) -> Self:
+        """Fits mean, rank-r factor and diagonal to signals by maximum likelihood (factor analysis).
+
+        For d <= 2048 the fixed point of Jöreskog (1967) is iterated, F = D^1/2 U (L - I)^1/2 with U, L the leading
+        eigenpairs of D^-1/2 S D^-1/2 and D = diag(S - F F^T); above that F comes from a randomised SVD.
+
+        Args:
+            x: Signals, shape (N, *shape), N >= 2.
+            rank: The number of factors; at most min(d, N - 1) are used.
+            floor: The smallest variance of a pixel, in squared units of the data.
+        """
+        flat = x.flatten(1)
+        n, d = flat.shape
+        rank = min(rank, d, n - 1)
+        mean = flat.mean(0)
+        centred = flat - mean
+        variance = centred.square().mean(0).double().clamp(min=floor)
+        if d > 2048:
+            generator_state = torch.random.get_rng_state()
+            torch.random.manual_seed(0)
+            _, s, v = torch.svd_lowrank(centred, q=min(rank + 8, d, n), niter=4)
+            torch.random.set_rng_state(generator_state)
+            factor = (v[:, :rank] * s[:rank] / math.sqrt(n)).double()
+        else:
+            sample = (centred.T @ centred).double() / n
+            diag = variance if rank < d else torch.full_like(variance, floor)
+            for _ in range(8 if rank < d else 1):
+                root = diag.sqrt()
+                values, vectors = torch.linalg.eigh(sample / (root[:, None] * root))
+                lead = (values[-rank:] - 1).clamp(min=0).sqrt() if rank else values[:0]
+                factor = root[:, None] * vectors[:, d - rank :] * lead
+                diag = (variance - factor.square().sum(1)).clamp(min=floor)
+        diag = (variance - factor.square().sum(1)).clamp(min=floor)
+        return cls(mean.reshape(x.shape[1:]), DPLR(diag.to(x.dtype), factor.to(x.dtype)))
+
+    def sample(self, rng: Rng) -> Tensor:
+        """Draws one signal a stream, shape (B, *shape)."""
+        return self.mean + self.cov.draw(rng).reshape(-1, *self.shape)
+
+    def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """Returns E[x | x_t] = mean + C (C + sigma^2 I)^-1 (x_t - mean). sigma: one level, or (B, 1, ...)."""
+        gap = (x_t - self.mean).flatten(1)
+        var = sigma.double() ** 2
+        var = var.reshape(()) if var.numel() == 1 else var.reshape(-1, 1)
+        return x_t - (var * self.cov.solve(gap, var)).to(x_t.dtype).reshape(x_t.shape)
+
+    def posterior(self, m: Measurement, rng: Rng, iterations: int = 200, tol: float = 1e-5) -> Tensor:
+        """Draws p(x | y) exactly (up to the solver), for linear A and Gaussian noise, shape (B, *shape).
+
+        Matheron's rule: x' ~ prior, y' ~ p(y | x'), then x = x' + C A^T (A C A^T + S)^-1 (y - y').
+        """
+        x = self.sample(rng)
+        return x + self._pull(m, m.y - m.A(x) - m.noise.var().sqrt() * rng.normal_like(m.y), iterations, tol)
+
+    def posterior_mean(self, m: Measurement, iterations: int = 200, tol: float = 1e-5) -> Tensor:
+        """Returns E[x | y], shape (B, *shape)."""
+        x = self.mean.expand(len(m.y), *self.shape)
+        return x + self._pull(m, m.y - m.A(x), iterations, tol)
+
+    def _pull(self, m: Measurement, r: Tensor, iterations: int, tol: float) -> Tensor:
+        """Returns C A^T (A C A^T + S)^-1 r, shape (B, *shape)."""
+        var = m.noise.var().expand_as(r).flatten(1)
+
+        def pull(u: Tensor) -> Tensor:
+            return self.cov(m.A.adjoint(u.reshape(r.shape)).flatten(1)).reshape(-1, *self.shape)
+
+        u = cg(lambda v: var * v + m.A(pull(v)).flatten(1), r.flatten(1), iterations, tol).x
+        return pull(u)

@@ -1,0 +1,77 @@
+"""The hooks that a plugin may implement. Each returns ``{name: factory}``.
+
+A factory is a callable, or the string ``"module:attribute"`` so that listing the components imports nothing. Its keyword-only
+parameters are the options of the recipe; their annotations are validated strictly.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pluggy
+
+__all__ = ["HOOKS", "hookimpl", "hookspec"]
+
+hookspec = pluggy.HookspecMarker("invem")
+hookimpl = pluggy.HookimplMarker("invem")
+
+Factories = Mapping[str, str | Callable[..., Any]]
+
+
+@hookspec
+def invem_operators() -> Factories:
+    """Forward operators: ``(n, shape, rng, *, options) -> Operator``."""
+    raise AssertionError
+
+
+@hookspec
+def invem_noises() -> Factories:
+    """Noise laws: ``(n, measurement_shape, rng, *, options) -> NoiseModel``."""
+    raise AssertionError
+
+
+@hookspec
+def invem_networks() -> Factories:
+    """Networks: ``(shape, *, options) -> nn.Module`` mapping (x, c_noise, cond) to the shape of x; or a whole Denoiser."""
+    raise AssertionError
+
+
+@hookspec
+def invem_samplers() -> Factories:
+    """Posterior samplers: ``(*, options) -> PosteriorSampler``."""
+    raise AssertionError
+
+
+@hookspec
+def invem_objectives() -> Factories:
+    """M-step objectives: ``(*, options) -> Objective``."""
+    raise AssertionError
+
+
+@hookspec
+def invem_datasets() -> Factories:
+    """Data sets: ``(split, *, options) -> Dataset``."""
+    raise AssertionError
+
+
+@hookspec
+def invem_metrics() -> Factories:
+    """Metrics: ``(*, options) -> Metric``."""
+    raise AssertionError
+
+
+@hookspec
+def invem_schedules() -> Factories:
+    """Noise schedules: ``(*, options) -> Schedule``."""
+    raise AssertionError
+
+
+HOOKS = {
+    "operators": invem_operators,
+    "noises": invem_noises,
+    "networks": invem_networks,
+    "samplers": invem_samplers,
+    "objectives": invem_objectives,
+    "datasets": invem_datasets,
+    "metrics": invem_metrics,
+    "schedules": invem_schedules,
+}

@@ -1,0 +1,207 @@
+"""Batched linear algebra in which samples never interact: every inner product, step and stop is per sample.
+
+Vectors are (B, d). Scalars are float64, so that short recurrences keep their digits while vectors stay float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from invem.batched import Batched, Rng, shared
+
+__all__ = ["DPLR", "Krylov", "Solution", "cg", "gmres", "sqrt_matvec"]
+
+Matvec = Callable[[Tensor], Tensor]
+
+
+class Krylov(NamedTuple):
+    """The result of `gmres`: x = sum_k weights[:, k] q_k over the orthonormal vectors q_k that M was applied to, in order.
+
+    A caller that kept what it computed for each q_k has the same combination of those for nothing.
+    """
+
+    x: Tensor
+    weights: Tensor
+
+
+class Solution(NamedTuple):
+    """The result of `cg`: the solution, iterations used per sample, and where negative curvature stopped it."""
+
+    x: Tensor
+    iterations: Tensor
+    negative: Tensor
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a.double() * b.double()).sum(-1, keepdim=True)
+
+
+def cg(matvec: Matvec, b: Tensor, iterations: int, tol: float = 0.0, x0: Tensor | None = None) -> Solution:
+    """Solves M x = b by conjugate gradients, M symmetric, one step size per sample.
+
+    A sample stops, and keeps its last iterate, when its residual falls below `tol` times |b| or when it meets a direction
+    of negative curvature (the truncated-Newton rule): a learned Jacobian is not quite symmetric nor quite positive, and
+    going on would divide by what is nearly zero.
+
+    Args:
+        matvec: v -> M v, both (B, d).
+        b: The right-hand side, (B, d).
+        iterations: The largest number of iterations.
+        tol: The relative residual at which a sample stops.
+        x0: A first guess; zero, which costs no product with M, if left out.
+
+    Returns:
+        x (B, d), the iterations that each sample used (B,), and whether it met negative curvature (B,).
+    """
+    x = torch.zeros_like(b) if x0 is None else x0
+    r = b if x0 is None else b - matvec(x0)
+    p, rr = r, _dot(r, r)
+    stop = tol**2 * _dot(b, b)
+    live = rr > stop
+    negative = torch.zeros_like(live)
+    used = torch.zeros_like(rr, dtype=torch.long)
+    # Looking at the flags waits for an accelerator: there, look now and then.
+    stride = 1 if b.device.type == "cpu" else 8
+    for k in range(iterations):
+        if k % stride == 0 and not bool(live.any()):
+            break
+        t = matvec(p)
+        curvature = _dot(p, t)
+        scale = _dot(p, p).sqrt() * _dot(t, t).sqrt()
+        bad = live & (curvature <= 1e-6 * scale)
+        negative, live = negative | bad, live & ~bad
+        a = torch.where(live, rr / curvature, 0.0)
+        x = x + a.to(b.dtype) * p
+        r = r - a.to(b.dtype) * t
+        new = _dot(r, r)
+        used = used + live
+        p = torch.where(live, r + torch.where(live, new / rr, 0.0).to(b.dtype) * p, p)
+        rr = torch.where(live, new, rr)
+        live = live & (rr > stop)
+    return Solution(x, used.squeeze(-1), negative.squeeze(-1))
+
+
+def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
+    """Minimises |b - M x| over span{b, M b, ...}, one Krylov space per sample (Saad & Schultz 1986).
+
+    The residual never grows, whatever M is: with a wrong Jacobian it degrades to less guidance, where conjugate gradients
+    explode. A happy breakdown pads the space with zeros, so samples that converge early are left alone.
+
+    Args:
+        matvec: v -> M v, both (B, d).
+        b: The right-hand side, (B, d).
+        iterations: The dimension K of the Krylov space, which is the number of products with M.
+
+    Returns:
+        x (B, d), and its weights (B, K) in the Krylov basis.
+    """
+    beta = _dot(b, b).sqrt()
+    basis = [_unit(b, beta, beta)]
+    h = b.new_zeros(len(b), iterations + 1, iterations, dtype=torch.float64)
+    for j in range(iterations):
+        w = matvec(basis[j])
+        size = _dot(w, w).sqrt()
+        for _ in range(2):
+            for i, q in enumerate(basis):
+                c = _dot(q, w)
+                h[:, i, j] += c.squeeze(-1)
+                w = w - c.to(w.dtype) * q
+        left = _dot(w, w).sqrt()
+        h[:, j + 1, j] = torch.where(left > 1e-6 * size, left, 0.0).squeeze(-1)
+        if j + 1 < iterations:
+            basis.append(_unit(w, left, size))
+    rhs = torch.zeros_like(h[:, :, :1])
+    rhs[:, 0] = beta
+    weights = (torch.linalg.pinv(h) @ rhs).squeeze(-1).to(b.dtype)
+    return Krylov(torch.einsum("kbd,bk->bd", torch.stack(basis), weights), weights)
+
+
+def _unit(w: Tensor, norm: Tensor, size: Tensor) -> Tensor:
+    return torch.where((norm > 1e-6 * size) & (norm > 0), w / norm.to(w.dtype), torch.zeros_like(w))
+
+
+def sqrt_matvec(matvec: Matvec, v: Tensor, iterations: int) -> Tensor:
+    """Approximates M^(1/2) v for symmetric positive semi-definite M by Lanczos, one Krylov space per sample.
+
+    Negative Ritz values, which only a learned Jacobian has, are set to zero. Exact once `iterations` reaches the number of
+    distinct eigenvalues that v sees.
+
+    Args:
+        matvec: v -> M v, both (B, d).
+        v: (B, d).
+        iterations: The number of products with M.
+
+    Returns:
+        (B, d).
+    """
+    norm = _dot(v, v).sqrt()
+    basis = [_unit(v, norm, norm)]
+    t = v.new_zeros(len(v), iterations, iterations, dtype=torch.float64)
+    for j in range(iterations):
+        w = matvec(basis[j])
+        size = _dot(w, w).sqrt()
+        t[:, j, j] = _dot(basis[j], w).squeeze(-1)
+        for _ in range(2):
+            for q in basis:
+                w = w - _dot(q, w).to(w.dtype) * q
+        left = _dot(w, w).sqrt()
+        if j + 1 < iterations:
+            off = torch.where(left > 1e-6 * size, left, 0.0).squeeze(-1)
+            t[:, j, j + 1] = t[:, j + 1, j] = off
+            basis.append(_unit(w, left, size))
+    values, vectors = torch.linalg.eigh(t)
+    first = vectors[:, 0, :]
+    coefficients = torch.einsum("bkj,bj->bk", vectors, values.clamp(min=0).sqrt() * first)
+    return (norm * torch.einsum("kbd,bk->bd", torch.stack(basis).double(), coefficients)).to(v.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class DPLR(Batched):
+    """A covariance diag(D) + F F^T, diagonal plus low rank, common to a batch.
+
+    Attributes:
+        diag: D, shape (d,), positive.
+        factor: F, shape (d, r).
+    """
+
+    diag: Tensor = shared()
+    factor: Tensor = shared()
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Returns C v. v: (B, d)."""
+        return v * self.diag + (v @ self.factor) @ self.factor.T
+
+    def draw(self, rng: Rng) -> Tensor:
+        """Draws N(0, C), shape (B, d)."""
+        e = rng.normal(len(self.diag) + self.factor.shape[1]).to(self.diag)
+        return e[:, : len(self.diag)] * self.diag.sqrt() + e[:, len(self.diag) :] @ self.factor.T
+
+    def _capacitance(self, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns E = 1/(D + var) and L with L L^T = I + F^T E F. var: () or (B, 1)."""
+        e = 1 / (self.diag.double() + var.double())
+        f = self.factor.double()
+        k = torch.einsum("dr,...d,ds->...rs", f, e, f) + torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
+        return e, torch.linalg.cholesky(k)
+
+    def solve(self, v: Tensor, var: Tensor | float = 0.0) -> Tensor:
+        """Returns (C + var I)^-1 v by Woodbury. v: (B, d), var: () or (B, 1)."""
+        e, chol = self._capacitance(torch.as_tensor(var, device=v.device))
+        ev = e * v.double()
+        fev = (ev @ self.factor.double()).unsqueeze(-1)
+        kfev = torch.cholesky_solve(fev, chol.expand(len(v), -1, -1) if chol.ndim == 2 else chol).squeeze(-1)
+        return (ev - e * (kfev @ self.factor.double().T)).to(v.dtype)
+
+    def given(self, sigma: Tensor | float) -> "DPLR":
+        """Returns (C^-1 + sigma^-2 I)^-1, the covariance of x given x + sigma z, for one sigma."""
+        var = torch.as_tensor(sigma, dtype=torch.float64, device=self.diag.device) ** 2
+        e, chol = self._capacitance(var)
+        f = e[:, None] * self.factor.double()
+        factor = var * torch.linalg.solve_triangular(chol, f.T, upper=False).T
+        return DPLR((var * self.diag * e).to(self.diag.dtype), factor.to(self.diag.dtype))
+
+    def dense(self) -> Tensor:
+        """Returns the matrix, shape (d, d)."""
+        return torch.diag(self.diag) + self.factor @ self.factor.T

@@ -1,0 +1,59 @@
+"""Metrics: what an evaluation measures."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from invem.measurement import Example, Measurement
+
+__all__ = ["Metric", "Outcome"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What there is to judge. A part that is missing is None, and the plan refuses a metric that needs it.
+
+    Attributes:
+        truth: The clean signals of N held-out observations, (N, *shape).
+        draws: K posterior draws for each of them, (N, K, *shape).
+        measurement: The N held-out measurements.
+        samples: Unconditional samples of the prior, (M, *shape).
+        reference: Clean signals to compare a distribution with, never seen in training, (R, *shape).
+        range: The lowest and highest value of a signal.
+    """
+
+    range: tuple[float, float]
+    truth: Tensor | None = None
+    draws: Tensor | None = None
+    measurement: Measurement | None = None
+    samples: Tensor | None = None
+    reference: Tensor | None = None
+
+
+class Metric(ABC):
+    """One number for each held-out observation, or one for a whole set.
+
+    Attributes:
+        needs: The parts of `Outcome` that it reads, and "labels" if `prepare` needs labelled images.
+        unit: The unit that a table prints, such as "dB".
+        higher_is_better: Which way is up.
+    """
+
+    unit: ClassVar[str] = ""
+    higher_is_better: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[str]:
+        """A class attribute, or a property where it depends on the options."""
+
+    @abstractmethod
+    def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
+        """Returns one value per observation, shape (N,), or one for the set, shape ()."""
+
+    def prepare(self, training: Example) -> dict[str, Tensor]:
+        """Returns tensors to compute once per run and keep with it, such as a feature network. training: clean training images."""
+        return {}

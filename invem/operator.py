@@ -1,0 +1,100 @@
+"""Forward operators: y = A(x)."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from invem.batched import Batched
+from invem.errors import Unsupported
+
+__all__ = ["SVD", "LinearOperator", "Operator", "OperatorLaw"]
+
+
+class Rotation(Protocol):
+    """An orthogonal change of basis of a batch: (B, ...) to (B, ...)."""
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+class SVD(NamedTuple):
+    """A = U diag(s) V^T, each factor a function on batches.
+
+    `s` has shape (B, r), or (1, r) where it is common to the batch, with r = min(m, d); `u` maps (B, r) to y, `ut` maps y to (B, r), `v` maps (B, d) to x and `vt`
+    maps x to (B, d), the first r of whose entries belong to `s` and the rest to the null space.
+    """
+
+    s: Tensor
+    u: Rotation
+    ut: Rotation
+    v: Rotation
+    vt: Rotation
+
+
+@dataclass(frozen=True, eq=False)
+class Operator(Batched, ABC):
+    """A batch of B forward operators: operator i acts on sample i alone, ``A[i](x[i:i+1]) == A(x)[i:i+1]``.
+
+    Attributes:
+        shape: The shape of one signal, without the batch axis.
+
+    What an operator provides beyond `__call__` is the set of optional methods that its class overrides: `adjoint`, `pinv`,
+    `svd`. Samplers and objectives name what they need; the plan compares the two before anything runs.
+    """
+
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Applies A. x: (B, *shape); returns y: (B, *measurement shape)."""
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Returns J^T v with J the Jacobian of A at x. x: (B, *shape), v: like y; returns (B, *shape)."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = self(x)
+        (grad,) = torch.autograd.grad(y, x, v)
+        return grad
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Returns A^T y, shape (B, *shape). Only linear operators have one."""
+        raise Unsupported(f"{type(self).__name__} has no adjoint")
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """Returns A^+ y, shape (B, *shape), with A A^+ A = A."""
+        raise Unsupported(f"{type(self).__name__} has no pseudo-inverse")
+
+    def svd(self) -> SVD:
+        """Returns the singular value decomposition of each operator."""
+        raise Unsupported(f"{type(self).__name__} has no singular value decomposition")
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """The capabilities that this operator has."""
+        optional = ("adjoint", "pinv", "svd")
+        return frozenset({"vjp"} | {n for n in optional if getattr(type(self), n) is not getattr(Operator, n)})
+
+
+@dataclass(frozen=True, eq=False)
+class LinearOperator(Operator):
+    """A linear operator. The adjoint is found by automatic differentiation unless it is overridden."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Returns A^T y, shape (B, *shape), with <A x, y> = <x, A^T y> for each sample."""
+        return Operator.vjp(self, y.new_zeros(len(y), *self.shape), y)
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Returns A^T v: the Jacobian of a linear operator is itself."""
+        return self.adjoint(v)
+
+
+class OperatorLaw(Protocol):
+    """The law of an operator: what a plugin offers under a name.
+
+    Drawn once per data set and stored beside y, so that every round, method and rerun sees the same operators. The
+    keyword-only parameters of a law are the options of the recipe.
+    """
+
+    def __call__(self, n: int, shape: tuple[int, ...], rng: Generator, /) -> Operator: ...

@@ -1,0 +1,58 @@
+"""Noise levels: x_t = x + sigma z."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+from torch import Tensor
+
+__all__ = ["Geometric", "Karras", "Schedule"]
+
+
+class Schedule(ABC):
+    """A decreasing path of noise levels from sigma_max to sigma_min over t in [0, 1], t = 0 the noisiest."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Returns the noise level at t, elementwise."""
+
+    def grid(self, steps: int) -> Tensor:
+        """Returns `steps` decreasing levels, shape (steps,), float64 so that ratios of small levels keep their digits."""
+        return self.sigma(torch.linspace(0, 1, steps, dtype=torch.float64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Karras(Schedule):
+    """sigma^(1/rho) is linear in t (Karras et al. 2022, arXiv 2206.00364, eq. 5).
+
+    Attributes:
+        sigma_max: The first level, in units of the data.
+        sigma_min: The last level, in units of the data.
+        rho: How strongly the levels crowd at the small end.
+    """
+
+    sigma_max: Annotated[float, Gt(0)] = 20.0
+    sigma_min: Annotated[float, Gt(0)] = 0.005
+    rho: Annotated[float, Gt(0)] = 7.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        first, last = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        return (first + t * (last - first)) ** self.rho
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometric(Schedule):
+    """log sigma is linear in t (Song & Ermon 2019, arXiv 1907.05600; the grid of DiEM, arXiv 2405.13712).
+
+    Attributes:
+        sigma_max: The first level, in units of the data.
+        sigma_min: The last level, in units of the data.
+    """
+
+    sigma_max: Annotated[float, Gt(0)] = 20.0
+    sigma_min: Annotated[float, Gt(0)] = 0.005
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_max * (self.sigma_min / self.sigma_max) ** t

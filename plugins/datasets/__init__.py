@@ -1,0 +1,14 @@
+"""Data sets that come with invem, by the name that a recipe uses."""
+
+from invem import hookimpl
+
+
+@hookimpl
+def invem_datasets() -> dict[str, str]:
+    return {
+        "cifar10": "invem_plugins.datasets.cifar10:cifar10",
+        "digits": "invem_plugins.datasets.digits:digits",
+        "fashion-mnist": "invem_plugins.datasets.fashion_mnist:fashion_mnist",
+        "folder": "invem_plugins.datasets.folder:folder",
+        "synthetic": "invem_plugins.datasets.synthetic:synthetic",
+    }

@@ -1,0 +1,64 @@
+"""Real handwritten digits of 8 x 8 pixels: the data set of a first run, which needs no download."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from invem import DataError, Example, RecipeError
+
+TRAIN = 1500
+
+
+@dataclass(frozen=True, eq=False)
+class Digits:
+    """Digits in memory.
+
+    Attributes:
+        images: Shape (N, 1, H, W), float32 in [-1, 1].
+        labels: The digits 0 to 9, shape (N,), int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Tensor) -> Example:
+        return Example(self.images[index], label=self.labels[index])
+
+
+def digits(split: str, *, pad: Annotated[int, Ge(0)] = 0) -> Digits:
+    """The 1,797 digits of the UCI optical recognition data that scikit-learn carries, in a fixed order.
+
+    Source: E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0.
+
+    Args:
+        split: "train" (1,500 digits) or "test" (the other 297).
+        pad: Pixels of background (-1) to add on each side, so that 8 + 2 pad pixels are high and wide.
+
+    Raises:
+        DataError: If the file that belongs to invem is missing or damaged.
+    """
+    if split not in ("train", "test"):
+        raise RecipeError(f"split '{split}' is not one of: train, test")
+    path = Path(__file__).with_name("digits.safetensors")
+    try:
+        stored = load_file(path)
+        images, labels = stored["images"], stored["labels"].long()
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(f"{path} is missing or damaged ({error}): install invem again") from None
+    rows = slice(TRAIN) if split == "train" else slice(TRAIN, None)
+    x = images[rows, None].to(torch.float32) / 8 - 1
+    return Digits(torch.nn.functional.pad(x, (pad, pad, pad, pad), value=-1.0), labels[rows])

@@ -1,0 +1,35 @@
+"""Peak signal-to-noise ratio."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from invem import Metric, Outcome, Unsupported
+
+
+@dataclass(frozen=True, kw_only=True)
+class PSNR(Metric):
+    """20 log10(peak) - 10 log10(mean squared error); the peak is the width of the range. Nothing is clipped.
+
+    Attributes:
+        of: "mean" for the mean of the K posterior draws, the estimate with the least squared error; "draw"
+            for the average over draws of the ratio of each. A perfect posterior scores about 3 dB less by
+            "draw". Never the best of K.
+    """
+
+    of: Literal["mean", "draw"] = "mean"
+    needs: ClassVar[frozenset[str]] = frozenset({"truth", "draws"})
+    unit: ClassVar[str] = "dB"
+    higher_is_better: ClassVar[bool] = True
+
+    def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
+        """Returns decibels, shape (N,); infinite where an estimate equals the truth."""
+        if outcome.truth is None or outcome.draws is None:
+            raise Unsupported("psnr needs the truth and posterior draws")
+        low, high = outcome.range
+        x = outcome.draws.mean(1, keepdim=True) if self.of == "mean" else outcome.draws
+        error = (x - outcome.truth[:, None]).square().flatten(2).mean(2)
+        return (20 * math.log10(high - low) - 10 * error.log10()).mean(1)

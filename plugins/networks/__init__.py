@@ -1,0 +1,11 @@
+"""Score networks that come with invem, by the name that a recipe uses."""
+
+from invem import hookimpl
+
+
+@hookimpl
+def invem_networks() -> dict[str, str]:
+    return {
+        "mlp": "invem_plugins.networks.mlp:MLP",
+        "unet": "invem_plugins.networks.unet:UNet",
+    }

@@ -1,0 +1,57 @@
+"""A multilayer perceptron, for vectors and for small images."""
+
+import math
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Residual blocks of two linear layers on the flattened signal, each modulated by the noise level.
+
+    Args:
+        shape: The shape of one signal.
+        width: The width of the hidden layers.
+        depth: The number of residual blocks.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], *, width: Annotated[int, Ge(1)] = 256, depth: Annotated[int, Ge(1)] = 3
+    ) -> None:
+        super().__init__()
+        d = math.prod(shape)
+        self.register_buffer("frequencies", torch.exp(torch.linspace(-1.5, 3.5, 16)), persistent=False)
+        self.level = nn.Sequential(nn.Linear(32, width), nn.SiLU())
+        self.enter = nn.Linear(d, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.leave = nn.Linear(width, d)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Maps (B, *shape) and c_noise (B,) to (B, *shape)."""
+        angle = c_noise[:, None] * self.get_buffer("frequencies")
+        level = self.level(torch.cat([angle.cos(), angle.sin()], 1))
+        h = self.enter(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, level)
+        out: Tensor = self.leave(h)
+        return out.reshape(x.shape)
+
+
+class Block(nn.Module):
+    """h + W2 silu(W1 norm(h) (1 + scale) + shift)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+        self.film = nn.Linear(width, 2 * width)
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.film(level).chunk(2, 1)
+        inner: Tensor = self.second(nn.functional.silu(self.first(self.norm(h)) * (1 + scale) + shift))
+        return h + inner

@@ -1,0 +1,11 @@
+"""Noise schedules that come with invem, by the name that a recipe uses."""
+
+from invem import hookimpl
+
+
+@hookimpl
+def invem_schedules() -> dict[str, str]:
+    return {
+        "geometric": "invem:Geometric",
+        "karras": "invem:Karras",
+    }
