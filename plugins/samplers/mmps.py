@@ -51,7 +51,7 @@ class MMPS(PosteriorSampler):
     """
 
     steps: Annotated[int, Ge(2)] = 24
-    stepping: Literal["heun", "corrected", "ancestral"] = "heun"
+    stepping: Literal["heun", "corrected", "ancestral"] = "corrected"
     covariance: Literal["switch", "jacobian", "moments"] = "switch"
     switch: Annotated[float, Gt(0)] = 0.3
     solver: Literal["gmres", "cg"] = "gmres"
