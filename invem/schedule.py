@@ -39,7 +39,8 @@ class Karras(Schedule):
 
     def sigma(self, t: Tensor) -> Tensor:
         first, last = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        return (first + t * (last - first)) ** self.rho
+        sigma: Tensor = (first + t * (last - first)) ** self.rho
+        return sigma
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,4 +56,5 @@ class Geometric(Schedule):
     sigma_min: Annotated[float, Gt(0)] = 0.005
 
     def sigma(self, t: Tensor) -> Tensor:
-        return self.sigma_max * (self.sigma_min / self.sigma_max) ** t
+        sigma: Tensor = self.sigma_max * (self.sigma_min / self.sigma_max) ** t
+        return sigma

@@ -85,7 +85,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 0 < length <= min(_HEADER_LIMIT, path.stat().st_size):
             raise DataError(f"{path}: damaged: its header is {length} bytes long")
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             words = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:

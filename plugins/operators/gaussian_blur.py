@@ -33,7 +33,7 @@ class GaussianBlur(LinearOperator):
         return self.rows.T @ y @ self.columns
 
     def pinv(self, y: Tensor) -> Tensor:
-        s, u, ut, v, vt = self.svd()
+        s, _, ut, v, _ = self.svd()
         inverse = torch.where(s > self.rcond * s.max(), 1 / s, 0.0)
         return v(inverse * ut(y))
 

@@ -20,7 +20,8 @@ class DPS(PosteriorSampler):
         x_s <- x_s - weight grad_{x_t} |y - A(x_hat)|                                          guidance "norm", as published
         x_s <- x_s - weight (1 - s^2/sigma^2) sigma^2 grad_{x_t} |y - A(x_hat)|^2 / (2 var)    guidance "likelihood"
 
-    The second is the score of EMDiffusion (Bai et al. 2024, arXiv 2407.01014, eq. 10), whose lambda is `weight`, taken through the same step.
+    The second is the score of EMDiffusion (Bai et al. 2024, arXiv 2407.01014, eq. 10), whose lambda is `weight`, taken through the same
+    step.
     The norm is that of one sample: in several public codes it is that of the batch, so that their result depends on the batch size.
 
     The method is biased: it is over-confident, and `weight` of the norm is a strength per step, to be chosen anew when `steps` changes.

@@ -1,0 +1,286 @@
+"""The command line. Results go to stdout, progress to stderr; an error of the user's is one line and exit code 2."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from invem.errors import InvemError, RecipeError
+
+if TYPE_CHECKING:
+    from invem.engine.plan import Plan
+    from invem.engine.run import Run
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Learn a clean diffusion prior from corrupted observations, and restore with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, such as phases.em.rounds=2.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Apply the recipe's smoke block: a run of seconds that learns nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+
+
+def _print(value: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(value, indent=1, allow_nan=True))
+    else:
+        from invem.engine import yaml
+
+        print(yaml.dump(value), end="")
+
+
+def _plan(recipe: Path, overrides: list[str] | None, smoke: bool = False, device: str | None = None) -> "Plan":
+    from invem.engine import recipe as recipes
+    from invem.engine.catalog import Catalog
+    from invem.engine.plan import make
+
+    extra = [f"compute.device={device}"] if device else []
+    loaded = recipes.load(recipe, [*(overrides or []), *extra], smoke)
+    catalog = Catalog.load()
+    for problem in catalog.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    return make(loaded, catalog)
+
+
+def _open(run: Path, device: str | None = None) -> "Run":
+    from invem.engine.run import Run
+
+    if not (run / "run.json").is_file():
+        raise RecipeError(f"{run}: not a run directory (there is no run.json in it)")
+    return Run(_plan(run / "recipe.yaml", [], device=device), run)
+
+
+class _Signals:
+    """Remembers the first SIGINT or SIGTERM, so that the run stops with its state saved; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.code = 0
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.code:
+            os._exit(self.code)
+        self.code = 128 + number
+        print("stopping after saving; once more to stop at once", file=sys.stderr)
+
+    def __call__(self) -> int:
+        return self.code
+
+
+def _carry_out(plan: "Plan", out: Path, as_json: bool) -> None:
+    from invem.engine import report
+    from invem.engine.progress import follow
+    from invem.engine.run import run
+
+    for _ in follow(run(plan, out, _Signals())):
+        pass
+    page = report.write(out)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    if as_json:
+        _print({"run": str(out), "report": str(page), "evaluations": rows}, True)
+    else:
+        _table(rows)
+        print(f"\nrun     {out}\nreport  {page}")
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    labels = list(dict.fromkeys(label for row in rows for label in row["metrics"]))
+    table = Table("phase", "round")
+    for label in labels:
+        unit = next(row["metrics"][label]["unit"] for row in rows if label in row["metrics"])
+        table.add_column(f"{label} ({unit})" if unit else label, justify="right")
+    for row in rows:
+        cells = []
+        for label in labels:
+            value = row["metrics"].get(label)
+            error = f" ± {value['sem']:.2g}" if value and value["sem"] is not None else ""
+            cells.append(f"{value['value']:.4g}{error}" if value else "")
+        table.add_row(row["name"], "" if row["round"] is None else str(row["round"]), *cells)
+    Console().print(table)
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run directory; runs/NAME if left out.")] = None,
+    device: Device = None,
+    smoke: Smoke = False,
+    as_json: AsJson = False,
+) -> None:
+    """Carry out a recipe: measure, learn the prior by EM, restore, evaluate and report."""
+    plan = _plan(recipe, overrides, smoke, device)
+    if out is None:
+        names = (Path("runs") / (recipe.stem + (f"-{i}" if i else "")) for i in range(10000))
+        out = next(name for name in names if not name.exists())
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecipeError(f"{out}: exists already; choose another --out, or go on with it: invem resume {out}")
+    _carry_out(plan, out, as_json)
+
+
+@app.command()
+def resume(run: RunPath, device: Device = None, as_json: AsJson = False) -> None:
+    """Go on with a run that was stopped or killed."""
+    opened = _open(run, device)
+    before = json.loads((run / "run.json").read_text("utf-8"))["components"]
+    if before != opened.plan.components:
+        raise RecipeError(f"{run}: it was begun with other versions of its components; go back to those, or begin a new run")
+    _carry_out(opened.plan, run, as_json)
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False) -> None:
+    """Check a recipe and print what it would do; compute nothing."""
+    _print(_plan(recipe, overrides, smoke).describe(), as_json)
+
+
+@app.command()
+def show(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False) -> None:
+    """Print a recipe with every default written out."""
+    from invem.engine import recipe as recipes
+
+    _print(recipes.dump(recipes.load(recipe, overrides or [], smoke).recipe), as_json)
+
+
+@app.command()
+def ls(kind: Annotated[str | None, typer.Argument(help="operators, samplers, ...")] = None, as_json: AsJson = False) -> None:
+    """List the installed components."""
+    from invem.engine.catalog import KINDS, Catalog
+    from invem.errors import suggest
+
+    if kind is not None and kind not in KINDS:
+        raise RecipeError(f"there is no kind '{kind}'{suggest(kind, KINDS)} (known: {', '.join(KINDS)})")
+    catalog = Catalog.load()
+    for problem in catalog.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    rows = [
+        {"kind": c.kind, "name": c.name, "distribution": c.distribution, "version": c.version, "summary": c.summary}
+        for k in KINDS
+        if kind in (None, k)
+        for name in sorted(catalog.offers[k])
+        for c in catalog.offers[k][name]
+    ]
+    if as_json:
+        _print(rows, True)
+        return
+    for row in rows:
+        print(f"{row['kind']:<11} {row['name']:<20} {row['summary'][:100]}")
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(help="A component, as `invem ls` lists it.")], as_json: AsJson = False) -> None:
+    """Describe a component and its options."""
+    import inspect
+
+    from invem.engine.catalog import KINDS, Catalog, options_of
+    from invem.errors import PluginError, suggest
+
+    catalog = Catalog.load()
+    found = [c for kind in KINDS for c in catalog.offers[kind].get(name, [])]
+    if not found:
+        known = [n for kind in KINDS for n in catalog.offers[kind]]
+        raise PluginError(f"there is no component '{name}'{suggest(name, known)}")
+    rows = []
+    for component in found:
+        factory = component.load()
+        options = [
+            {
+                "name": o.name,
+                "type": inspect.formatannotation(o.annotation),
+                "default": None if o.default is o.empty else repr(o.default),
+            }
+            for o in options_of(factory).values()
+        ]
+        origin = {"kind": component.kind, "name": name, "distribution": component.distribution, "version": component.version}
+        rows.append({**origin, "options": options, "doc": inspect.getdoc(factory) or ""})
+    if as_json:
+        _print(rows, True)
+        return
+    for row in rows:
+        print(f"{row['kind']}: {row['name']} ({row['distribution']} {row['version']})\n\n{row['doc']}\n")
+        for option in row["options"]:
+            print(f"  {option['name']}: {option['type']}" + (f" = {option['default']}" if option["default"] else " (required)"))
+
+
+@app.command(name="eval")
+def evaluate(run: RunPath, as_json: AsJson = False) -> None:
+    """Print the metrics of a run."""
+    if not (run / "metrics.jsonl").is_file():
+        raise RecipeError(f"{run}: not a run directory with metrics (there is no metrics.jsonl in it)")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    _print(rows, True) if as_json else _table(rows)
+
+
+@app.command()
+def sample(
+    run: RunPath,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="A safetensors file; RUN/samples-SEED.safetensors if left out.")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw unconditional samples of the newest prior of a run."""
+    from invem.engine import store
+
+    opened = _open(run, device)
+    x = opened.generate(opened.last_denoiser(), n, ("sample", seed))
+    path = out or run / f"samples-{seed}.safetensors"
+    store.write(path, {"x": x}, {"run": str(run), "seed": seed})
+    _print({"samples": str(path), "shape": list(x.shape)}, as_json)
+
+
+@app.command(name="report")
+def report_(
+    run: RunPath, png: Annotated[bool, typer.Option("--png", help="Write the pictures as PNG files too.")] = False, as_json: AsJson = False
+) -> None:
+    """Write report.html anew from the files of a run."""
+    from invem.engine import report
+
+    page = report.write(run)
+    pictures = [str(path) for path in report.pictures(run)] if png else []
+    _print({"report": str(page), "pictures": pictures}, as_json)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from invem import __version__
+
+        print(f"invem {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Learn a clean diffusion prior from corrupted observations, and restore with it."""
+
+
+def main() -> None:
+    """Runs the command line; turns an expected error into its line and its exit code."""
+    try:
+        app()
+    except InvemError as error:
+        kind = "" if isinstance(error, RecipeError) and "\n" in str(error) else "error: "
+        print(f"{kind}{error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        print("error: out of memory", file=sys.stderr)
+        sys.exit(6)
+    except BrokenPipeError:
+        os._exit(0)

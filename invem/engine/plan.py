@@ -1,0 +1,301 @@
+"""From a recipe to what will be done: every name, option and need is checked before anything is computed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from invem.batched import Rng
+from invem.dataset import Dataset
+from invem.engine import recipe as recipes
+from invem.engine.catalog import Catalog, options_of, parse_options
+from invem.engine.recipe import Loaded, Part, Phase, Recipe
+from invem.engine.yaml import Path
+from invem.errors import InvemError, PluginError, RecipeError
+from invem.measurement import Measurement
+from invem.metric import Metric
+from invem.noise import NoiseModel
+from invem.objective import Objective
+from invem.operator import Operator
+from invem.sampler import PosteriorSampler
+
+__all__ = ["Plan", "Stage", "make"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase with its components.
+
+    Attributes:
+        phase: The phase of the recipe.
+        sampler: Draws the signals that are learned from, if the phase draws.
+        objective: What the phase fits, if it fits.
+        on: What is learned from: "draws", "observations" or "clean".
+        judge: The sampler of the held-out restorations, if there is one.
+    """
+
+    phase: Phase
+    sampler: PosteriorSampler | None
+    objective: Objective | None
+    on: str
+    judge: PosteriorSampler | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run needs, checked.
+
+    Attributes:
+        loaded: The recipe as it was read.
+        data: The data set of a split.
+        observed: Whether the data set holds measurements, not signals.
+        law: Draws n measurements' operators and noise laws: (n, rng) -> (Operator, NoiseModel).
+        network: Builds a new network.
+        stages: The phases.
+        metrics: The metrics by label.
+        components: Kind, name, distribution and version of every component.
+        shape: The shape of one signal.
+        train: The number of training observations.
+        test: The number of held-out observations.
+    """
+
+    loaded: Loaded
+    data: Callable[[str], Dataset]
+    observed: bool
+    law: Callable[[int, Any], tuple[Operator, NoiseModel]]
+    network: Callable[[], Any]
+    stages: list[Stage]
+    metrics: dict[str, Metric]
+    components: list[dict[str, str]]
+    shape: tuple[int, ...]
+    train: int
+    test: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """The checked recipe."""
+        return self.loaded.recipe
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan as plain data: what `invem plan` prints."""
+        steps = []
+        for p, stage in enumerate(self.stages):
+            phase = stage.phase
+            row: dict[str, Any] = {"phase": f"{p}-{phase.name}", "rounds": phase.rounds}
+            if stage.sampler is not None:
+                n = min(phase.observations or self.train, self.train) * phase.draws
+                forwards, products = stage.sampler.cost
+                row |= {"draws a round": n, "forwards a draw": forwards, "vector-Jacobian products a draw": products}
+            if phase.fit is not None:
+                row |= {"objective": phase.fit.objective, "on": stage.on}
+                if stage.objective is not None and not stage.objective.closed_form:
+                    row |= {"gradient steps a round": phase.fit.steps, "batch": phase.fit.batch}
+            steps.append(row)
+        return {
+            "recipe": self.loaded.source,
+            "signal": list(self.shape),
+            "observations": self.train,
+            "held out": self.test,
+            "metrics": list(self.metrics),
+            "components": self.components,
+            "steps": steps,
+        }
+
+
+class _Builder:
+    """Builds components and collects what is wrong with them."""
+
+    def __init__(self, loaded: Loaded, catalog: Catalog) -> None:
+        self.loaded, self.catalog = loaded, catalog
+        self.problems: list[str] = []
+        self.missing = False
+        self.components: list[dict[str, str]] = []
+
+    def fail(self, path: Path, message: str, key: bool = False) -> None:
+        self.problems.append(str(recipes.error(self.loaded, path, message, key)))
+
+    def factory(self, kind: str, name: str, options: dict[str, Any], path: Path, named: bool = True) -> Callable[..., Any] | None:
+        try:
+            component = self.catalog.find(kind, name)
+            build = component.load()
+        except PluginError as error:
+            self.missing = True
+            self.fail((*path, "name") if named else path, str(error))
+            return None
+        before = len(self.problems)
+        values = parse_options(self.catalog, component, options, lambda p, k, text: self.fail((*path, *p), text, k))
+        if len(self.problems) > before or set(values) != set(options_of(build)):
+            return None
+        row = {"kind": kind, "name": component.name, "distribution": component.distribution, "version": component.version}
+        if row not in self.components:
+            self.components.append(row)
+
+        def make(*args: Any) -> Any:
+            try:
+                return build(*args, **values)
+            except ValueError as error:
+                raise recipes.error(self.loaded, path, str(error)) from error
+            except RecipeError as error:
+                raise recipes.error(self.loaded, path, str(error)) from error
+
+        return make
+
+    def part(self, kind: str, part: Part, path: Path) -> Callable[..., Any] | None:
+        whole: Any = self.loaded.value
+        for step in path:
+            whole = whole[step] if not isinstance(whole, str) else whole
+        return self.factory(kind, part.name, part.options, path, named=not isinstance(whole, str))
+
+    def build(self, kind: str, part: Part, path: Path) -> Any:
+        make = self.part(kind, part, path)
+        if make is None:
+            return None
+        try:
+            return make()
+        except InvemError as error:
+            self.problems.append(str(error))
+            return None
+
+    def done(self) -> None:
+        if self.problems:
+            raise (PluginError if self.missing and len(self.problems) == 1 else RecipeError)("\n".join(self.problems))
+
+
+def make(loaded: Loaded, catalog: Catalog) -> Plan:
+    """Checks a recipe against the catalogue and against itself.
+
+    Raises:
+        RecipeError: Every problem that was found, one per line.
+        PluginError: If the only problem is a component that is not installed.
+        DataError: If the data set is missing or damaged.
+    """
+    recipe = loaded.recipe
+    builder = _Builder(loaded, catalog)
+    _requirements(recipe, builder)
+    source, where = (recipe.data, "data") if recipe.data is not None else (recipe.observations, "observations")
+    assert source is not None
+    data = builder.part("datasets", source, (where,))
+    operator = builder.part("operators", recipe.operator, ("operator",))
+    noise = builder.part("noises", recipe.noise, ("noise",))
+    network = builder.part("networks", recipe.network, ("network",))
+    stages = _stages(recipe, builder)
+    metrics: dict[str, Metric] = {}
+    for i, part in enumerate(recipe.evaluate.metrics):
+        metric = builder.build("metrics", part, ("evaluate", "metrics", i))
+        if metric is not None:
+            inner = ",".join(f"{k}={v}" for k, v in part.options.items())
+            metrics[f"{part.name}({inner})" if inner else part.name] = metric
+    builder.done()
+    assert data and operator and noise and network
+    train, test = data("train"), data("test")
+    shape = tuple(train.shape)
+
+    def law(n: int, rng: Any) -> tuple[Operator, NoiseModel]:
+        import torch
+
+        drawn: Operator = operator(n, shape, rng)
+        clean = drawn[0](torch.zeros(1, *shape)) if n else torch.zeros(1, *shape)
+        return drawn, noise(n, tuple(clean.shape[1:]), rng)
+
+    example = law(1, Rng.generator(0))
+    import torch
+
+    measured = Measurement(example[0](torch.zeros(1, *shape)), *example)
+    if where == "observations" and tuple(measured.y.shape[1:]) != shape:
+        builder.fail(("observations",), "the operator's measurements have another shape than its signals; give such data with `data:`")
+    network(shape)
+    _needs(recipe, builder, stages, metrics, measured.provides, where == "data")
+    builder.done()
+    return Plan(
+        loaded=loaded,
+        data=data,
+        observed=where == "observations",
+        law=law,
+        network=lambda: network(shape),
+        stages=stages,
+        metrics=metrics,
+        components=builder.components,
+        shape=shape,
+        train=min(recipe.count or len(train), len(train)),
+        test=min(recipe.evaluate.observations, len(test)),
+    )
+
+
+def _requirements(recipe: Recipe, builder: _Builder) -> None:
+    for i, text in enumerate(recipe.requires):
+        try:
+            requirement = Requirement(text)
+            installed = metadata.version(requirement.name)
+        except InvalidRequirement:
+            builder.fail(("requires", i), f"'{text}' is not a requirement such as invem-ct>=0.3")
+        except metadata.PackageNotFoundError:
+            builder.missing = True
+            builder.fail(("requires", i), f"{text} is not installed; try: pip install '{text}'")
+        else:
+            if not requirement.specifier.contains(installed, prereleases=True):
+                builder.missing = True
+                builder.fail(("requires", i), f"{text} is needed, version {installed} is installed")
+
+
+def _stages(recipe: Recipe, builder: _Builder) -> list[Stage]:
+    judge = recipe.evaluate.sampler and builder.build("samplers", recipe.evaluate.sampler, ("evaluate", "sampler"))
+    samplers = [
+        builder.build("samplers", phase.sampler, ("phases", i, "sampler")) if phase.sampler else None
+        for i, phase in enumerate(recipe.phases)
+    ]
+    default = judge or next((s for s in samplers if s is not None), None)
+    stages = []
+    fitted = False
+    for i, (phase, sampler) in enumerate(zip(recipe.phases, samplers, strict=True)):
+        objective, on = None, ""
+        if sampler is not None and not fitted:
+            builder.fail(("phases", i, "sampler"), "there is no prior to sample with yet: an earlier phase must fit one")
+        if phase.fit is not None:
+            make = builder.factory("objectives", phase.fit.objective, phase.fit.options, ("phases", i, "fit"), named=False)
+            objective = make() if make else None
+            on = phase.fit.on or ("draws" if sampler is not None else "observations")
+            path: Path = ("phases", i, "fit")
+            if on == "draws" and sampler is None:
+                builder.fail(path, "it learns from draws, but the phase has no sampler")
+            if on == "clean" and recipe.clean == 0:
+                builder.fail(path, "it learns from clean images, but the recipe grants none (`clean:` is 0)")
+            if on == "clean" and recipe.data is None:
+                builder.fail(path, "it learns from clean images, but there are only observations")
+            fitted = True
+        stages.append(Stage(phase, sampler, objective, on, judge or sampler or default))
+    return stages
+
+
+def _needs(
+    recipe: Recipe, builder: _Builder, stages: list[Stage], metrics: dict[str, Metric], provides: frozenset[str], truth: bool
+) -> None:
+    for i, stage in enumerate(stages):
+        if stage.sampler is not None and (lacks := stage.sampler.needs - provides - {"moments"}):
+            assert stage.phase.sampler is not None
+            builder.fail(
+                ("phases", i, "sampler"),
+                f"{stage.phase.sampler.name} needs {_list(lacks)}, which {recipe.operator.name} with {recipe.noise.name} noise "
+                f"does not provide (it provides {_list(provides)})",
+            )
+        if stage.objective is not None:
+            given = provides | {"measurement"} | ({"x"} if stage.on in ("draws", "clean") else set())
+            if lacks := stage.objective.needs - given:
+                assert stage.phase.fit is not None
+                what = "signals to learn from: add a sampler to the phase, or `on: clean`" if "x" in lacks else _list(lacks)
+                builder.fail(("phases", i, "fit"), f"{stage.phase.fit.objective} needs {what}")
+    have = {"measurement"} | (provides & {"var"})
+    if truth:
+        have |= {"truth", "reference", "labels"}
+    if recipe.evaluate.samples:
+        have.add("samples")
+    if any(stage.judge is not None for stage in stages) and recipe.evaluate.observations:
+        have.add("draws")
+    for i, (name, metric) in enumerate(metrics.items()):
+        if lacks := metric.needs - have:
+            builder.fail(("evaluate", "metrics", i), f"{name} needs {_list(lacks)}, which this recipe does not have")
+
+
+def _list(names: frozenset[str] | set[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

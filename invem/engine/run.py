@@ -1,0 +1,543 @@
+"""The run: a generator of records that measures, samples, fits and evaluates, one step after the other.
+
+A step whose file exists is complete and is skipped, so that a run that was stopped or killed goes on where it was. Every random number
+is derived from (seed, purpose, phase, round, item), so that it goes on with the same numbers.
+"""
+
+import copy
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from invem.batched import Batched, Rng
+from invem.dataset import Dataset
+from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned
+from invem.diffusion import generate
+from invem.engine import recipe as recipes
+from invem.engine import store, yaml
+from invem.engine.plan import Plan, Stage
+from invem.errors import DataError, NumericalError, RecipeError, Stopped
+from invem.gaussian import Gaussian
+from invem.linalg import DPLR
+from invem.measurement import Example, Measurement
+from invem.metric import Outcome
+from invem.schedule import Karras
+
+__all__ = ["Record", "Run", "environment", "run"]
+
+_BLOCK = 1024
+
+
+class Record(NamedTuple):
+    """What happened: an event ("measure", "e-step", "fit", "evaluate", "done") and its numbers."""
+
+    event: str
+    data: dict[str, Any]
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a reader of the numbers needs to know about the machine."""
+    return {
+        "invem": metadata.version("invem"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def run(plan: Plan, out: Path, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
+    """Carries out a plan in a directory, from wherever the directory is, and yields records.
+
+    Args:
+        plan: The checked plan.
+        out: The run directory.
+        stop: Asked between small pieces of work; a number other than zero is the exit code to stop with.
+
+    Raises:
+        Stopped: After the state was saved, if `stop` said so.
+        NumericalError: If draws or a loss are not finite.
+        DataError: If a file of the run is damaged.
+        ResourceError: If the disk is full.
+    """
+    if plan.recipe.compute.threads:
+        torch.set_num_threads(plan.recipe.compute.threads)
+    with store.lock(out):
+        yield from Run(plan, out, stop)._all()
+
+
+class Run:
+    """A run directory and the plan that it carries out."""
+
+    def __init__(self, plan: Plan, out: Path, stop: Callable[[], int] = lambda: 0) -> None:
+        self.plan, self.recipe, self.out, self.stop = plan, plan.recipe, out, stop
+        compute = plan.recipe.compute
+        self.device = torch.device(_device(compute.device))
+        accelerated = self.device.type == "cuda"
+        self.bfloat16 = compute.precision == "bfloat16" or (compute.precision == "auto" and accelerated)
+        self.compile = accelerated if compute.compile == "auto" else compute.compile
+
+    def _rng(self, *key: int | str, items: Iterable[int]) -> Rng:
+        return Rng.keyed(self.recipe.seed, *key, items=list(items))
+
+    def _check(self) -> None:
+        code = self.stop()
+        if code:
+            raise Stopped(f"stopped; go on with: invem resume {self.out}", code)
+
+    def _log(self, event: str, **data: Any) -> Record:
+        store.append_json(self.out / "log.jsonl", {"event": event, **data})
+        return Record(event, data)
+
+    def _all(self) -> Iterator[Record]:
+        description = self.out / "run.json"
+        if not description.exists():
+            text = yaml.dump(recipes.dump(self.recipe))
+            store.write_text(self.out / "recipe.yaml", text)
+            name = Path(self.plan.loaded.source).stem
+            facts = {"name": name, "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment()}
+            store.write_json(description, {"format": 1, "recipe": text, "components": self.plan.components, **facts})
+        for split, n in (("train", self.plan.train), ("test", self.plan.test)):
+            if n:
+                yield from self._measure(split, n)
+        yield from self._prepare()
+        if not (self.out / "observations.json").exists():
+            yield self._judge_observations()
+        denoiser: Denoiser | None = None
+        for p, stage in enumerate(self.plan.stages):
+            for r in range(stage.phase.rounds):
+                folder = self.out / f"{p}-{r:03d}-denoiser" / "denoiser.safetensors"
+                if stage.sampler is not None and denoiser is not None and not folder.exists():
+                    yield from self._sample(p, r, stage, denoiser)
+                if stage.objective is not None:
+                    if not folder.exists():
+                        yield from self._fit(p, r, stage, denoiser)
+                    denoiser = self.denoiser(folder)
+                last = r + 1 == stage.phase.rounds
+                if (last or (r + 1) % self.recipe.evaluate.every == 0) and denoiser is not None and self.plan.metrics:
+                    yield from self._evaluate(p, r, stage, denoiser)
+        yield Record("done", {"run": str(self.out)})
+
+    def denoiser(self, path: Path) -> Denoiser:
+        """Reads a fitted denoiser, with the averaged weights, in evaluation mode."""
+        tensors, meta = store.read_meta(path)
+        moments = Gaussian(tensors["moments.mean"], DPLR(tensors["moments.diag"], tensors["moments.factor"])).to(self.device)
+        if meta["kind"] == "gaussian":
+            return GaussianDenoiser(moments)
+        denoiser = self._network(meta["sigma_data"], 0)
+        denoiser.load_state_dict(_part(tensors, "network."))
+        denoiser.moments = moments
+        return denoiser.to(self.device).eval().requires_grad_(False)
+
+    def last_denoiser(self) -> Denoiser:
+        """Reads the newest finished denoiser of the run.
+
+        Raises:
+            DataError: If no round is finished.
+        """
+        found = sorted(self.out.glob("*-*-denoiser/denoiser.safetensors"), key=lambda f: [int(w) for w in f.parent.name.split("-")[:2]])
+        if not found:
+            raise DataError(f"{self.out}: no denoiser is finished yet; go on with: invem resume {self.out}")
+        return self.denoiser(found[-1])
+
+    def _network(self, sigma_data: float, seed: int) -> Denoiser:
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(seed)
+            built = self.plan.network()
+        return built if isinstance(built, Denoiser) else Preconditioned(built, sigma_data)
+
+    # Measurements
+
+    def _measure(self, split: str, n: int) -> Iterator[Record]:
+        data: Dataset | None = None
+        for block in range(math.ceil(n / _BLOCK)):
+            path = self.out / "measurements" / split / f"{block:05d}.safetensors"
+            if path.exists():
+                continue
+            self._check()
+            data = self.plan.data(split) if data is None else data
+            x = data[torch.arange(block * _BLOCK, min((block + 1) * _BLOCK, n))].x
+            assert x is not None
+            rng = Rng.generator(self.recipe.seed, "measure", split, block)
+            operator, noise = self.plan.law(len(x), rng)
+            m = Measurement(x if self.plan.observed else noise.sample(operator(x), rng), operator, noise)
+            if split == "test" and not self.plan.observed:
+                store.write(self.out / "truth" / f"{block:05d}.safetensors", {"x": x})
+            store.write(path, m.tensors())
+            yield Record("measure", {"split": split, "done": min((block + 1) * _BLOCK, n), "total": n})
+
+    def measurement(self, split: str) -> Measurement:
+        """Reads the stored measurements of a split."""
+        files = sorted((self.out / "measurements" / split).glob("*.safetensors"))
+        parts = [store.read(file) for file in files]
+        if not parts:
+            raise DataError(f"{self.out}: there are no {split} measurements")
+        template = Measurement(torch.zeros(1), *self.plan.law(1, Rng.generator(0)))
+        common = template.shared_paths()
+        joined = {name: parts[0][name] if name in common else torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return template.with_tensors(joined)
+
+    def _truth(self) -> Tensor | None:
+        files = sorted((self.out / "truth").glob("[0-9]*.safetensors"))
+        return torch.cat([store.read(file)["x"] for file in files]) if files else None
+
+    def _clean(self) -> Tensor:
+        path = self.out / "clean.safetensors"
+        if not path.exists():
+            data = self.plan.data("train")
+            n = self.plan.train if self.recipe.clean == "all" else min(self.recipe.clean, self.plan.train)
+            index = torch.randperm(self.plan.train, generator=Rng.generator(self.recipe.seed, "clean"))[:n]
+            x = data[index.sort().values].x
+            assert x is not None
+            store.write(path, {"x": x})
+        return store.read(path)["x"]
+
+    # E-step
+
+    def _subset(self, p: int, r: int, stage: Stage) -> Tensor:
+        n = min(stage.phase.observations or self.plan.train, self.plan.train)
+        if n == self.plan.train:
+            return torch.arange(n)
+        return torch.randperm(self.plan.train, generator=Rng.generator(self.recipe.seed, "subset", p, r))[:n].sort().values
+
+    def _sample(self, p: int, r: int, stage: Stage, denoiser: Denoiser) -> Iterator[Record]:
+        assert stage.sampler is not None
+        folder = self.out / f"{p}-{r:03d}-samples"
+        index = self._subset(p, r, stage).repeat_interleave(stage.phase.draws)
+        shards = _pieces(index, stage.phase.batch)
+        if all((folder / f"{k:05d}.safetensors").exists() for k in range(len(shards))):
+            return
+        m = self.measurement("train")
+        tuned = folder / "sampler.json"
+        few = min(16, len(m))
+        sampler = stage.sampler.tune(denoiser, m[torch.arange(few)].to(self.device), self._rng("tune", p, r, items=range(few)))
+        if not tuned.exists():
+            store.write_json(tuned, {"sampler": repr(sampler)})
+        begun, done = time.monotonic(), 0
+        for k, shard in enumerate(shards):
+            path = folder / f"{k:05d}.safetensors"
+            done += len(shard)
+            if path.exists():
+                continue
+            self._check()
+            first = k * stage.phase.batch
+            rng = self._rng("e-step", p, r, items=range(first, first + len(shard)))
+            x = sampler(denoiser, m[shard].to(self.device), rng)
+            bad = ~x.flatten(1).isfinite().all(1)
+            if bad.any():
+                again = self._rng("e-step-again", p, r, items=range(first, first + len(shard)))
+                x = torch.where(bad.reshape(-1, *[1] * (x.ndim - 1)), sampler(denoiser, m[shard].to(self.device), again), x)
+                if not bool(x.isfinite().all()):
+                    raise NumericalError(f"phase {stage.phase.name}, round {r}: {int(bad.sum())} draws of shard {k} are not finite, twice")
+            store.write(path, {"x": x})
+            yield Record("e-step", {"phase": p, "name": stage.phase.name, "round": r, "done": done, "total": len(index)})
+        yield self._log("e-step", phase=p, name=stage.phase.name, round=r, draws=len(index), seconds=time.monotonic() - begun)
+
+    # M-step
+
+    def _fit(self, p: int, r: int, stage: Stage, before: Denoiser | None) -> Iterator[Record]:
+        assert stage.objective is not None and stage.phase.fit is not None
+        begun = time.monotonic()
+        path = self.out / f"{p}-{r:03d}-denoiser" / "denoiser.safetensors"
+        x, m = None, None
+        if stage.on == "clean":
+            x = self._clean()
+        elif stage.on == "draws":
+            files = sorted((self.out / f"{p}-{r:03d}-samples").glob("*.safetensors"))
+            x = torch.cat([store.read(file)["x"] for file in files])
+            m = self.measurement("train")[self._subset(p, r, stage).repeat_interleave(stage.phase.draws)]
+            if len(x) > 1 and bool((x == x[:1]).all()):
+                raise NumericalError(f"phase {stage.phase.name}, round {r}: all draws are the same: refusing to learn from them")
+        else:
+            m = self.measurement("train")
+        name = {"phase": p, "name": stage.phase.name, "round": r}
+        if stage.objective.closed_form:
+
+            def batches() -> Iterator[tuple[Example, Rng]]:
+                n = len(x) if x is not None else len(m or ())
+                for index in _pieces(torch.arange(n), stage.phase.batch):
+                    self._check()
+                    rng = self._rng("fit", p, r, items=index.tolist())
+                    yield Example(_at(x, index, self.device), _at(m, index, self.device)), rng
+
+            blank = before if before is not None else GaussianDenoiser(Gaussian.standard(self.plan.shape).to(self.device))
+            fitted = stage.objective.solve(blank, batches)
+            moments = fitted.known_moments()
+            store.write(path, _moments(moments), {"kind": "gaussian"})
+            yield self._log("fit", **name, seconds=time.monotonic() - begun, std=float(moments.cov.diag.mean().sqrt()))
+            return
+        yield from self._train(p, r, stage, path, x, m)
+        yield self._log("fit", **name, steps=stage.phase.fit.steps, seconds=time.monotonic() - begun)
+
+    def _train(self, p: int, r: int, stage: Stage, path: Path, x: Tensor | None, m: Measurement | None) -> Iterator[Record]:
+        assert stage.objective is not None and stage.phase.fit is not None
+        fit, seed = stage.phase.fit, self.recipe.seed
+        n = len(x) if x is not None else len(m or ())
+        previous = self._previous_network(p, r)
+        moments = Gaussian.fit(x, fit.moments) if x is not None else None
+        if previous is not None and previous[1]["sigma_data"]:
+            sigma_data = float(previous[1]["sigma_data"])
+        elif self.recipe.sigma_data != "auto":
+            sigma_data = float(self.recipe.sigma_data)
+        else:
+            spread = moments.cov.diag + moments.cov.factor.square().sum(1) if moments is not None else torch.tensor(0.25)
+            sigma_data = round(float(spread.mean().sqrt()), 4)
+        denoiser = self._network(sigma_data, seed * 1000003 + p * 1009 + (r if fit.start == "fresh" else 0))
+        if previous is not None and fit.start != "fresh":
+            denoiser.load_state_dict(_part(previous[0], "network." if fit.start == "ema" else "raw."))
+        denoiser.to(self.device).train()
+        denoiser.moments = moments.to(self.device) if moments is not None else None
+        average = copy.deepcopy(denoiser).requires_grad_(False)
+        parameters = [w for w in denoiser.parameters() if w.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=fit.lr, weight_decay=fit.weight_decay)
+        first = self._load_checkpoint(path.parent, denoiser, average, optimizer)
+        model: Any = torch.compile(denoiser) if self.compile else denoiser
+        losses: list[Tensor] = []
+        for step in range(first, fit.steps):
+            if self.stop():
+                self._save_checkpoint(path.parent, step, denoiser, average, optimizer)
+                self._check()
+            index = _batch_index(n, min(fit.batch, n), step, seed, p, r)
+            rng = self._rng("m-step", p, r, step, items=range(len(index)))
+            batch = Example(_at(x, index, self.device), _at(m, index, self.device))
+            for group in optimizer.param_groups:
+                group["lr"] = fit.lr * _rate(step, fit.steps, fit.warmup, fit.decay)
+            with (
+                torch.random.fork_rng(devices=[]),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
+            ):
+                torch.random.manual_seed(rng.seeds[0])
+                loss = stage.objective.loss(model, batch, rng).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(parameters, fit.clip)
+            if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+                raise NumericalError(f"phase {stage.phase.name}, round {r}, step {step}: the loss or its gradient is not finite")
+            optimizer.step()
+            decay = min(fit.ema, (1 + step) / (10 + step)) if previous is None else fit.ema
+            with torch.no_grad():
+                for mean, weight in zip(average.parameters(), denoiser.parameters(), strict=True):
+                    mean.lerp_(weight, 1 - decay)
+                for kept, buffer in zip(average.buffers(), denoiser.buffers(), strict=True):
+                    kept.copy_(buffer)
+            losses.append(loss.detach())
+            done = step + 1
+            if done % 25 == 0 or done == fit.steps:
+                value = float(torch.stack(losses).mean())
+                losses.clear()
+                name = {"phase": p, "name": stage.phase.name, "round": r, "step": done, "total": fit.steps, "loss": value}
+                yield self._log("loss", **name)
+            if done % fit.checkpoint == 0 and done < fit.steps:
+                self._save_checkpoint(path.parent, done, denoiser, average, optimizer)
+        if moments is None:
+            moments = Gaussian.standard(self.plan.shape, sigma_data)
+        tensors = _named("network.", average.state_dict()) | _named("raw.", denoiser.state_dict()) | _moments(moments)
+        store.write(path, tensors, {"kind": "network", "sigma_data": sigma_data})
+        for file in path.parent.glob("step-*.safetensors"):
+            file.unlink()
+
+    def _previous_network(self, p: int, r: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        for q in range(p, -1, -1):
+            for s in range(r - 1 if q == p else self.plan.stages[q].phase.rounds - 1, -1, -1):
+                path = self.out / f"{q}-{s:03d}-denoiser" / "denoiser.safetensors"
+                if path.exists():
+                    tensors, meta = store.read_meta(path)
+                    if meta["kind"] == "network":
+                        return tensors, meta
+        return None
+
+    def _save_checkpoint(self, folder: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        tensors = _named("model.", model.state_dict()) | _named("average.", average.state_dict())
+        for i, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        store.write(folder / f"step-{step:08d}.safetensors", tensors, {"step": step})
+        for file in sorted(folder.glob("step-*.safetensors"))[:-2]:
+            file.unlink()
+
+    def _load_checkpoint(self, folder: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        for file in sorted(folder.glob("step-*.safetensors"), reverse=True):
+            try:
+                tensors, meta = store.read_meta(file)
+            except DataError:
+                continue
+            model.load_state_dict(_part(tensors, "model."))
+            average.load_state_dict(_part(tensors, "average."))
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in _part(tensors, "adam.").items():
+                i, _, key = name.partition(".")
+                state.setdefault(int(i), {})[key] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            return int(meta["step"])
+        return 0
+
+    # Evaluation
+
+    def _prepare(self) -> Iterator[Record]:
+        for i, (label, metric) in enumerate(self.plan.metrics.items()):
+            path = self.out / "metrics" / f"{i}.safetensors"
+            if path.exists() or self.plan.observed:
+                continue
+            data = self.plan.data("train")
+            index = torch.randperm(len(data), generator=Rng.generator(self.recipe.seed, "prepare"))[:8192]
+            store.write(path, metric.prepare(data[index]), {"metric": label})
+            yield Record("prepare", {"metric": label})
+
+    def _states(self) -> list[dict[str, Tensor]]:
+        paths = [self.out / "metrics" / f"{i}.safetensors" for i in range(len(self.plan.metrics))]
+        return [store.read(path) if path.exists() else {} for path in paths]
+
+    def _reference(self) -> Tensor | None:
+        if self.plan.observed or not self.recipe.evaluate.samples:
+            return None
+        data = self.plan.data("test")
+        return data[torch.arange(min(len(data), 10000))].x
+
+    def _judge(self, outcome: Outcome) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for (label, metric), state in zip(self.plan.metrics.items(), self._states(), strict=True):
+            if any(getattr(outcome, need, True) is None for need in metric.needs):
+                continue
+            value = metric(outcome, state).double()
+            n = value.numel()
+            values[label] = {
+                "value": float(value.mean()),
+                "sem": float(value.std() / n**0.5) if n > 1 else None,
+                "n": n,
+                "unit": metric.unit,
+                "higher_is_better": metric.higher_is_better,
+            }
+        return values
+
+    def _judge_observations(self) -> Record:
+        """Judges the observations as if they were restorations and samples: what every method starts from."""
+        values: dict[str, Any] = {}
+        if self.plan.test:
+            m = self.measurement("test")
+            if m.y.shape[1:] == torch.Size(self.plan.shape):
+                truth, reference = self._truth(), self._reference()
+                train = self.measurement("train").y[: self.recipe.evaluate.samples] if reference is not None else None
+                values = self._judge(Outcome(self._range, truth, m.y[:, None], m, train, reference))
+                values.pop("data-misfit", None)
+        record = {"phase": None, "name": "observations", "round": None, "metrics": values}
+        store.write_json(self.out / "observations.json", record)
+        self._collect()
+        return Record("evaluate", record)
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        return self.plan.data("test").range
+
+    def _evaluate(self, p: int, r: int, stage: Stage, denoiser: Denoiser) -> Iterator[Record]:
+        folder = self.out / f"{p}-{r:03d}-evaluation"
+        if (folder / "metrics.json").exists():
+            return
+        begun, options = time.monotonic(), self.recipe.evaluate
+        name = {"phase": p, "name": stage.phase.name, "round": r}
+        draws, m = None, None
+        if self.plan.test and stage.judge is not None:
+            path = folder / "restorations.safetensors"
+            m = self.measurement("test")
+            if not path.exists():
+                few = min(16, len(m))
+                tuning = self._rng("tune-test", p, r, items=range(few))
+                judge = stage.judge.tune(denoiser, m[torch.arange(few)].to(self.device), tuning)
+                rows = torch.arange(len(m)).repeat_interleave(options.draws)
+                parts = []
+                for index in _pieces(torch.arange(len(rows)), options.batch):
+                    self._check()
+                    rng = self._rng("restore", p, r, items=index.tolist())
+                    parts.append(judge(denoiser, m[rows[index]].to(self.device), rng).cpu())
+                    yield Record("restore", {**name, "done": int(index[-1]) + 1, "total": len(rows)})
+                store.write(path, {"draws": torch.cat(parts).reshape(len(m), options.draws, *self.plan.shape)})
+            draws = store.read(path)["draws"]
+        samples = None
+        if options.samples:
+            path = folder / "samples.safetensors"
+            if not path.exists():
+                samples = self.generate(denoiser, options.samples, ("generate", p, r))
+                store.write(path, {"x": samples})
+            samples = store.read(path)["x"]
+        values = self._judge(Outcome(self._range, self._truth(), draws, m, samples, self._reference()))
+        store.write_json(folder / "metrics.json", {**name, "metrics": values})
+        self._collect()
+        self._log("evaluate", **name, seconds=time.monotonic() - begun)
+        yield Record("evaluate", {**name, "metrics": values})
+
+    def generate(self, denoiser: Denoiser, n: int, key: tuple[int | str, ...]) -> Tensor:
+        """Draws n unconditional samples, shape (n, *shape)."""
+        sigmas = Karras(sigma_min=0.01).grid(self.recipe.evaluate.steps)
+        parts = []
+        for index in _pieces(torch.arange(n), self.recipe.evaluate.batch):
+            self._check()
+            rng = self._rng(*key, items=index.tolist())
+            parts.append(generate(denoiser, sigmas, rng, self.plan.shape, torch.empty(0, device=self.device)).cpu())
+        return torch.cat(parts)
+
+    def _collect(self) -> None:
+        """Writes metrics.jsonl anew from the metrics of every finished evaluation."""
+        paths = sorted(self.out.glob("*-evaluation/metrics.json"), key=lambda f: [int(w) for w in f.parent.name.split("-")[:2]])
+        rows = [store.read_json(path) for path in [self.out / "observations.json", *paths] if path.exists()]
+        store.write_text(self.out / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+
+def _pieces(index: Tensor, size: int) -> list[Tensor]:
+    return [index[k : k + size] for k in range(0, len(index), size)]
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(name, True)
+    if not available:
+        raise RecipeError(f"compute.device: '{name}' is not available on this machine; use cpu or auto")
+    return name
+
+
+def _batch_index(n: int, batch: int, step: int, seed: int, p: int, r: int) -> Tensor:
+    """Returns the examples of one step: a permutation for each pass, found from the step alone."""
+    places = torch.arange(step * batch, (step + 1) * batch)
+    out = torch.empty_like(places)
+    for epoch in range(int(places[0]) // n, int(places[-1]) // n + 1):
+        order = torch.randperm(n, generator=Rng.generator(seed, "order", p, r, epoch))
+        mine = places // n == epoch
+        out[mine] = order[places[mine] % n]
+    return out
+
+
+def _rate(step: int, steps: int, warmup: int, decay: str) -> float:
+    """Returns the share of the learning rate at a step."""
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    done = step / steps
+    fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[decay]
+    return rise * fall
+
+
+def _at(value: Any, index: Tensor, device: torch.device) -> Any:
+    if value is None:
+        return None
+    chosen: Tensor | Batched = value[index]
+    return chosen.to(device)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _moments(moments: Gaussian) -> dict[str, Tensor]:
+    return {"moments.mean": moments.mean, "moments.diag": moments.cov.diag, "moments.factor": moments.cov.factor}

@@ -1,0 +1,191 @@
+"""The Gaussian prior, against dense formulas."""
+
+import math
+
+import pytest
+import torch
+from invem_plugins.noises.gaussian import gaussian
+from invem_plugins.operators.random_mask import random_mask
+from invem_plugins.operators.random_projection import random_projection
+
+from invem import Gaussian, GaussianDenoiser, Measurement, Rng
+from invem.linalg import DPLR
+
+torch.set_num_threads(1)
+
+D = 8
+
+
+def decaying(d=D):
+    i = torch.arange(d, dtype=torch.float64)
+    return 0.8 ** (i[:, None] - i).abs()
+
+
+def prior(dtype=torch.float32):
+    return Gaussian.full(torch.linspace(-1, 2, D, dtype=dtype), decaying())
+
+
+def ratios(exact, sample):
+    return torch.linalg.eigvals(torch.linalg.solve(exact.double(), sample.double())).real
+
+
+def covariance(x):
+    x = x.double() - x.double().mean(0)
+    return x.T @ x / (len(x) - 1)
+
+
+def band(n, d=D):
+    """Half the width of the sampling law of the eigenvalue ratios (Marchenko & Pastur), and a half more."""
+    return 1.5 * (2 * math.sqrt(d / n) + d / n)
+
+
+def test_full_keeps_the_covariance():
+    torch.testing.assert_close(prior().cov.dense().double(), decaying(), atol=1e-6, rtol=1e-6)
+
+
+def test_standard_is_white():
+    assert torch.equal(Gaussian.standard((2, 3), std=2.0).cov.dense(), 4 * torch.eye(6))
+
+
+def test_samples_have_the_mean():
+    x = prior().sample(Rng.keyed(0, items=range(20000)))
+    torch.testing.assert_close(x.mean(0), prior().mean, atol=0.03, rtol=0)
+
+
+def test_samples_have_the_covariance():
+    x = prior().sample(Rng.keyed(0, items=range(20000)))
+    assert float((ratios(decaying(), covariance(x)) - 1).abs().max()) < band(20000)
+
+
+def test_fit_recovers_the_mean():
+    x = prior().sample(Rng.keyed(1, items=range(4000)))
+    torch.testing.assert_close(Gaussian.fit(x, rank=D).mean, x.mean(0), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [D, 2 * D])
+def test_fit_of_full_rank_is_the_sample_covariance(rank):
+    x = prior().sample(Rng.keyed(1, items=range(4000)))
+    sample = covariance(x) * (len(x) - 1) / len(x)
+    torch.testing.assert_close(Gaussian.fit(x, rank=rank).cov.dense().double(), sample, atol=1e-5, rtol=0)
+
+
+def test_fit_recovers_a_factor_model():
+    g = torch.Generator().manual_seed(0)
+    true = Gaussian(torch.zeros(D), DPLR(torch.linspace(0.2, 0.6, D), torch.randn(D, 2, generator=g)))
+    fitted = Gaussian.fit(true.sample(Rng.keyed(2, items=range(40000))), rank=2)
+    assert float((ratios(true.cov.dense(), fitted.cov.dense()) - 1).abs().max()) < 0.06
+
+
+def test_fit_of_rank_zero_is_diagonal():
+    x = prior().sample(Rng.keyed(1, items=range(4000)))
+    torch.testing.assert_close(Gaussian.fit(x, rank=0).cov.dense(), torch.diag(x.var(0, correction=0)))
+
+
+@pytest.mark.parametrize("rank", [0, 3, 8])
+def test_fit_has_the_variance_of_each_pixel(rank):
+    x = prior().sample(Rng.keyed(1, items=range(4000)))
+    torch.testing.assert_close(Gaussian.fit(x, rank=rank).cov.dense().diag(), x.var(0, correction=0))
+
+
+def test_fit_of_constant_signals_has_the_floor():
+    fitted = Gaussian.fit(torch.ones(10, D), rank=2, floor=1e-4)
+    torch.testing.assert_close(fitted.cov.dense(), 1e-4 * torch.eye(D))
+
+
+def test_fit_keeps_the_shape():
+    assert Gaussian.fit(torch.randn(20, 2, 3, 4, generator=torch.Generator().manual_seed(0)), 4).shape == (2, 3, 4)
+
+
+def test_fit_of_many_dimensions_finds_the_leading_factor():
+    g = torch.Generator().manual_seed(0)
+    direction = torch.randn(3000, 1, generator=g)
+    true = Gaussian(torch.zeros(3000), DPLR(torch.full((3000,), 0.1), direction))
+    fitted = Gaussian.fit(true.sample(Rng.keyed(2, items=range(200))), rank=1)
+    assert float(torch.cosine_similarity(fitted.cov.factor[:, 0], direction[:, 0], dim=0).abs()) > 0.99
+
+
+def test_fit_leaves_the_global_random_state():
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    Gaussian.fit(torch.linspace(0, 1, 4 * 2100).reshape(4, 2100), rank=2)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.4, 20.0])
+def test_denoise_at_one_level(sigma):
+    p, x = prior(torch.float64), torch.randn(5, D, generator=torch.Generator().manual_seed(0)).double()
+    gain = decaying() @ torch.linalg.inv(decaying() + sigma**2 * torch.eye(D, dtype=torch.float64))
+    exact = p.mean + (x - p.mean) @ gain.T
+    torch.testing.assert_close(p.denoise(x, torch.tensor(sigma, dtype=torch.float64)), exact)
+
+
+def test_denoise_with_a_level_for_each_sample():
+    p, x = prior(), torch.randn(5, D, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.01, 0.1, 1.0, 5.0, 20.0])
+    alone = torch.cat([p.denoise(x[i : i + 1], sigma[i]) for i in range(5)])
+    torch.testing.assert_close(p.denoise(x, sigma[:, None]), alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+def test_tweedie(sigma):
+    p = prior(torch.float64)
+    denoiser = GaussianDenoiser(p)
+    x = torch.randn(D, generator=torch.Generator().manual_seed(0)).double()
+    jacobian = torch.autograd.functional.jacobian(lambda v: denoiser(v[None], sigma)[0], x)
+    torch.testing.assert_close(sigma**2 * jacobian, p.cov.given(sigma).dense())
+
+
+def operator(name, n):
+    g = torch.Generator().manual_seed(3)
+    law = random_mask(1, (D,), g, keep=0.5) if name == "mask" else random_projection(1, (D,), g, measurements=4)
+    return law[torch.zeros(n, dtype=torch.long)]
+
+
+def problem(name, n, std=0.3):
+    a = operator(name, n)
+    x = prior().sample(Rng.keyed(9, items=[0]))
+    clean = a[0](x)
+    noise = gaussian(n, tuple(clean.shape[1:]), torch.Generator(), sigma=std)
+    y = clean + std * torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
+    return Measurement(y.expand(n, -1), a, noise)
+
+
+def dense_posterior(m, std=0.3):
+    a = torch.cat([m.A[0](e[None]) for e in torch.eye(D)]).T.double()
+    c, mean = decaying(), prior().mean.double()
+    gain = c @ a.T @ torch.linalg.inv(a @ c @ a.T + std**2 * torch.eye(len(a), dtype=torch.float64))
+    return mean + gain @ (m.y[0].double() - a @ mean), c - gain @ a @ c
+
+
+OPERATORS = pytest.mark.parametrize("name", ["mask", "projection"])
+
+
+@OPERATORS
+def test_posterior_mean_is_exact(name):
+    m = problem(name, 2)
+    torch.testing.assert_close(
+        prior().posterior_mean(m)[1].double(), dense_posterior(m)[0], atol=1e-4, rtol=0
+    )
+
+
+@OPERATORS
+def test_posterior_draws_have_the_mean(name):
+    m = problem(name, 20000)
+    mean, cov = dense_posterior(m)
+    x = prior().posterior(m, Rng.keyed(5, items=range(20000))).double()
+    assert float(((x.mean(0) - mean) / cov.diag().sqrt()).abs().max()) < 0.03
+
+
+@OPERATORS
+def test_posterior_draws_have_the_covariance(name):
+    m = problem(name, 20000)
+    x = prior().posterior(m, Rng.keyed(5, items=range(20000)))
+    assert float((ratios(dense_posterior(m)[1], covariance(x)) - 1).abs().max()) < band(20000)
+
+
+@OPERATORS
+def test_posterior_draw_belongs_to_its_stream(name):
+    m, rng = problem(name, 6), Rng.keyed(5, items=range(6))
+    alone = torch.cat([prior().posterior(m[i], rng[i]) for i in range(6)])
+    torch.testing.assert_close(prior().posterior(m, rng), alone, atol=1e-4, rtol=0)
