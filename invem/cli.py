@@ -208,7 +208,8 @@ def info(name: Annotated[str, typer.Argument(help="A component, as `invem ls` li
             for o in options_of(factory).values()
         ]
         origin = {"kind": component.kind, "name": name, "distribution": component.distribution, "version": component.version}
-        rows.append({**origin, "options": options, "doc": inspect.getdoc(factory) or ""})
+        row: dict[str, Any] = {**origin, "options": options, "doc": inspect.getdoc(factory) or ""}
+        rows.append(row)
     if as_json:
         _print(rows, True)
         return

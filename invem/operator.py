@@ -22,8 +22,8 @@ class Rotation(Protocol):
 class SVD(NamedTuple):
     """A = U diag(s) V^T, each factor a function on batches.
 
-    `s` has shape (B, r), or (1, r) where it is common to the batch, with r = min(m, d); `u` maps (B, r) to y, `ut` maps y to (B, r), `v` maps (B, d) to x and `vt`
-    maps x to (B, d), the first r of whose entries belong to `s` and the rest to the null space.
+    `s` has shape (B, r), or (1, r) where it is common to the batch, with r = min(m, d). `u` maps (B, r) to y, `ut` maps y to (B, r),
+    `v` maps (B, d) to x and `vt` maps x to (B, d), the first r of whose entries belong to `s` and the rest to the null space.
     """
 
     s: Tensor

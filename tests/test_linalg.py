@@ -1,6 +1,7 @@
 """Krylov solvers and diagonal-plus-low-rank covariances, against dense linear algebra."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_gmres_residual_never_grows(dtype, seed):
     m, b = randn(B, D, D, seed=seed, dtype=dtype), randn(B, D, seed=100 + seed, dtype=dtype)
     norms = [b.norm(dim=1)] + [residual(m, gmres(apply(m), b, k).x, b) for k in range(1, 2 * D)]
     slack = 1e-9 if dtype == torch.float64 else 1e-3
-    for before, after in zip(norms, norms[1:], strict=False):
+    for before, after in pairwise(norms):
         assert bool((after <= before + slack * norms[0]).all())
 
 

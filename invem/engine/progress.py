@@ -20,16 +20,17 @@ def follow(records: Iterable[Record]) -> Iterator[Record]:
     if not sys.stderr.isatty():
         yield from _plain(records)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    name, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+    columns = (name, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         key, task, begun = "", bar.add_task("starting", total=None, rate=""), time.monotonic()
         for record in records:
             data = record.data
             if record.event in _WORDS and "total" in data:
-                name, done = _title(record), data.get("done", data.get("step", 0))
-                if name != key:
+                title, done = _title(record), data.get("done", data.get("step", 0))
+                if title != key:
                     bar.remove_task(task)
-                    key, task, begun = name, bar.add_task(name, total=data["total"], rate=""), time.monotonic()
+                    key, task, begun = title, bar.add_task(title, total=data["total"], rate=""), time.monotonic()
                 unit = "steps/s" if record.event == "loss" else "images/s"
                 loss = f"  loss {data['loss']:.4g}" if "loss" in data else ""
                 speed = done / max(time.monotonic() - begun, 1e-9)

@@ -42,8 +42,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise (ResourceError if full else DataError)(f"{path}: cannot be written: {error}") from error
 
 
-def _digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
+def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
+    digest = hashlib.sha256(meta.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
@@ -59,9 +59,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | N
         DataError: If the file cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    words = {"meta": json.dumps(meta or {}, sort_keys=True)}
+    words = json.dumps(meta or {}, sort_keys=True)
+    # One key: safetensors writes several in an order that changes from process to process.
     with _replacing(path) as temporary:
-        save_file(plain, temporary, {**words, "sha256": _digest(plain, words)})
+        save_file(plain, temporary, {"invem": _digest(plain, words) + words})
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -86,15 +87,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not 0 < length <= min(_HEADER_LIMIT, path.stat().st_size):
             raise DataError(f"{path}: damaged: its header is {length} bytes long")
         with safe_open(path, framework="pt") as file:
-            words = file.metadata() or {}
+            words = (file.metadata() or {}).get("invem", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise DataError(f"{path}: missing") from None
     except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError) as error:
         raise DataError(f"{path}: damaged: {error}") from error
-    if words.get("sha256") != _digest(tensors, {"meta": words.get("meta", "")}):
+    if words[:64] != _digest(tensors, words[64:]):
         raise DataError(f"{path}: damaged: its digest does not match its content")
-    meta: dict[str, Any] = json.loads(words["meta"])
+    meta: dict[str, Any] = json.loads(words[64:])
     return tensors, meta
 
 

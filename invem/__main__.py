@@ -1,0 +1,5 @@
+"""`python -m invem` is the command line."""
+
+from invem.cli import main
+
+main()
