@@ -126,7 +126,9 @@ class Run:
                         yield from self._fit(p, r, stage, denoiser)
                     denoiser = self.denoiser(folder)
                 last = r + 1 == stage.phase.rounds
-                if (last or (r + 1) % self.recipe.evaluate.every == 0) and denoiser is not None and self.plan.metrics:
+                quick = stage.objective is not None and stage.objective.closed_form
+                due = last or (not quick and (r + 1) % self.recipe.evaluate.every == 0)
+                if due and denoiser is not None and self.plan.metrics:
                     yield from self._evaluate(p, r, stage, denoiser)
         yield Record("done", {"run": str(self.out)})
 
