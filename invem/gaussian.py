@@ -72,12 +72,14 @@ class Gaussian(Batched):
         else:
             sample = (centred.T @ centred).double() / n
             diag = variance if rank < d else torch.full_like(variance, floor)
-            for _ in range(8 if rank < d else 1):
-                root = diag.sqrt()
+            for _ in range(100 if rank < d else 1):
+                last, root = diag, diag.sqrt()
                 values, vectors = torch.linalg.eigh(sample / (root[:, None] * root))
                 lead = (values[-rank:] - 1).clamp(min=0).sqrt() if rank else values[:0]
                 factor = root[:, None] * vectors[:, d - rank :] * lead
                 diag = (variance - factor.square().sum(1)).clamp(min=floor)
+                if bool(((diag - last).abs() < 1e-3 * variance).all()):
+                    break
         diag = (variance - factor.square().sum(1)).clamp(min=floor)
         return cls(mean.reshape(x.shape[1:]), DPLR(diag.to(x.dtype), factor.to(x.dtype)))
 
