@@ -51,7 +51,10 @@ def _plan(recipe: Path, overrides: list[str] | None, smoke: bool = False, device
     catalog = Catalog.load()
     for problem in catalog.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    return make(loaded, catalog)
+    plan = make(loaded, catalog)
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return plan
 
 
 def _open(run: Path, device: str | None = None) -> "Run":
@@ -112,7 +115,8 @@ def _table(rows: list[dict[str, Any]]) -> None:
             error = f" ± {value['sem']:.2g}" if value and value["sem"] is not None else ""
             cells.append(f"{value['value']:.4g}{error}" if value else "")
         table.add_row(row["name"], "" if row["round"] is None else str(row["round"]), *cells)
-    Console().print(table)
+    console = Console()
+    Console(width=console.width if console.is_terminal else 160).print(table)
 
 
 @app.command()

@@ -48,8 +48,6 @@ def test_light_commands_import_neither_torch_nor_numpy(words):
 def test_every_recipe_plans(name):
     words = ["plan", ROOT / "recipes" / name, "--smoke", "--json"]
     done = subprocess.run([sys.executable, "-m", "invem", *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    if done.returncode == 4:
-        pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"]
 
@@ -101,7 +99,7 @@ def test_sample_and_report(whole):
 @pytest.mark.parametrize(
     ("words", "said", "code"),
     [
-        (["operator=random-masc"], "did you mean 'random-mask'", 3),
+        (["operator=random-masc"], "did you mean 'random-mask'", 2),
         (["operator.sdt=2"], "did you mean 'std'", 2),
         (["operator.std=wide"], "operator.std", 2),
         (["operator.std=-1"], "operator.std", 2),
@@ -109,7 +107,7 @@ def test_sample_and_report(whole):
         (["operator.size=4"], "size must be odd", 2),
         (["clean=0"], "grants none", 2),
         (["phases.warm-start.fit.on=null"], "signals to learn from", 2),
-        (["data={name: fashion-mnist, root: /nowhere}"], "apt-get install", 4),
+        (["data={name: fashion-mnist, root: /nowhere}"], "apt-get install", 2),
     ],
 )
 def test_mistakes_get_a_line_and_a_code(words, said, code):

@@ -88,7 +88,7 @@ def fabricate(run, *, truth=True, rounds=3, channels=1, draws=4):
     save_file({"y": x + 0.1, "A.keep": x}, run / "measurements" / "test" / "00000.safetensors")
     if truth:
         (run / "truth").mkdir()
-        save_file({"x": x}, run / "truth" / "test.safetensors")
+        save_file({"x": x}, run / "truth" / "00000.safetensors")
     lines, log = [metrics(None, "observations", None, 10.0)], []
     for phase, name, number in [(0, "warm-start", 1), (1, "em", 1), (1, "em", 2)][:rounds]:
         folder = run / f"{phase}-{number:03d}-evaluation"

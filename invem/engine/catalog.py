@@ -135,20 +135,21 @@ class Catalog:
         """Returns the component of a name, or of ``distribution/name`` where two distributions offer it.
 
         Raises:
-            PluginError: If there is none, or more than one.
+            RecipeError: If there is none, or more than one.
+            PluginError: If there is none, and a plugin that could not be used may have offered it.
         """
         distribution, slash, bare = name.rpartition("/")
         offers = self.offers[kind].get(bare if slash else name, [])
         offers = [o for o in offers if not slash or o.distribution == distribution]
         if not offers:
             allowed = sorted(self.offers[kind])
-            broken = f" ({'; '.join(self.problems)})" if self.problems else ""
-            raise PluginError(
-                f"there is no {kind[:-1]} '{name}'{suggest(name, allowed)} (known: {', '.join(allowed)}){broken}"
-            )
+            message = f"there is no {kind[:-1]} '{name}'{suggest(name, allowed)} (known: {', '.join(allowed)})"
+            if self.problems:
+                raise PluginError(f"{message} ({'; '.join(self.problems)})")
+            raise RecipeError(message)
         if len(offers) > 1:
             whole = " and ".join(f"'{o.distribution}/{o.name}'" for o in offers)
-            raise PluginError(f"the {kind[:-1]} '{name}' is offered twice: write {whole.replace(' and ', ' or ')}")
+            raise RecipeError(f"the {kind[:-1]} '{name}' is offered twice: write {whole.replace(' and ', ' or ')}")
         return offers[0]
 
 
@@ -206,7 +207,7 @@ def _schedule(catalog: Catalog, value: Any, name: str, fail: Callable[[tuple[str
         return None
     try:
         component = catalog.find("schedules", part["name"])
-    except PluginError as error:
+    except (PluginError, RecipeError) as error:
         fail((name,), False, str(error))
         return None
     given = {k: v for k, v in part.items() if k != "name"}

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+import torch
 from packaging.requirements import InvalidRequirement, Requirement
+from torch import Tensor
 
 from invem.batched import Rng
 from invem.dataset import Dataset
@@ -13,8 +15,8 @@ from invem.engine import recipe as recipes
 from invem.engine.catalog import Catalog, options_of, parse_options
 from invem.engine.recipe import Loaded, Part, Phase, Recipe
 from invem.engine.yaml import Path
-from invem.errors import InvemError, PluginError, RecipeError
-from invem.measurement import Measurement
+from invem.errors import DataError, InvemError, PluginError, RecipeError
+from invem.measurement import Example, Measurement
 from invem.metric import Metric
 from invem.noise import NoiseModel
 from invem.objective import Objective
@@ -59,6 +61,7 @@ class Plan:
         shape: The shape of one signal.
         train: The number of training observations.
         test: The number of held-out observations.
+        warnings: What a person should know, one line each.
     """
 
     loaded: Loaded
@@ -72,6 +75,7 @@ class Plan:
     shape: tuple[int, ...]
     train: int
     test: int
+    warnings: list[str]
 
     @property
     def recipe(self) -> Recipe:
@@ -99,9 +103,28 @@ class Plan:
             "observations": self.train,
             "held out": self.test,
             "metrics": list(self.metrics),
+            "warnings": self.warnings,
             "components": self.components,
             "steps": steps,
         }
+
+
+class _Source:
+    """A data set whose errors name the place in the recipe that asked for it."""
+
+    def __init__(self, data: Dataset, error: Callable[[str], RecipeError]) -> None:
+        self.data, self.error = data, error
+        self.range, self.shape = data.range, tuple(data.shape)
+        self.skipped: tuple[str, ...] = tuple(getattr(data, "skipped", ()))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: Tensor) -> Example:
+        try:
+            return self.data[index]
+        except DataError as error:
+            raise self.error(str(error)) from error
 
 
 class _Builder:
@@ -120,8 +143,8 @@ class _Builder:
         try:
             component = self.catalog.find(kind, name)
             build = component.load()
-        except PluginError as error:
-            self.missing = True
+        except (PluginError, RecipeError) as error:
+            self.missing |= isinstance(error, PluginError)
             self.fail((*path, "name") if named else path, str(error))
             return None
         before = len(self.problems)
@@ -135,9 +158,7 @@ class _Builder:
         def make(*args: Any) -> Any:
             try:
                 return build(*args, **values)
-            except ValueError as error:
-                raise recipes.error(self.loaded, path, str(error)) from error
-            except RecipeError as error:
+            except (ValueError, RecipeError, DataError) as error:
                 raise recipes.error(self.loaded, path, str(error)) from error
 
         return make
@@ -167,9 +188,8 @@ def make(loaded: Loaded, catalog: Catalog) -> Plan:
     """Checks a recipe against the catalogue and against itself.
 
     Raises:
-        RecipeError: Every problem that was found, one per line.
-        PluginError: If the only problem is a component that is not installed.
-        DataError: If the data set is missing or damaged.
+        RecipeError: Every problem that was found, one per line; a data set that is missing or damaged is one.
+        PluginError: If the only problem is a plugin that is missing or broken.
     """
     recipe = loaded.recipe
     builder = _Builder(loaded, catalog)
@@ -182,26 +202,34 @@ def make(loaded: Loaded, catalog: Catalog) -> Plan:
     network = builder.part("networks", recipe.network, ("network",))
     stages = _stages(recipe, builder)
     metrics: dict[str, Metric] = {}
+    names = [part.name for part in recipe.evaluate.metrics]
     for i, part in enumerate(recipe.evaluate.metrics):
         metric = builder.build("metrics", part, ("evaluate", "metrics", i))
-        if metric is not None:
-            inner = ",".join(f"{k}={v}" for k, v in part.options.items())
-            metrics[f"{part.name}({inner})" if inner else part.name] = metric
+        inner = ",".join(f"{k}={v}" for k, v in part.options.items())
+        label = f"{part.name}({inner})" if inner and names.count(part.name) > 1 else part.name
+        if label in metrics:
+            builder.fail(("evaluate", "metrics", i), f"{label} is there twice")
+        elif metric is not None:
+            metrics[label] = metric
     builder.done()
     assert data and operator and noise and network
-    train, test = data("train"), data("test")
-    shape = tuple(train.shape)
+
+    def split(name: str) -> _Source:
+        return _Source(data(name), lambda text: recipes.error(loaded, (where,), text))
+
+    train, test = split("train"), split("test")
+    shape = train.shape
+    warnings = []
+    if train.skipped:
+        shown = ", ".join(train.skipped[:5]) + (", ..." if len(train.skipped) > 5 else "")
+        warnings.append(f"{where}: {len(train.skipped)} broken file{'s' * (len(train.skipped) > 1)} left out: {shown}")
 
     def law(n: int, rng: Any) -> tuple[Operator, NoiseModel]:
-        import torch
-
         drawn: Operator = operator(n, shape, rng)
         clean = drawn[0](torch.zeros(1, *shape)) if n else torch.zeros(1, *shape)
         return drawn, noise(n, tuple(clean.shape[1:]), rng)
 
     example = law(1, Rng.generator(0))
-    import torch
-
     measured = Measurement(example[0](torch.zeros(1, *shape)), *example)
     if where == "observations" and tuple(measured.y.shape[1:]) != shape:
         builder.fail(("observations",), "the operator's measurements have another shape than its signals; give such data with `data:`")
@@ -210,7 +238,7 @@ def make(loaded: Loaded, catalog: Catalog) -> Plan:
     builder.done()
     return Plan(
         loaded=loaded,
-        data=data,
+        data=split,
         observed=where == "observations",
         law=law,
         network=lambda: network(shape),
@@ -220,6 +248,7 @@ def make(loaded: Loaded, catalog: Catalog) -> Plan:
         shape=shape,
         train=min(recipe.count or len(train), len(train)),
         test=min(recipe.evaluate.observations, len(test)),
+        warnings=warnings,
     )
 
 

@@ -165,6 +165,9 @@ class Evaluate(_Model):
     samples: int = Field(default=256, ge=0, description="Unconditional samples.")
     observations: int = Field(default=128, ge=0, description="Held-out observations.")
     draws: int = Field(default=2, ge=1, description="Posterior draws per held-out observation.")
+    posterior: int = Field(
+        default=32, ge=0, description="Posterior draws of each of the first 8 held-out observations, once, at the end of the run."
+    )
     every: int = Field(default=1, ge=1, description="Rounds between evaluations; a closed-form phase has one, at its end.")
     steps: int = Field(default=32, ge=1, description="Noise levels of the unconditional sampler.")
     sampler: Part | None = Field(default=None, description="The posterior sampler; null is the phase's own.")

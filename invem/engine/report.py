@@ -246,15 +246,16 @@ def _range(x: Array) -> tuple[float, float]:
 
 def _columns(run: _Run) -> tuple[list[_Column], str]:
     """The grid of held-out observations, column by column, and the name of the evaluation it shows."""
-    draws, shown = None, ""
+    draws, more, shown = None, None, ""
     for folder in reversed(run.evaluations):
         draws = _tensor(run, f"{folder.name}/restorations.safetensors", "draws", _ROWS)
         if draws is not None and draws.ndim == 5 and draws.shape[1]:
+            more = _tensor(run, f"{folder.name}/posterior.safetensors", "draws", _ROWS)
             shown = _title(run, folder.name)
             break
         draws = None
     y = _tensor(run, "measurements/test/00000.safetensors", "y", _ROWS)
-    truth = _tensor(run, "truth/test.safetensors", "x", _ROWS)
+    truth = _tensor(run, "truth/00000.safetensors", "x", _ROWS)
     columns = []
     if y is not None and y.ndim == 3 and (draws is not None or (truth is not None and truth.ndim == 4)):
         y = y[:, None]
@@ -267,12 +268,13 @@ def _columns(run: _Run) -> tuple[list[_Column], str]:
             columns.append(_Column(title, [_image(v, *_range(v)) for v in y]))
     if draws is not None and draws.size:
         columns.append(_Column("restoration (one draw)", [_image(v) for v in draws[:, 0]]))
-        if draws.shape[1] > 1:
-            columns.append(_Column("posterior mean", [_image(v) for v in draws.mean(axis=1)]))
-            variance = draws.var(axis=1, ddof=1)
-            spread = np.sqrt(variance.mean(axis=1, keepdims=True) if draws.shape[2] == 3 else variance)
+        many = draws if more is None or more.ndim != 5 else more
+        if many.shape[1] > 1:
+            columns.append(_Column(f"mean of {many.shape[1]} draws", [_image(v) for v in many.mean(axis=1)]))
+            variance = many.var(axis=1, ddof=1)
+            spread = np.sqrt(variance.mean(axis=1, keepdims=True) if many.shape[2] == 3 else variance)
             top = _range(spread[:, :1])[1]
-            title = f"posterior standard deviation (black 0, white {top:.2g})"
+            title = f"their standard deviation (black 0, white {top:.2g})"
             columns.append(_Column(title, [_image(v[:1], 0.0, top) for v in spread]))
     if truth is not None and truth.ndim == 4 and truth.size:
         columns.append(_Column("truth", [_image(v) for v in truth]))

@@ -449,21 +449,26 @@ class Run:
         name = {"phase": p, "name": stage.phase.name, "round": r}
         draws, m = None, None
         if self.plan.test and stage.judge is not None:
-            path = folder / "restorations.safetensors"
             m = self.measurement("test")
-            if not path.exists():
-                few = min(16, len(m))
-                tuning = self._rng("tune-test", p, r, items=range(few))
-                judge = stage.judge.tune(denoiser, m[torch.arange(few)].to(self.device), tuning)
-                rows = torch.arange(len(m)).repeat_interleave(options.draws)
+            few = torch.arange(min(16, len(m)))
+            judge = stage.judge.tune(denoiser, m[few].to(self.device), self._rng("tune-test", p, r, items=few.tolist()))
+            final = p + 1 == len(self.plan.stages) and r + 1 == stage.phase.rounds
+            wanted = [("restorations", len(m), options.draws)]
+            if final and options.posterior:
+                wanted.append(("posterior", min(8, len(m)), options.posterior))
+            for purpose, n, k in wanted:
+                path = folder / f"{purpose}.safetensors"
+                if path.exists():
+                    continue
+                rows = torch.arange(n).repeat_interleave(k)
                 parts = []
                 for index in _pieces(torch.arange(len(rows)), options.batch):
                     self._check()
-                    rng = self._rng("restore", p, r, items=index.tolist())
+                    rng = self._rng(purpose, p, r, items=index.tolist())
                     parts.append(judge(denoiser, m[rows[index]].to(self.device), rng).cpu())
                     yield Record("restore", {**name, "done": int(index[-1]) + 1, "total": len(rows)})
-                store.write(path, {"draws": torch.cat(parts).reshape(len(m), options.draws, *self.plan.shape)})
-            draws = store.read(path)["draws"]
+                store.write(path, {"draws": torch.cat(parts).reshape(n, k, *self.plan.shape)})
+            draws = store.read(folder / "restorations.safetensors")["draws"]
         samples = None
         if options.samples:
             path = folder / "samples.safetensors"

@@ -8,4 +8,5 @@ def invem_schedules() -> dict[str, str]:
     return {
         "geometric": "invem:Geometric",
         "karras": "invem:Karras",
+        "vp": "invem_plugins.schedules.vp:VP",
     }

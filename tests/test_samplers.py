@@ -1,0 +1,252 @@
+"""The samplers: MMPS against the exact posterior, DPS against its own closed form, and no sample ever touching another."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from invem_plugins.networks.mlp import MLP
+from invem_plugins.networks.unet import UNet
+from invem_plugins.noises.gaussian import gaussian
+from invem_plugins.operators.gaussian_blur import gaussian_blur
+from invem_plugins.operators.identity import identity
+from invem_plugins.operators.random_mask import random_mask
+from invem_plugins.operators.random_projection import random_projection
+from invem_plugins.samplers.dps import DPS
+from invem_plugins.samplers.mmps import MMPS
+
+from invem import Gaussian, GaussianDenoiser, Measurement, Preconditioned, RecipeError, Rng
+from invem.engine.catalog import Catalog
+
+CATALOG = Catalog.load()
+SAMPLERS = sorted(CATALOG.offers["samplers"])
+DRAWS = 40_000
+
+
+def prior(shape):
+    d = math.prod(shape)
+    i = torch.arange(d, dtype=torch.float64)
+    cov = (0.8 ** (i[:, None] - i).abs()) * torch.linspace(0.5, 1.5, d, dtype=torch.float64).sqrt().outer(
+        torch.linspace(0.5, 1.5, d, dtype=torch.float64).sqrt()
+    )
+    return Gaussian.full(torch.linspace(-0.5, 1, d).reshape(shape), cov)
+
+
+def measure(A, x, sigma=0.1):
+    clean = A(x)
+    noise = gaussian(len(x), tuple(clean.shape[1:]), Rng.generator("noise"), sigma=sigma)
+    return Measurement(noise.sample(clean, Rng.generator("y")), A, noise)
+
+
+def exact(gaussian_prior, m):
+    """The posterior mean (d,) and covariance (d, d) of a batch of one, by dense algebra."""
+    d = gaussian_prior.mean.numel()
+    basis = torch.eye(d).reshape(d, *m.shape)
+    rows = torch.zeros(d, dtype=torch.long)
+    A = m.A[rows](basis).flatten(1).T.double()
+    C, mean = gaussian_prior.cov.dense().double(), gaussian_prior.mean.flatten().double()
+    S = torch.diag(m.noise.var().expand_as(m.y).flatten().double())
+    gain = C @ A.T @ torch.linalg.inv(A @ C @ A.T + S)
+    return mean + gain @ (m.y.flatten().double() - A @ mean), C - gain @ A @ C
+
+
+def errors(x, mean, cov):
+    """The largest error of the mean, in posterior standard deviations, and the extreme eigenvalues of cov^-1 sample cov."""
+    x = x.flatten(1).double()
+    root = torch.linalg.cholesky(cov)
+    white = torch.linalg.solve_triangular(root, (x - mean).T, upper=False).T
+    values = torch.linalg.eigvalsh(torch.cov(white.T))
+    return float(white.mean(0).abs().max()), float(values[0]), float(values[-1])
+
+
+LAWS = {
+    "mask": lambda: (prior((8,)), random_mask(1, (8,), Rng.generator(3), keep=0.5)),
+    "projection": lambda: (prior((8,)), random_projection(1, (8,), Rng.generator(1), measurements=3)),
+    "blur": lambda: (prior((1, 3, 3)), gaussian_blur(1, (1, 3, 3), Rng.generator(0), std=0.8, size=3)),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_mmps_at_its_defaults_draws_the_exact_posterior(law):
+    gaussian_prior, A = LAWS[law]()
+    m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
+    calls = []
+    denoiser = GaussianDenoiser(gaussian_prior)
+    denoiser.register_forward_hook(lambda *_: calls.append(1))
+    sampler = MMPS()
+    rows = torch.zeros(DRAWS, dtype=torch.long)
+    x = sampler(denoiser, m[rows], Rng.keyed("draw", items=range(DRAWS)))
+    assert len(calls) == sampler.cost[0] <= 64
+    shift, low, high = errors(x, *exact(gaussian_prior, m))
+    assert shift < 0.03
+    assert low > 0.95
+    assert high < 1.05
+
+
+def test_plain_ancestral_steps_lose_variance():
+    """Why they are not the default: the same test fails with them."""
+    gaussian_prior, A = LAWS["mask"]()
+    m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
+    rows = torch.zeros(DRAWS // 4, dtype=torch.long)
+    x = MMPS(stepping="ancestral")(GaussianDenoiser(gaussian_prior), m[rows], Rng.keyed("draw", items=range(len(rows))))
+    _, low, _ = errors(x, *exact(gaussian_prior, m))
+    assert low < 0.9
+
+
+@pytest.mark.parametrize("covariance", ["jacobian", "moments"])
+@pytest.mark.parametrize("solver", ["gmres", "cg"])
+def test_mmps_by_other_covariances_and_solvers(covariance, solver):
+    gaussian_prior, A = LAWS["projection"]()
+    m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
+    n = 10_000
+    sampler = MMPS(covariance=covariance, solver=solver, iterations=8)
+    x = sampler(GaussianDenoiser(gaussian_prior), m[torch.zeros(n, dtype=torch.long)], Rng.keyed("draw", items=range(n)))
+    shift, low, high = errors(x, *exact(gaussian_prior, m))
+    band = 2 * math.sqrt(8 / n) + 0.02
+    assert shift < 0.05
+    assert 1 - band < low
+    assert high < 1 + band
+
+
+def test_heun_mmps_approaches_the_posterior():
+    gaussian_prior, A = LAWS["mask"]()
+    m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
+    n = 10_000
+    rows, rng = torch.zeros(n, dtype=torch.long), Rng.keyed("draw", items=range(n))
+    x = MMPS(stepping="heun", steps=48)(GaussianDenoiser(gaussian_prior), m[rows], rng)
+    shift, low, high = errors(x, *exact(gaussian_prior, m))
+    assert shift < 0.05
+    assert low > 0.9
+    assert high < 1.1
+
+
+@pytest.mark.parametrize("weight", [1.0, 4.0])
+def test_dps_follows_its_closed_form_and_not_the_posterior(weight):
+    """For x ~ N(0, 1) and y = x + n every step is affine, so that mean and variance follow a recursion."""
+    n, y, var = 20_000, 0.7, 0.25
+    sampler = DPS(guidance="likelihood", weight=weight, steps=64)
+    noise = gaussian(n, (1,), Rng.generator(0), sigma=math.sqrt(var))
+    m = Measurement(torch.full((n, 1), y), identity(n, (1,), Rng.generator(0)), noise)
+    x = sampler(GaussianDenoiser(Gaussian.standard((1,))), m, Rng.keyed("dps", items=range(n)))
+    levels = sampler.schedule.grid(64).tolist()
+    mean, variance = 0.0, levels[0] ** 2 + 1
+    for sigma, s in zip(levels, [*levels[1:], 0.0], strict=True):
+        shrink, keep = 1 / (1 + sigma**2), s**2 / sigma**2
+        pull = weight * (sigma**2 - s**2) * shrink / var
+        slope = shrink + keep * (1 - shrink) - pull * shrink
+        mean, variance = slope * mean + pull * y, slope**2 * variance + s**2 * (1 - keep)
+    assert float(x.mean()) == pytest.approx(mean, abs=4 * math.sqrt(variance / n))
+    assert float(x.var()) == pytest.approx(variance, rel=4 * math.sqrt(2 / n))
+    assert abs(variance / (var / (1 + var)) - 1) > 0.2
+
+
+def test_dps_chooses_the_weight_of_least_misfit():
+    gaussian_prior, _ = LAWS["mask"]()
+    A = random_mask(12, (8,), Rng.generator(0), keep=0.5)
+    m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=range(12))))
+    denoiser, rng = GaussianDenoiser(gaussian_prior), Rng.keyed("tune", items=range(12))
+    sampler = DPS(weight="auto", steps=32)
+    with pytest.raises(RecipeError, match="tune"):
+        sampler(denoiser, m, rng)
+    tuned = sampler.tune(denoiser, m, rng)
+    misfits = {
+        w: float((m.y - m.A(dataclasses.replace(sampler, weight=w)(denoiser, m, rng[:]))).square().mean())
+        for w in DPS.candidates
+    }
+    assert tuned.weight == min(misfits, key=misfits.get)
+
+
+def build(name, **options):
+    sampler = CATALOG.find("samplers", name).load()
+    known = {field.name for field in dataclasses.fields(sampler)}
+    return sampler(**{key: value for key, value in options.items() if key in known})
+
+
+def networks():
+    shape = (1, 6, 6)
+    torch.manual_seed(0)
+    unet = Preconditioned(UNet(shape, channels=[8, 16]), 0.5)
+    for weight in unet.parameters():
+        torch.nn.init.normal_(weight, std=0.08)
+    unet.moments = prior(shape)
+    yield "unet", unet.eval(), gaussian_blur(4, shape, Rng.generator(0), std=0.8, size=3)
+    yield "unet-mask", unet, random_mask(4, shape, Rng.generator(0))
+    mlp = Preconditioned(MLP((8,), width=16), 0.5)
+    mlp.moments = prior((8,))
+    yield "mlp", mlp.eval(), random_projection(4, (8,), Rng.generator(0))
+    yield "exact", GaussianDenoiser(prior((8,))), random_mask(4, (8,), Rng.generator(0))
+
+
+CASES = {label: (denoiser, A) for label, denoiser, A in networks()}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    denoiser, A = CASES[request.param]
+    return denoiser, measure(A, prior(A.shape).sample(Rng.keyed("truth", items=range(4))))
+
+
+def rng(n=4):
+    return Rng.keyed("sample", items=range(n))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_never_interact(name, case):
+    denoiser, m = case
+    sampler = build(name, steps=6).tune(denoiser, m, rng())
+    x = sampler(denoiser, m, rng())
+    assert x.shape == (4, *m.shape)
+    assert bool(x.isfinite().all())
+    y = m.y.clone()
+    y[1] = 50 * y[1] + 3
+    moved = sampler(denoiser, dataclasses.replace(m, y=y), rng())
+    rest = torch.tensor([0, 2, 3])
+    assert torch.allclose(moved[rest], x[rest], atol=1e-5)
+    assert not torch.allclose(moved[1], x[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_batch_size_changes_nothing(name, case):
+    denoiser, m = case
+    sampler = build(name, steps=6).tune(denoiser, m, rng())
+    x = sampler(denoiser, m, rng())
+    alone = torch.cat([sampler(denoiser, m[i], rng()[i]) for i in range(4)])
+    assert torch.allclose(alone, x, atol=2e-4, rtol=1e-3)
+    order = torch.tensor([3, 1, 0, 2])
+    assert torch.allclose(sampler(denoiser, m[order], rng()[order]), x[order], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_draw_is_its_random_numbers(name, case):
+    denoiser, m = case
+    sampler = build(name, steps=6).tune(denoiser, m, rng())
+    state = torch.random.get_rng_state()
+    one, two = sampler(denoiser, m, rng()), sampler(denoiser, m, rng())
+    assert torch.equal(one, two)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.allclose(one, sampler(denoiser, m, Rng.keyed("other", items=range(4))))
+    assert not one.requires_grad
+    assert all(weight.grad is None for weight in denoiser.parameters())
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_a_sampler_declares_is_enough(name, case):
+    """A measurement that provides nothing else is enough, and the cost that the plan prints is the cost."""
+    denoiser, m = case
+    sampler = build(name, steps=6).tune(denoiser, m, rng())
+    hidden = {"adjoint", "pinv", "svd"} - sampler.needs
+    blind = dataclasses.replace(m, A=_hide(m.A, hidden))
+    calls = []
+    handle = denoiser.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        assert bool(sampler(denoiser, blind, rng()).isfinite().all())
+    finally:
+        handle.remove()
+    assert len(calls) == sampler.cost[0]
+
+
+def _hide(A, names):
+    from invem import Operator
+
+    kind = type(f"Blind{type(A).__name__}", (type(A),), {name: getattr(Operator, name) for name in names})
+    return kind(**{field.name: getattr(A, field.name) for field in dataclasses.fields(A)})
