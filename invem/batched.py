@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -11,6 +12,8 @@ from torch import Tensor
 __all__ = ["Batched", "Index", "Rng", "shared"]
 
 Index = int | slice | Tensor
+
+_AHEAD = 256  # numbers a stream draws at once for small requests: a call for each stream costs more than the numbers
 
 
 def shared(**options: Any) -> Any:
@@ -97,6 +100,7 @@ class Rng:
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)
         self._streams: list[torch.Generator] | None = None
+        self._ahead: dict[tuple[torch.dtype, bool], Tensor] = {}
 
     @classmethod
     def keyed(cls, *key: int | str, items: Sequence[int | str]) -> Self:
@@ -118,9 +122,19 @@ class Rng:
         return Rng(self.seeds[index] if isinstance(index, slice) else [self.seeds[index]])
 
     def _fill(self, shape: tuple[int, ...], dtype: torch.dtype, normal: bool) -> Tensor:
+        k = math.prod(shape)
+        if 4 * k > _AHEAD:
+            return self._draw(k, dtype, normal).reshape(len(self), *shape)
+        ahead = self._ahead.get((dtype, normal))
+        if ahead is None or ahead.shape[1] < k:
+            ahead = self._draw(_AHEAD, dtype, normal)
+        self._ahead[dtype, normal] = ahead[:, k:]
+        return ahead[:, :k].reshape(len(self), *shape).contiguous()
+
+    def _draw(self, k: int, dtype: torch.dtype, normal: bool) -> Tensor:
         if self._streams is None:
             self._streams = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        out = torch.empty(len(self), *shape, dtype=dtype)
+        out = torch.empty(len(self), k, dtype=dtype)
         for row, stream in zip(out, self._streams, strict=True):
             if normal:
                 row.normal_(generator=stream)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from invem.engine import store
 
 ROOT = Path(__file__).parent.parent
 BLUR = str(ROOT / "recipes" / "blur.yaml")
+RECIPES = sorted(str(p.relative_to(ROOT / "recipes")) for p in (ROOT / "recipes").rglob("*.yaml"))
 
 
 def invem(*words, code=0, cwd=ROOT):
@@ -44,7 +49,7 @@ def test_light_commands_import_neither_torch_nor_numpy(words):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", sorted(str(p.relative_to(ROOT / "recipes")) for p in (ROOT / "recipes").rglob("*.yaml")))
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_plans(name):
     words = ["plan", ROOT / "recipes" / name, "--smoke", "--json"]
     done = subprocess.run([sys.executable, "-m", "invem", *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=300)
@@ -89,6 +94,81 @@ def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
     assert digests(tmp_path / "run") == digests(whole)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_the_training_saves_a_checkpoint(tmp_path, number, code):
+    words = [BLUR, "--smoke", "phases.warm-start.fit.steps=100000", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-m", "invem", "run", *words], stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "run" / "0-000-denoiser"
+    log = tmp_path / "run" / "log.jsonl"
+    while process.poll() is None and not (log.exists() and "loss" in log.read_text()):
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == code, said[-2000:]
+    assert "invem resume" in said and "Traceback" not in said
+    assert list(folder.glob("step-*.safetensors"))
+
+
+def test_a_run_killed_in_the_training_resumes_to_the_same_bytes(tmp_path):
+    words = [BLUR, "--smoke", "phases.em.fit.steps=60", "phases.em.fit.checkpoint=7"]
+    invem("run", *words, "--out", tmp_path / "whole")
+    command = [sys.executable, "-m", "invem", "run", *words, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "killed" / "1-000-denoiser"
+    while process.poll() is None and not list(folder.glob("step-*.safetensors")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(folder.glob("step-*.safetensors")) and not (folder / "denoiser.safetensors").exists()
+    invem("resume", tmp_path / "killed")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+def test_measurements_are_drawn_once(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "1-000-samples")
+    shutil.rmtree(out / "1-000-denoiser")
+    shutil.rmtree(out / "1-000-evaluation")
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (out / "measurements").rglob("*.safetensors")}
+    invem("resume", out)
+    assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (out / "measurements").rglob("*.safetensors")}
+    assert digests(out) == digests(whole)
+
+
+def test_neither_step_can_read_the_truth(tmp_path, monkeypatch):
+    """With the truth and the data set gone after the measurements, the same bytes are learned."""
+    from invem.engine import recipe
+    from invem.engine import run as engine
+    from invem.engine.catalog import Catalog
+    from invem.engine.plan import make
+
+    words = ["evaluate.metrics=[]", "phases.em.rounds=2", "count=32"]
+    plan = make(recipe.load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load())
+    for _ in engine.run(plan, tmp_path / "whole"):
+        pass
+
+    def gone(split):
+        raise AssertionError(f"something asked for the {split} signals")
+
+    for record in engine.run(plan, tmp_path / "blind"):
+        if record.event == "measure" and record.data["split"] == "test":
+            shutil.rmtree(tmp_path / "blind" / "truth")
+            object.__setattr__(plan, "data", gone)
+    whole, blind = digests(tmp_path / "whole"), digests(tmp_path / "blind")
+    assert any("1-001-samples" in name for name in blind) and any("1-001-denoiser" in name for name in blind)
+    assert blind == {name: digest for name, digest in whole.items() if not name.startswith("truth")}
+
+
+def test_images_are_stored_as_float32(whole):
+    names = ("measurements/*/*", "truth/*", "clean*", "*-samples/*", "*-evaluation/*")
+    files = [p for name in names for p in whole.glob(f"{name}.safetensors")]
+    assert len(files) > 6
+    for path in files:
+        assert {t.dtype for t in store.read(path).values()} == {torch.float32}, path
+    assert not list(whole.rglob("*.png"))
+
+
 def test_sample_and_report(whole):
     path = json.loads(invem("sample", whole, "--n", 3, "--json").stdout)["samples"]
     assert Path(path).exists()
@@ -114,13 +194,66 @@ def test_mistakes_get_a_line_and_a_code(words, said, code):
     assert said in invem("plan", BLUR, *words, code=code).stderr
 
 
+def image_folder(root):
+    from PIL import Image
+
+    root.mkdir()
+    for i in range(24):
+        Image.new("L", (8, 8), 10 * i).save(root / f"{i:02d}.png")
+    (root / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    return root
+
+
+def test_a_broken_image_is_named_and_refused_or_skipped(tmp_path):
+    root = image_folder(tmp_path / "images")
+    data = f"data={{name: folder, root: {root}, channels: 1, test: 0.3}}"
+    said = invem("plan", BLUR, data, code=2).stderr
+    assert "bad.png" in said and "broken: skip" in said
+    done = invem("plan", BLUR, data.replace("}", ", broken: skip}"), "--json")
+    assert "1 broken file left out: bad.png" in done.stderr
+    assert json.loads(done.stdout)["observations"] + json.loads(done.stdout)["held out"] == 24
+
+
+def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
+    """The operator of a stranger, without an adjoint."""
+    from types import SimpleNamespace
+
+    from invem import Operator, RecipeError, hookimpl
+    from invem.engine import recipe
+    from invem.engine.catalog import Catalog
+    from invem.engine.plan import make
+
+    class Square(Operator):
+        def __call__(self, x):
+            return x.square()
+
+    @hookimpl
+    def invem_operators():
+        return {"square": lambda n, shape, rng: Square(shape)}
+
+    catalog = Catalog.load()
+    catalog.ask(SimpleNamespace(invem_operators=invem_operators), "stranger", "1")
+    with pytest.raises(RecipeError, match=r"phases\.1\.sampler: mmps needs adjoint, which square .* does not") as caught:
+        make(recipe.load(BLUR, ["operator=square"]), catalog)
+    assert caught.value.exit_code == 2
+    plan = make(recipe.load(BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True), catalog)
+    assert plan.stages[1].sampler is not None
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs_in_small(name, tmp_path):
+    done = invem("run", ROOT / "recipes" / name, "--smoke", "--json", "--out", tmp_path / "run")
+    evaluations = json.loads(done.stdout)["evaluations"]
+    assert len(evaluations) >= 2
+    assert (tmp_path / "run" / "report.html").exists()
+    assert evaluations[-1]["metrics"].keys() >= {"psnr", "frechet"}
+
+
 def test_an_existing_run_directory_is_refused(whole):
     assert "invem resume" in invem("run", BLUR, "--smoke", "--out", whole, code=2).stderr
 
 
 def test_a_damaged_file_is_named(whole, tmp_path):
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     target = out / "0-000-denoiser" / "denoiser.safetensors"

@@ -52,7 +52,7 @@ class Component:
             factory = getattr(import_module(module), attribute)
         except (Exception, SystemExit) as error:
             raise PluginError(
-                f"{self.kind[:-1]} '{self.name}' of {self.distribution} cannot be imported: {type(error).__name__}: {error}"
+                f"{self.kind[:-1]} '{self.name}' of {self.distribution} cannot be imported: {_line(error)}"
             ) from error
         if not callable(factory):
             raise PluginError(f"{self.kind[:-1]} '{self.name}' of {self.distribution}: {self.target} is not callable")
@@ -99,7 +99,7 @@ class Catalog:
                 with contextlib.redirect_stdout(io.StringIO()):
                     plugin = point.load()
             except (Exception, SystemExit) as error:
-                catalog.problems.append(f"plugin {name} ({point.value}): {type(error).__name__}: {error}")
+                catalog.problems.append(f"plugin {name} ({point.value}): {_line(error)}")
                 continue
             catalog.ask(plugin, name, version)
         return catalog
@@ -111,7 +111,7 @@ class Catalog:
         try:
             manager.register(plugin)
         except (pluggy.PluginValidationError, ValueError) as error:
-            self.problems.append(f"plugin {distribution}: {error}")
+            self.problems.append(f"plugin {distribution}: {_line(error)}")
             return
         for hook in [n for n, c in vars(manager.hook).items() if not n.startswith("_") and not c.has_spec()]:
             hint = suggest(hook, [f"invem_{kind}" for kind in KINDS])
@@ -121,7 +121,7 @@ class Catalog:
                 try:
                     offered = implementation.function()
                 except (Exception, SystemExit) as error:
-                    self.problems.append(f"plugin {distribution}: invem_{kind}: {type(error).__name__}: {error}")
+                    self.problems.append(f"plugin {distribution}: invem_{kind}: {_line(error)}")
                     continue
                 if not isinstance(offered, Mapping) or not all(
                     isinstance(n, str) and (callable(t) or (isinstance(t, str) and ":" in t)) for n, t in offered.items()
@@ -151,6 +151,10 @@ class Catalog:
             whole = " and ".join(f"'{o.distribution}/{o.name}'" for o in offers)
             raise RecipeError(f"the {kind[:-1]} '{name}' is offered twice: write {whole.replace(' and ', ' or ')}")
         return offers[0]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

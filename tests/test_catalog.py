@@ -1,0 +1,76 @@
+"""The catalogue: every plugin is asked by itself, and what is wrong with one harms no other."""
+
+import sys
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+
+import pytest
+
+from invem.engine.catalog import KINDS, Catalog, options_of
+from invem.errors import PluginError, RecipeError
+
+CATALOG = Catalog.load()
+
+
+def offering(tmp_path, monkeypatch, source, name="stranger"):
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop(name, None)
+    return Catalog.load([EntryPoint(name=name, value=name, group="invem")])
+
+
+HEAD = "from invem import hookimpl\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise RuntimeError('no device')", "RuntimeError: no device"),
+        ("import sys; sys.exit(3)", "SystemExit"),
+        ("import not_there", "ModuleNotFoundError"),
+        (HEAD + "@hookimpl\ndef invem_operators(): raise KeyError('x')", "invem_operators: KeyError"),
+        (HEAD + "@hookimpl\ndef invem_operators(): return ['blur']", "must return {name: factory}"),
+        (HEAD + "@hookimpl\ndef invem_operators(): return {'blur': 3}", "must return {name: factory}"),
+        (HEAD + "@hookimpl\ndef invem_operator(): return {}", "did you mean 'invem_operators'"),
+    ],
+)
+def test_a_broken_plugin_is_one_line(tmp_path, monkeypatch, source, said):
+    catalog = offering(tmp_path, monkeypatch, source)
+    assert len(catalog.problems) == 1
+    assert said in catalog.problems[0]
+    assert "\n" not in catalog.problems[0]
+    with pytest.raises(PluginError, match="there is no operator"):
+        catalog.find("operators", "blur")
+
+
+def test_a_name_offered_twice_is_written_with_its_distribution():
+    catalog = Catalog()
+    for dist in ("one", "two"):
+        plugin = SimpleNamespace()
+        exec(HEAD + "@hookimpl\ndef invem_operators(): return {'blur': 'm:f'}", vars(plugin))
+        catalog.ask(plugin, dist, "1")
+    with pytest.raises(RecipeError, match=r"offered twice: write 'one/blur' or 'two/blur'"):
+        catalog.find("operators", "blur")
+    assert catalog.find("operators", "two/blur").distribution == "two"
+
+
+def test_an_unknown_name_is_suggested():
+    with pytest.raises(RecipeError, match="did you mean 'gaussian-blur'"):
+        CATALOG.find("operators", "gausian-blur")
+
+
+def test_what_comes_with_invem_is_healthy():
+    assert CATALOG.problems == []
+    assert all(CATALOG.offers[kind] for kind in KINDS)
+
+
+COMPONENTS = [c for kind in KINDS for found in CATALOG.offers[kind].values() for c in found]
+
+
+@pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: f"{c.kind}-{c.name}")
+def test_every_component_is_documented_and_its_options_have_defaults_and_types(component):
+    factory = component.load()
+    assert component.summary
+    for option in options_of(factory).values():
+        assert option.annotation is not option.empty
+        assert f"{option.name}:" in (factory.__doc__ or ""), f"{option.name} is not documented"
