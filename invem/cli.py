@@ -12,7 +12,9 @@ import typer
 from invem.errors import InvemError, RecipeError
 
 if TYPE_CHECKING:
+    from invem.engine.catalog import Catalog
     from invem.engine.plan import Plan
+    from invem.engine.recipe import Loaded
     from invem.engine.run import Run
 
 __all__ = ["app", "main"]
@@ -34,24 +36,29 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or
 
 def _print(value: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(value, indent=1, allow_nan=True))
+        print(json.dumps(value, indent=1, allow_nan=False))
     else:
         from invem.engine import yaml
 
         print(yaml.dump(value), end="")
 
 
-def _plan(recipe: Path, overrides: list[str] | None, smoke: bool = False, device: str | None = None) -> "Plan":
+def _load(recipe: Path, overrides: list[str] | None, smoke: bool) -> "tuple[Loaded, Catalog]":
     from invem.engine import recipe as recipes
     from invem.engine.catalog import Catalog
-    from invem.engine.plan import make
 
-    extra = [f"compute.device={device}"] if device else []
-    loaded = recipes.load(recipe, [*(overrides or []), *extra], smoke)
+    loaded = recipes.load(recipe, overrides or [], smoke)
     catalog = Catalog.load()
     for problem in catalog.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    plan = make(loaded, catalog)
+    return loaded, catalog
+
+
+def _plan(recipe: Path, overrides: list[str] | None, smoke: bool = False, device: str | None = None) -> "Plan":
+    from invem.engine.plan import make
+
+    extra = [f"compute.device={device}"] if device else []
+    plan = make(*_load(recipe, [*(overrides or []), *extra], smoke))
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return plan
@@ -86,16 +93,16 @@ class _Signals:
 def _carry_out(plan: "Plan", out: Path, as_json: bool) -> None:
     from invem.engine import report
     from invem.engine.progress import follow
-    from invem.engine.run import run
+    from invem.engine.run import results, run
 
     for _ in follow(run(plan, out, _Signals())):
         pass
     page = report.write(out)
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    found = results(out)
     if as_json:
-        _print({"run": str(out), "report": str(page), "evaluations": rows}, True)
+        _print({**found, "report": str(page)}, True)
     else:
-        _table(rows)
+        _table(found["evaluations"])
         print(f"\nrun     {out}\nreport  {page}")
 
 
@@ -113,7 +120,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
         for label in labels:
             value = row["metrics"].get(label)
             error = f" ± {value['sem']:.2g}" if value and value["sem"] is not None else ""
-            cells.append(f"{value['value']:.4g}{error}" if value else "")
+            cells.append("" if value is None else f"{value['value']:.4g}{error}" if value["value"] is not None else "not finite")
         table.add_row(row["name"], "" if row["round"] is None else str(row["round"]), *cells)
     console = Console()
     Console(width=console.width if console.is_terminal else 160).print(table)
@@ -157,9 +164,9 @@ def plan(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, 
 @app.command()
 def show(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False) -> None:
     """Print a recipe with every default written out."""
-    from invem.engine import recipe as recipes
+    from invem.engine.plan import resolve
 
-    _print(recipes.dump(recipes.load(recipe, overrides or [], smoke).recipe), as_json)
+    _print(resolve(*_load(recipe, overrides, smoke)), as_json)
 
 
 @app.command()
@@ -225,11 +232,13 @@ def info(name: Annotated[str, typer.Argument(help="A component, as `invem ls` li
 
 @app.command(name="eval")
 def evaluate(run: RunPath, as_json: AsJson = False) -> None:
-    """Print the metrics of a run."""
-    if not (run / "metrics.jsonl").is_file():
-        raise RecipeError(f"{run}: not a run directory with metrics (there is no metrics.jsonl in it)")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    _print(rows, True) if as_json else _table(rows)
+    """Print the metrics of every round of a run; with --json also its recipe, machine and times."""
+    from invem.engine.run import results
+
+    if not (run / "run.json").is_file():
+        raise RecipeError(f"{run}: not a run directory (there is no run.json in it)")
+    found = results(run)
+    _print(found, True) if as_json else _table(found["evaluations"])
 
 
 @app.command()

@@ -261,3 +261,21 @@ def test_a_damaged_file_is_named(whole, tmp_path):
     raw[-100] ^= 1
     target.write_bytes(raw)
     assert "digest" in invem("resume", out, code=4).stderr
+
+
+def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
+    """The path that CUDA takes by `auto`; here the compiler's front end alone, which needs no C++ compiler."""
+    from invem.engine import recipe
+    from invem.engine.catalog import Catalog
+    from invem.engine.plan import make
+    from invem.engine.run import run
+
+    compiled = []
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or compiler(model, backend="eager"))
+    words = ["compute.precision=bfloat16", "compute.compile=true", "evaluate.metrics=[psnr]"]
+    for _ in run(make(recipe.load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
+        pass
+    assert len(compiled) == 2
+    tensors = store.read(tmp_path / "run" / "1-000-denoiser" / "denoiser.safetensors")
+    assert all(t.dtype == torch.float32 and bool(t.isfinite().all()) for t in tensors.values())

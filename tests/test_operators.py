@@ -103,3 +103,10 @@ def test_the_score_of_a_measurement_is_the_gradient_of_its_likelihood(A, x):
     assert torch.allclose(m.score(x + 0.1), expected, atol=1e-9)
     moved = m.with_tensors({**m.tensors(), "y": m.y + torch.arange(4.0).reshape(-1, *[1] * (m.y.ndim - 1))})
     assert bool((m.log_prob(x)[1:] != moved.log_prob(x)[1:]).all()) and m.log_prob(x)[0] == moved.log_prob(x)[0]
+
+
+def test_it_moves_to_another_device(A, x, v):
+    away = A.to("meta")
+    assert away(x.to("meta")).shape == v.shape
+    assert away.adjoint(v.to("meta")).shape == x.shape
+    assert away(x.to("meta")).device.type == away.adjoint(v.to("meta")).device.type == "meta"

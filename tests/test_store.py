@@ -90,3 +90,11 @@ def test_a_run_is_held_by_one_process(tmp_path):
         pass
     with store.lock(tmp_path):
         pass
+
+
+def test_a_line_after_a_torn_one_is_whole(tmp_path):
+    path = tmp_path / "log.jsonl"
+    store.append_json(path, {"a": 1})
+    path.write_bytes(path.read_bytes() + b'{"b": ')
+    store.append_json(path, {"c": 3})
+    assert path.read_text().splitlines() == ['{"a": 1}', '{"b": ', '{"c": 3}']

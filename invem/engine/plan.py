@@ -1,7 +1,7 @@
 """From a recipe to what will be done: every name, option and need is checked before anything is computed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from importlib import metadata
 from typing import Any
 
@@ -22,8 +22,9 @@ from invem.noise import NoiseModel
 from invem.objective import Objective
 from invem.operator import Operator
 from invem.sampler import PosteriorSampler
+from invem.schedule import Schedule
 
-__all__ = ["Plan", "Stage", "make"]
+__all__ = ["Plan", "Stage", "make", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Plan:
         network: Builds a new network.
         stages: The phases.
         metrics: The metrics by label.
+        resolved: The recipe as plain data, every default written out.
         components: Kind, name, distribution and version of every component.
         shape: The shape of one signal.
         train: The number of training observations.
@@ -71,6 +73,7 @@ class Plan:
     network: Callable[[], Any]
     stages: list[Stage]
     metrics: dict[str, Metric]
+    resolved: dict[str, Any]
     components: list[dict[str, str]]
     shape: tuple[int, ...]
     train: int
@@ -135,6 +138,7 @@ class _Builder:
         self.problems: list[str] = []
         self.missing = False
         self.components: list[dict[str, str]] = []
+        self.resolved: dict[Path, dict[str, Any]] = {}
 
     def fail(self, path: Path, message: str, key: bool = False) -> None:
         self.problems.append(str(recipes.error(self.loaded, path, message, key)))
@@ -151,6 +155,7 @@ class _Builder:
         values = parse_options(self.catalog, component, options, lambda p, k, text: self.fail((*path, *p), text, k))
         if len(self.problems) > before or set(values) != set(options_of(build)):
             return None
+        self.resolved[path] = values
         row = {"kind": kind, "name": component.name, "distribution": component.distribution, "version": component.version}
         if row not in self.components:
             self.components.append(row)
@@ -244,12 +249,57 @@ def make(loaded: Loaded, catalog: Catalog) -> Plan:
         network=lambda: network(shape),
         stages=stages,
         metrics=metrics,
+        resolved=resolve(loaded, catalog),
         components=builder.components,
         shape=shape,
         train=min(recipe.count or len(train), len(train)),
         test=min(recipe.evaluate.observations, len(test)),
         warnings=warnings,
     )
+
+
+def resolve(loaded: Loaded, catalog: Catalog) -> dict[str, Any]:
+    """Returns a recipe as plain data with every default written out, those of the components too.
+
+    Raises:
+        RecipeError: Every problem with a name or an option.
+        PluginError: If the only problem is a plugin that is missing or broken.
+    """
+    recipe, builder = loaded.recipe, _Builder(loaded, catalog)
+    for kind, part, path in _parts(recipe):
+        builder.part(kind, part, path)
+    for i, phase in enumerate(recipe.phases):
+        if phase.fit is not None:
+            builder.factory("objectives", phase.fit.objective, phase.fit.options, ("phases", i, "fit"), named=False)
+    builder.done()
+    names: dict[Any, str] = {catalog.find("schedules", name).load(): name for name in catalog.offers["schedules"]}
+
+    whole = recipes.dump(recipe)
+    for path, values in builder.resolved.items():
+        place: Any = whole
+        for step in path:
+            place = place[step]
+        for option, value in values.items():
+            if not isinstance(value, Schedule):
+                place[option] = value
+            elif type(value) in names:
+                place[option] = {"name": names[type(value)], **{f.name: getattr(value, f.name) for f in fields(value)}}  # type: ignore[arg-type]
+    return whole
+
+
+def _parts(recipe: Recipe) -> Iterator[tuple[str, Part, Path]]:
+    """Yields kind, part and place of every component but the objectives."""
+    for place, kind in (("data", "datasets"), ("observations", "datasets"), ("operator", "operators"), ("noise", "noises")):
+        if (part := getattr(recipe, place)) is not None:
+            yield kind, part, (place,)
+    yield "networks", recipe.network, ("network",)
+    for i, phase in enumerate(recipe.phases):
+        if phase.sampler is not None:
+            yield "samplers", phase.sampler, ("phases", i, "sampler")
+    if recipe.evaluate.sampler is not None:
+        yield "samplers", recipe.evaluate.sampler, ("evaluate", "sampler")
+    for i, part in enumerate(recipe.evaluate.metrics):
+        yield "metrics", part, ("evaluate", "metrics", i)
 
 
 def _requirements(recipe: Recipe, builder: _Builder) -> None:

@@ -23,39 +23,47 @@ def follow(records: Iterable[Record]) -> Iterator[Record]:
     name, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
     columns = (name, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        key, task, begun = "", bar.add_task("starting", total=None, rate=""), time.monotonic()
+        key, task, begun, last = "", bar.add_task("starting", total=None, rate=""), 0.0, time.monotonic()
         for record in records:
             data = record.data
             if record.event in _WORDS and "total" in data:
-                title, done = _title(record), data.get("done", data.get("step", 0))
+                title, done = _title(record), _done(record)
                 if title != key:
                     bar.remove_task(task)
-                    key, task, begun = title, bar.add_task(title, total=data["total"], rate=""), time.monotonic()
-                unit = "steps/s" if record.event == "loss" else "images/s"
-                loss = f"  loss {data['loss']:.4g}" if "loss" in data else ""
-                speed = done / max(time.monotonic() - begun, 1e-9)
-                bar.update(task, completed=done, rate=f"{speed:.1f} {unit}{loss}")
+                    key, task, begun = title, bar.add_task(title, total=data["total"], rate=""), last
+                bar.update(task, completed=done, rate=_rate(record, time.monotonic() - begun))
             elif record.event == "evaluate":
                 bar.console.print(_summary(record))
+            last = time.monotonic()
             yield record
 
 
 def _plain(records: Iterable[Record]) -> Iterator[Record]:
-    begun, key, said = time.monotonic(), "", 0.0
+    key, begun, said, last = "", 0.0, 0.0, time.monotonic()
     for record in records:
         data, now = record.data, time.monotonic()
         if record.event == "evaluate":
             print(_summary(record), file=sys.stderr, flush=True)
         elif record.event in _WORDS and "total" in data:
-            done = data.get("done", data.get("step", 0))
+            done = _done(record)
             if _title(record) != key:
-                key, said, begun = _title(record), now, now
+                key, begun, said = _title(record), last, now
             if now - said > 10 or done == data["total"]:
                 said = now
                 left = (now - begun) / max(done, 1) * (data["total"] - done)
-                loss = f", loss {data['loss']:.4g}" if "loss" in data else ""
-                print(f"{key}: {done}/{data['total']}{loss}, {left:.0f} s left", file=sys.stderr, flush=True)
+                print(f"{key}: {done}/{data['total']}, {_rate(record, now - begun)}, {left:.0f} s left", file=sys.stderr, flush=True)
+        last = time.monotonic()
         yield record
+
+
+def _done(record: Record) -> int:
+    return int(record.data.get("done", record.data.get("step", 0)))
+
+
+def _rate(record: Record, seconds: float) -> str:
+    unit = "steps/s" if record.event == "loss" else "images/s"
+    loss = f", loss {record.data['loss']:.4g}" if "loss" in record.data else ""
+    return f"{_done(record) / max(seconds, 1e-9):.1f} {unit}{loss}"
 
 
 def _title(record: Record) -> str:
@@ -66,6 +74,9 @@ def _title(record: Record) -> str:
 
 def _summary(record: Record) -> str:
     data = record.data
-    values = ", ".join(f"{label} {value['value']:.4g} {value['unit']}".rstrip() for label, value in data["metrics"].items())
+    values = ", ".join(
+        f"{label} {'not finite' if value['value'] is None else format(value['value'], '.4g')} {value['unit']}".rstrip()
+        for label, value in data["metrics"].items()
+    )
     where = data["name"] if data["round"] is None else f"{data['name']} round {data['round']}"
     return f"{where}: {values or 'no metric applies'}"

@@ -23,7 +23,6 @@ from invem.batched import Batched, Rng
 from invem.dataset import Dataset
 from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned
 from invem.diffusion import generate
-from invem.engine import recipe as recipes
 from invem.engine import store, yaml
 from invem.engine.plan import Plan, Stage
 from invem.errors import DataError, NumericalError, RecipeError, Stopped
@@ -33,7 +32,7 @@ from invem.measurement import Example, Measurement
 from invem.metric import Outcome
 from invem.schedule import Karras
 
-__all__ = ["Record", "Run", "environment", "run"]
+__all__ = ["Record", "Run", "environment", "results", "run"]
 
 _BLOCK = 1024
 
@@ -56,6 +55,32 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def results(out: Path) -> dict[str, Any]:
+    """Returns what a run directory says of itself: recipe, machine, components, seconds by phase and step, and every evaluation.
+
+    Raises:
+        DataError: If the directory is not a run, or a file of it is damaged.
+    """
+    about = store.read_json(out / "run.json")
+    seconds: dict[str, dict[str, float]] = {}
+    for row in _lines(out / "log.jsonl"):
+        if "seconds" in row:
+            phase = seconds.setdefault(row["name"], {})
+            phase[row["event"]] = round(phase.get(row["event"], 0.0) + row["seconds"], 1)
+    return {"run": str(out), **about, "seconds": seconds, "evaluations": _lines(out / "metrics.jsonl")}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Reads lines of JSON; one that was torn by a kill is left out."""
+    rows = []
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def run(plan: Plan, out: Path, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
@@ -104,7 +129,7 @@ class Run:
     def _all(self) -> Iterator[Record]:
         description = self.out / "run.json"
         if not description.exists():
-            text = yaml.dump(recipes.dump(self.recipe))
+            text = yaml.dump(self.plan.resolved)
             store.write_text(self.out / "recipe.yaml", text)
             name = Path(self.plan.loaded.source).stem
             facts = {"name": name, "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment()}
@@ -414,8 +439,8 @@ class Run:
             value = metric(outcome, state).double()
             n = value.numel()
             values[label] = {
-                "value": float(value.mean()),
-                "sem": float(value.std() / n**0.5) if n > 1 else None,
+                "value": _finite(value.mean()),
+                "sem": _finite(value.std() / n**0.5) if n > 1 else None,
                 "n": n,
                 "unit": metric.unit,
                 "higher_is_better": metric.higher_is_better,
@@ -497,6 +522,11 @@ class Run:
         paths = sorted(self.out.glob("*-evaluation/metrics.json"), key=lambda f: [int(w) for w in f.parent.name.split("-")[:2]])
         rows = [store.read_json(path) for path in [self.out / "observations.json", *paths] if path.exists()]
         store.write_text(self.out / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+
+def _finite(value: Tensor) -> float | None:
+    """Returns a number, or None for one that JSON has no word for."""
+    return float(value) if bool(value.isfinite()) else None
 
 
 def _pieces(index: Tensor, size: int) -> list[Tensor]:

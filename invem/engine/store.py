@@ -125,10 +125,11 @@ def read_json(path: Path) -> Any:
 
 
 def append_json(path: Path, value: Any) -> None:
-    """Appends one line of JSON."""
+    """Appends one line of JSON, on a line of its own even where a kill tore the one before."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(value, sort_keys=True) + "\n")
+        with path.open("ab+") as file:
+            torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write(b"\n" * bool(torn) + json.dumps(value, sort_keys=True).encode() + b"\n")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise (ResourceError if full else DataError)(f"{path}: cannot be written: {error}") from error

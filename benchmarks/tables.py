@@ -1,0 +1,73 @@
+"""Writes the tables of docs/benchmarks.md from docs/results/*.json; with --check only says whether they are what the results say.
+
+A result is what `invem eval RUN --json` prints. A place for a table is two comments, `<!-- table: NAME ... -->` and `<!-- end -->`;
+NAME is a file of docs/results, and each further name adds the last row of that file (a ceiling, another method).
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def rows(name, last):
+    result = json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8"))
+    found = result["evaluations"]
+    return [(f"{result['name']}, " if last else "", row) for row in (found[-1:] if last else found)]
+
+
+def cell(value):
+    if value is None:
+        return ""
+    if value["value"] is None:
+        return "not finite"
+    error = f" ± {value['sem']:.2g}" if value["sem"] is not None else ""
+    return f"{value['value']:.4g}{error}"
+
+
+def table(names):
+    found = [row for i, name in enumerate(names) for row in rows(name, last=i > 0)]
+    labels = list(dict.fromkeys(label for _, row in found for label in row["metrics"]))
+    units = {label: value["unit"] for _, row in found for label, value in row["metrics"].items()}
+    lines = [
+        "| | round | " + " | ".join(f"{label} ({units[label]})" if units[label] else label for label in labels) + " |",
+        "|---|---:|" + "---:|" * len(labels),
+    ]
+    for prefix, row in found:
+        number = "" if row["round"] is None else row["round"] + 1
+        cells = " | ".join(cell(row["metrics"].get(label)) for label in labels)
+        lines.append(f"| {prefix}{row['name']} | {number} | {cells} |")
+    return "\n".join(lines)
+
+
+def seconds(names):
+    lines = ["| | E-step | M-step | evaluation | sum, minutes |", "|---|---:|---:|---:|---:|"]
+    for name in names:
+        result = json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8"))
+        for phase, spent in result["seconds"].items():
+            parts = [spent.get(event, 0.0) for event in ("e-step", "fit", "evaluate")]
+            lines.append(f"| {result['name']}, {phase} | " + " | ".join(f"{p:.0f} s" for p in parts) + f" | {sum(parts) / 60:.1f} |")
+    return "\n".join(lines)
+
+
+def renewed(text):
+    def fill(match):
+        kind, names = match[1], match[2].split()
+        return f"<!-- {kind}: {match[2]} -->\n{table(names) if kind == 'table' else seconds(names)}\n<!-- end -->"
+
+    return re.sub(r"<!-- (table|seconds): (.*?) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+
+
+def main():
+    page = DOCS / "benchmarks.md"
+    text = page.read_text("utf-8")
+    new = renewed(text)
+    if "--check" in sys.argv:
+        sys.exit(0 if new == text else f"{page} is not what docs/results say; run: python benchmarks/tables.py")
+    page.write_text(new, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The documents: snippets run, tables say what the code says, commands exist, links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from invem import Rng
+from invem.engine import recipe, yaml
+from invem.engine.catalog import KINDS, Catalog
+from invem.engine.plan import make
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CATALOG = Catalog.load()
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+
+
+def keys_table(model):
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if name == "options":
+            continue
+        default = "required" if field.is_required() else f"`{_plain(field.default)}`"
+        rows.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def _plain(value):
+    if isinstance(value, list | dict) and not value:
+        return "[]" if isinstance(value, list) else "{}"
+    if isinstance(value, recipe.BaseModel):
+        return "see below"
+    return {None: "null", True: "true", False: "false"}.get(value, value)
+
+
+@pytest.mark.parametrize("model", ["Recipe", "Phase", "Fit", "Evaluate", "Compute"])
+def test_the_page_of_recipes_has_every_key(model):
+    table = keys_table(getattr(recipe, model))
+    assert table in (ROOT / "docs" / "recipes.md").read_text("utf-8"), f"docs/recipes.md: {model} is now\n\n{table}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_snippets_run(page):
+    space = {"__name__": "snippet"}
+    for block in blocks(page, "python"):
+        exec(compile(block, f"{page.name} snippet", "exec"), space)
+    if page.name == "README.md":
+        law = space["invem_operators"]()["random-rows"]
+        A = law(3, (2, 6, 5), Rng.generator(0), keep=0.4).to(dtype=torch.float64)
+        x, v = (torch.randn(3, 2, 6, 5, generator=Rng.generator(k), dtype=torch.float64) for k in ("x", "v"))
+        assert torch.allclose((A(x) * v).sum((1, 2, 3)), (x * A.adjoint(v)).sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_yaml_snippets_are_recipes(page, tmp_path):
+    for block in blocks(page, "yaml"):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(block)
+        if "phases:" not in block:
+            assert yaml.load(block.encode(), "snippet").value
+            continue
+        loaded = recipe.load(file)
+        if loaded.recipe.data is not None and loaded.recipe.data.name == "folder":
+            loaded = recipe.load(file, ["data={name: synthetic, size: 32}"])
+        make(loaded, CATALOG)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_exist(page):
+    from invem.cli import app
+
+    commands = typer.main.get_command(app).commands
+    for line in "".join(blocks(page, "bash")).splitlines():
+        words = shlex.split(line, comments=True)
+        words = words[words.index("invem") + 1 :] if "invem" in words else []
+        if words:
+            options = {o for parameter in commands[words[0]].params for o in parameter.opts}
+            assert {w for w in words if w.startswith("--")} <= options, line
+            for word in words:
+                if word.endswith(".yaml"):
+                    assert (ROOT / word).exists(), line
+
+
+def test_the_quick_start_is_two_commands():
+    text = (ROOT / "README.md").read_text("utf-8")
+    lines = re.findall(r"^python3 -m venv .*$", text, re.M)
+    assert len(lines) == 2
+    assert lines[0].endswith("invem run recipes/blur.yaml") and lines[1].endswith("-m pytest")
+
+
+def test_the_readme_lists_every_component():
+    rows = dict(re.findall(r"^\| (\w+) \| (`.*`) \|$", (ROOT / "README.md").read_text("utf-8"), re.M))
+    for kind in KINDS:
+        assert set(re.findall(r"`(.*?)`", rows[kind])) == set(CATALOG.offers[kind]), kind
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"`[^`]*`", "", page.read_text("utf-8"))
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_tables_of_results_are_those_of_the_files():
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
