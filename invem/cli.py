@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invem.errors import InvemError, RecipeError
+from invem.errors import DataError, InvemError, RecipeError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from invem.engine.catalog import Catalog
     from invem.engine.plan import Plan
     from invem.engine.recipe import Loaded
@@ -258,6 +260,59 @@ def sample(
     path = out or run / f"samples-{seed}.safetensors"
     store.write(path, {"x": x}, {"run": str(run), "seed": seed})
     _print({"samples": str(path), "shape": list(x.shape)}, as_json)
+
+
+@app.command()
+def restore(
+    run: RunPath,
+    observations: Annotated[Path, typer.Argument(metavar="OBSERVATIONS", help="A folder of images, or a safetensors file with y.")],
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Posterior draws of each observation.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="A .safetensors or .npz file; else RUN/restored-NAME.safetensors.")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restore new observations with the newest prior of a run: mean, standard deviation and posterior draws."""
+    import numpy as np
+
+    from invem.engine import store
+    from invem.engine.progress import follow
+
+    path = out or run / f"restored-{observations.stem}.safetensors"
+    if path.suffix not in (".safetensors", ".npz"):
+        raise RecipeError(f"{path}: the name must end in .safetensors or .npz")
+    opened = _open(run, device)
+    try:
+        m = opened.observed(_observations(observations, opened))
+    except DataError as error:
+        raise RecipeError(f"{observations}: {error}") from error
+    x = [record for record in follow(opened.restore(m, draws, seed)) if record.event == "restored"][-1].data["draws"]
+    tensors = {"mean": x.mean(1), "std": x.std(1, correction=1 if draws > 1 else 0), "draws": x}
+    if path.suffix == ".npz":
+        np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    else:
+        store.write(path, tensors, {"run": str(run), "seed": seed})
+    _print({"restored": str(path), "observations": len(m), "draws": draws, "shape": list(opened.plan.shape)}, as_json)
+
+
+def _observations(path: Path, run: "Run") -> "dict[str, Tensor]":
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from invem.engine.catalog import Catalog
+
+    if path.is_dir():
+        given = run.recipe.data or run.recipe.observations
+        options = given.options if given is not None and given.name == "folder" else {"channels": run.plan.shape[0]}
+        images = Catalog.load().find("datasets", "folder").load()("train", **{**options, "root": str(path), "test": 0.0})
+        return {"y": images[torch.arange(len(images))].x}
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise DataError("there is no such file or folder") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}") from error
 
 
 @app.command(name="report")

@@ -176,6 +176,37 @@ def test_sample_and_report(whole):
     assert json.loads(invem("report", whole, "--png", "--json").stdout)["pictures"]
 
 
+def test_restore_reads_images_and_tensors(whole, tmp_path):
+    from safetensors.torch import save_file
+
+    root = image_folder(tmp_path / "images")
+    assert "bad.png" in invem("restore", whole, root, code=2).stderr
+    (root / "bad.png").unlink()
+    done = json.loads(invem("restore", whole, root, "--draws", 2, "--out", tmp_path / "r.safetensors", "--json").stdout)
+    assert done["observations"] == 24
+    found = store.read(tmp_path / "r.safetensors")
+    assert found["draws"].shape == (24, 2, 1, 8, 8)
+    assert torch.allclose(found["mean"], found["draws"].mean(1))
+    y = store.read(whole / "measurements" / "test" / "00000.safetensors")["y"]
+    save_file({"y": y}, tmp_path / "y.safetensors")
+    invem("restore", whole, tmp_path / "y.safetensors", "--draws", 1, "--out", tmp_path / "r.npz")
+    save_file({"y": y[:, :, :4].contiguous()}, tmp_path / "bad.safetensors")
+    assert "not (8, 1, 8, 8)" in invem("restore", whole, tmp_path / "bad.safetensors", code=2).stderr
+    assert "no such file" in invem("restore", whole, tmp_path / "none.safetensors", code=2).stderr
+
+
+def test_restore_asks_for_the_mask_of_each_observation(tmp_path):
+    from safetensors.torch import save_file
+
+    out = tmp_path / "run"
+    invem("run", ROOT / "recipes" / "inpainting.yaml", "--smoke", "phases.em.fit.steps=1", "evaluate.metrics=[]", "--out", out)
+    stored = store.read(out / "measurements" / "test" / "00000.safetensors")
+    save_file({"y": stored["y"]}, tmp_path / "y.safetensors")
+    assert "'A.mask' is drawn anew" in invem("restore", out, tmp_path / "y.safetensors", code=2).stderr
+    save_file(stored, tmp_path / "whole.safetensors")
+    assert "restored" in invem("restore", out, tmp_path / "whole.safetensors", "--draws", 1).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "said", "code"),
     [

@@ -507,6 +507,56 @@ class Run:
         self._log("evaluate", **name, seconds=time.monotonic() - begun)
         yield Record("evaluate", {**name, "metrics": values})
 
+    def observed(self, tensors: Mapping[str, Tensor]) -> Measurement:
+        """Completes new observations with the operator and the noise of the recipe.
+
+        Args:
+            tensors: `y`, shape (N, *measurement shape), and the other tensors that the measurements of the run have ("A.mask",
+                "noise.sigma"), of which those may be left out that are the same whenever they are drawn.
+
+        Raises:
+            DataError: If a tensor is missing, unknown or of the wrong shape.
+        """
+        if "y" not in tensors or not tensors["y"].numel():
+            raise DataError("there are no observations: a tensor named y is needed")
+        y = tensors["y"].float()
+        one, two = (Measurement(y, *self.plan.law(len(y), Rng.generator("restore", k))) for k in range(2))
+        known, again = one.tensors(), two.tensors()
+        for name in tensors.keys() - known.keys():
+            raise DataError(f"there is no tensor '{name}' (known: {', '.join(known)})")
+        for name, tensor in known.items():
+            if name not in tensors and not torch.equal(tensor, again[name]):
+                shape = tuple(tensor.shape)
+                raise DataError(f"'{name}' is drawn anew for each observation by this recipe: give it, shape {shape}, beside y")
+        m = one.with_tensors({**known, **tensors, "y": y})
+        expected = one.A(torch.zeros(len(y), *self.plan.shape)).shape
+        for name, tensor in m.tensors().items():
+            wanted = tuple(expected if name == "y" else known[name].shape)
+            if tuple(tensor.shape) != wanted:
+                raise DataError(f"'{name}' has the shape {tuple(tensor.shape)}, not {wanted}")
+            if not bool(tensor.isfinite().all()):
+                raise DataError(f"'{name}' has values that are not finite")
+        return m
+
+    def restore(self, m: Measurement, draws: int, seed: int) -> Iterator[Record]:
+        """Draws from the posterior of new observations under the newest prior.
+
+        The last record ("restored") holds the draws, shape (N, draws, *shape).
+        """
+        judge = self.plan.stages[-1].judge
+        if judge is None:
+            raise RecipeError(f"{self.out}: the recipe has no sampler to restore with; begin a run with evaluate.sampler=mmps")
+        denoiser, few = self.last_denoiser(), torch.arange(min(16, len(m)))
+        judge = judge.tune(denoiser, m[few].to(self.device), self._rng("tune-restore", seed, items=few.tolist()))
+        rows, parts = torch.arange(len(m)).repeat_interleave(draws), []
+        name = {"name": self.plan.stages[-1].phase.name, "round": self.plan.stages[-1].phase.rounds - 1}
+        for index in _pieces(torch.arange(len(rows)), self.recipe.evaluate.batch):
+            self._check()
+            rng = self._rng("restore-new", seed, items=index.tolist())
+            parts.append(judge(denoiser, m[rows[index]].to(self.device), rng).cpu())
+            yield Record("restore", {**name, "done": int(index[-1]) + 1, "total": len(rows)})
+        yield Record("restored", {"draws": torch.cat(parts).reshape(len(m), draws, *self.plan.shape)})
+
     def generate(self, denoiser: Denoiser, n: int, key: tuple[int | str, ...]) -> Tensor:
         """Draws n unconditional samples, shape (n, *shape)."""
         sigmas = Karras(sigma_min=0.01).grid(self.recipe.evaluate.steps)
