@@ -52,12 +52,33 @@ def seconds(names):
     return "\n".join(lines)
 
 
+def whole(names):
+    lines = ["| recipe | wall time, minutes | peak memory, MiB |", "|---|---:|---:|"]
+    for name in names:
+        result = json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8"))
+        lines.append(f"| {result['name']} | {result['wall'] / 60:.1f} | {result['peak']} |")
+    return "\n".join(lines)
+
+
+def eigenvalues(names):
+    found = json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8"))["rows"]
+    shown = list(found[0]["eigenvalues"])
+    lines = ["| E-step | network calls | " + " | ".join(f"round {r}" for r in shown) + " |", "|---|---:|" + "---|" * len(shown)]
+    for row in found:
+        cells = " | ".join("{:.2f} to {:.2f}".format(*row["eigenvalues"][r]) for r in shown)
+        lines.append(f"| {row['e-step']} | {row['forwards'] or ''} | {cells} |")
+    return "\n".join(lines)
+
+
+KINDS = {"table": table, "seconds": seconds, "whole": whole, "eigenvalues": eigenvalues}
+
+
 def renewed(text):
     def fill(match):
         kind, names = match[1], match[2].split()
-        return f"<!-- {kind}: {match[2]} -->\n{table(names) if kind == 'table' else seconds(names)}\n<!-- end -->"
+        return f"<!-- {kind}: {match[2]} -->\n{KINDS[kind](names)}\n<!-- end -->"
 
-    return re.sub(r"<!-- (table|seconds): (.*?) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+    return re.sub(r"<!-- (\w+): (.*?) -->\n.*?<!-- end -->", fill, text, flags=re.S)
 
 
 def main():
