@@ -17,7 +17,7 @@ from invem.errors import (
     Unsupported,
     suggest,
 )
-from invem.hookspecs import hookimpl
+from invem.hookspecs import examples, hookimpl
 
 if TYPE_CHECKING:
     from invem.batched import Batched, Index, Rng, shared
@@ -25,19 +25,25 @@ if TYPE_CHECKING:
     from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned
     from invem.diffusion import Denoise, generate, heun, reverse, start, start_given
     from invem.gaussian import Gaussian
+    from invem.kspace import fourier, fourier_adjoint, kspace_mask
     from invem.linalg import DPLR, Krylov, Solution, cg, gmres, sqrt_matvec
+    from invem.linear import Boundary, CircularConvolution, Convolution, Mask, Matrix, Separable, blur
     from invem.measurement import Example, Measurement
     from invem.metric import Metric, Outcome
     from invem.noise import NoiseModel
     from invem.objective import Objective
-    from invem.operator import SVD, LinearOperator, Operator, OperatorLaw
+    from invem.operator import SVD, LinearOperator, Operator, OperatorLaw, image_shape
     from invem.sampler import PosteriorSampler
     from invem.schedule import Geometric, Karras, Schedule
+    from invem.tomography import Geometry, backproject, project
 
 __all__ = [
     "DPLR",
     "SVD",
     "Batched",
+    "Boundary",
+    "CircularConvolution",
+    "Convolution",
     "DataError",
     "Dataset",
     "Denoise",
@@ -46,11 +52,14 @@ __all__ = [
     "Gaussian",
     "GaussianDenoiser",
     "Geometric",
+    "Geometry",
     "Index",
     "InvemError",
     "Karras",
     "Krylov",
     "LinearOperator",
+    "Mask",
+    "Matrix",
     "Measurement",
     "Metric",
     "NoiseModel",
@@ -66,14 +75,23 @@ __all__ = [
     "ResourceError",
     "Rng",
     "Schedule",
+    "Separable",
     "Solution",
     "Stopped",
     "Unsupported",
+    "backproject",
+    "blur",
     "cg",
+    "examples",
+    "fourier",
+    "fourier_adjoint",
     "generate",
     "gmres",
     "heun",
     "hookimpl",
+    "image_shape",
+    "kspace_mask",
+    "project",
     "reverse",
     "shared",
     "sqrt_matvec",
@@ -91,13 +109,16 @@ _MODULES = {
     "diffusion": ("Denoise", "generate", "heun", "reverse", "start", "start_given"),
     "gaussian": ("Gaussian",),
     "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "sqrt_matvec"),
+    "kspace": ("fourier", "fourier_adjoint", "kspace_mask"),
+    "linear": ("Boundary", "CircularConvolution", "Convolution", "Mask", "Matrix", "Separable", "blur"),
     "measurement": ("Example", "Measurement"),
     "metric": ("Metric", "Outcome"),
     "noise": ("NoiseModel",),
     "objective": ("Objective",),
-    "operator": ("SVD", "LinearOperator", "Operator", "OperatorLaw"),
+    "operator": ("SVD", "LinearOperator", "Operator", "OperatorLaw", "image_shape"),
     "sampler": ("PosteriorSampler",),
     "schedule": ("Geometric", "Karras", "Schedule"),
+    "tomography": ("Geometry", "backproject", "project"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -5,16 +5,32 @@ parameters are the options of the recipe; their annotations are validated strict
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pluggy
 
-__all__ = ["HOOKS", "hookimpl", "hookspec"]
+__all__ = ["HOOKS", "examples", "hookimpl", "hookspec"]
 
 hookspec = pluggy.HookspecMarker("invem")
 hookimpl = pluggy.HookimplMarker("invem")
 
 Factories = Mapping[str, str | Callable[..., Any]]
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+def examples(*options: Mapping[str, Any] | Callable[[tuple[int, ...], Path], Mapping[str, Any]]) -> Callable[[Factory], Factory]:
+    """Names options that the contracts try besides the defaults.
+
+    A component that has an option without a default needs at least one. Options that name a file are given as a function of the shape of
+    the signal and of a folder to write it in.
+    """
+
+    def mark(factory: Factory) -> Factory:
+        factory.__invem_examples__ = options  # type: ignore[attr-defined]
+        return factory
+
+    return mark
 
 
 @hookspec

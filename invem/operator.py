@@ -2,15 +2,15 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from invem.batched import Batched
-from invem.errors import Unsupported
+from invem.errors import RecipeError, Unsupported
 
-__all__ = ["SVD", "LinearOperator", "Operator", "OperatorLaw"]
+__all__ = ["SVD", "LinearOperator", "Operator", "OperatorLaw", "image_shape"]
 
 
 class Rotation(Protocol):
@@ -39,12 +39,15 @@ class Operator(Batched, ABC):
 
     Attributes:
         shape: The shape of one signal, without the batch axis.
+        straight_through: Whether `vjp` is a useful stand-in for a derivative that is zero or undefined, as that of rounding.
 
     What an operator provides beyond `__call__` is the set of optional methods that its class overrides: `adjoint`, `pinv`,
     `svd`. Samplers and objectives name what they need; the plan compares the two before anything runs.
     """
 
     shape: tuple[int, ...]
+
+    straight_through: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -98,3 +101,14 @@ class OperatorLaw(Protocol):
     """
 
     def __call__(self, n: int, shape: tuple[int, ...], rng: Generator, /) -> Operator: ...
+
+
+def image_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Returns (channels, height, width), for a law that acts on images.
+
+    Raises:
+        RecipeError: If the signals are not images; `name` is the operator.
+    """
+    if len(shape) != 3:
+        raise RecipeError(f"{name} acts on images (channels, height, width), not on signals of shape {shape}")
+    return shape[0], shape[1], shape[2]

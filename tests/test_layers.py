@@ -13,7 +13,7 @@ LAYERS = [
     {"batched"},
     {"operator", "noise", "schedule"},
     {"measurement"},
-    {"linalg"},
+    {"linalg", "linear", "kspace", "tomography"},
     {"gaussian"},
     {"denoiser"},
     {"diffusion"},

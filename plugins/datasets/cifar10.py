@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invem import DataError, Example, RecipeError
+from invem import DataError, Example, RecipeError, examples
 
 RECORDS, RECORD = 10_000, 1 + 3 * 32 * 32
 
@@ -35,6 +35,15 @@ class CIFAR10:
         )
 
 
+def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
+    records = np.random.default_rng(0).integers(0, 256, (RECORDS, RECORD), np.uint8)
+    records[:, 0] %= 10
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        records.tofile(folder / name)
+    return {"root": str(folder)}
+
+
+@examples(_example)
 def cifar10(split: str, *, root: str = "data/cifar-10-batches-bin") -> CIFAR10:
     """60,000 colour photographs of ten kinds of things, 32 x 32 pixels.
 

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from invem import DataError, Example, InvemError, RecipeError
+from invem import DataError, Example, InvemError, RecipeError, examples
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 PILLOW_LIMIT = 178_956_970
@@ -210,6 +210,14 @@ class Folder:
         return Example(x, label=None if self.labels is None else self.labels[index])
 
 
+def _example(shape: tuple[int, ...], root: Path) -> dict[str, Any]:
+    values = np.random.default_rng(0).integers(0, 256, (24, 9, 10, 3), np.uint8)
+    for i, value in enumerate(values):
+        Image.fromarray(value).save(root / f"{i:02d}.png")
+    return {"root": str(root), "size": 8, "test": 0.3}
+
+
+@examples(_example)
 def folder(
     split: str,
     *,

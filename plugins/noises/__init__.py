@@ -7,4 +7,9 @@ from invem import hookimpl
 def invem_noises() -> dict[str, str]:
     return {
         "gaussian": "invem_plugins.noises.gaussian:gaussian",
+        "laplace": "invem_plugins.noises.laplace:laplace",
+        "poisson": "invem_plugins.noises.poisson:poisson",
+        "poisson-gaussian": "invem_plugins.noises.poisson_gaussian:poisson_gaussian",
+        "salt-pepper": "invem_plugins.noises.salt_pepper:salt_pepper",
+        "speckle": "invem_plugins.noises.speckle:speckle",
     }

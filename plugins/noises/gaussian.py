@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Len
 from torch import Generator, Tensor
 
-from invem import NoiseModel
+from invem import NoiseModel, RecipeError, examples
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +16,7 @@ class Gaussian(NoiseModel):
     """y = A(x) + sigma z.
 
     Attributes:
-        sigma: The standard deviation, in units of the data, shape (B, 1, ...) with as many axes as y.
+        sigma: The standard deviation, in units of the data, shape (B, 1, ...) or (B, *measurement shape).
     """
 
     sigma: Tensor
@@ -33,13 +33,32 @@ class Gaussian(NoiseModel):
         return self.sigma.square()
 
 
-def gaussian(n: int, shape: tuple[int, ...], rng: Generator, *, sigma: Annotated[float, Ge(0)] = 0.05) -> Gaussian:
-    """Adds white Gaussian noise of one standard deviation.
+@examples({"sigma": [0.05, 0.3]}, {"sigma": [0.05, 0.3], "per": "pixel"})
+def gaussian(
+    n: int,
+    shape: tuple[int, ...],
+    rng: Generator,
+    *,
+    sigma: Annotated[float, Ge(0)] | Annotated[list[Annotated[float, Ge(0)]], Len(2, 2)] = 0.05,
+    per: Literal["sample", "pixel"] = "sample",
+) -> Gaussian:
+    """Adds white Gaussian noise.
 
     Args:
         n: The number of observations.
         shape: The shape of one measurement.
-        rng: Not used: the level is the same for all.
-        sigma: The standard deviation, in units of the data (images span 2 units, from -1 to 1).
+        rng: The source of the levels, where they vary.
+        sigma: The standard deviation, in units of the data (images span 2 units, from -1 to 1); or two, between which it is drawn
+            uniformly on a logarithmic scale.
+        per: Whether a drawn level is that of a "sample" or of each "pixel".
+
+    Raises:
+        RecipeError: If the two levels are not in order or one of them is zero.
     """
-    return Gaussian(torch.full((n, *[1] * len(shape)), float(sigma)))
+    if not isinstance(sigma, list):
+        return Gaussian(torch.full((n, *[1] * len(shape)), float(sigma)))
+    low, high = sigma
+    if not 0 < low <= high:
+        raise RecipeError(f"gaussian: sigma as a range is two positive numbers in order, got {sigma}")
+    drawn = torch.rand(n, *(shape if per == "pixel" else [1] * len(shape)), generator=rng)
+    return Gaussian(low * (high / low) ** drawn)

@@ -1,44 +1,15 @@
 """Random inpainting: each pixel is measured with some probability."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
-from torch import Generator, Tensor
+from torch import Generator
 
-from invem import SVD, LinearOperator
-
-
-@dataclass(frozen=True, eq=False)
-class Mask(LinearOperator):
-    """A x = mask * x. A hidden pixel measures zero plus noise.
-
-    Attributes:
-        mask: 1 where a pixel is measured and 0 where it is hidden, shape (B, 1 or C, H, W), or (B, d) for vectors.
-    """
-
-    mask: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.mask * x
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.mask * y
-
-    def pinv(self, y: Tensor) -> Tensor:
-        return self.mask * y
-
-    def svd(self) -> SVD:
-        def flat(x: Tensor) -> Tensor:
-            return x.flatten(1)
-
-        def whole(z: Tensor) -> Tensor:
-            return z.reshape(len(z), *self.shape)
-
-        return SVD(self.mask.expand(-1, *self.shape).flatten(1), whole, flat, whole, flat)
+from invem import Mask, examples
 
 
+@examples({"per": "channel"})
 def random_mask(
     n: int,
     shape: tuple[int, ...],

@@ -1,0 +1,66 @@
+"""Fourier space: the orthonormal transform of complex images as two channels, and the masks of accelerated MRI."""
+
+import torch
+from torch import Generator, Tensor
+
+from invem.errors import RecipeError
+
+__all__ = ["fourier", "fourier_adjoint", "kspace_mask"]
+
+
+def fourier(x: Tensor) -> Tensor:
+    """Returns the centred orthonormal 2-D Fourier transform. x: (..., 2, H, W), real and imaginary part."""
+    z = torch.view_as_complex(x.movedim(-3, -1).contiguous())
+    z = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(z, (-2, -1)), norm="ortho"), (-2, -1))
+    return torch.view_as_real(z).movedim(-1, -3)
+
+
+def fourier_adjoint(y: Tensor) -> Tensor:
+    """Returns the adjoint of `fourier`, which is its inverse. y: (..., 2, H, W)."""
+    z = torch.view_as_complex(y.movedim(-3, -1).contiguous())
+    z = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(z, (-2, -1)), norm="ortho"), (-2, -1))
+    return torch.view_as_real(z).movedim(-1, -3)
+
+
+def kspace_mask(
+    name: str, n: int, size: tuple[int, int], rng: Generator, acceleration: int, centre: float, pattern: str, lines: str
+) -> Tensor:
+    """Draws n Cartesian masks, shape (n, 1, H, W), zero frequency at the centre.
+
+    Args:
+        name: The operator, for messages.
+        n: The number of masks.
+        size: (H, W).
+        rng: Their source.
+        acceleration: One over the share that is measured, the centre included.
+        centre: The share that is always measured.
+        pattern: "random", "equispaced" or "variable".
+        lines: "columns" or "points".
+
+    Raises:
+        RecipeError: If the centre alone is more than is to be measured, or points are to be equispaced.
+    """
+    height, width = size
+    if pattern == "equispaced" and lines == "points":
+        raise RecipeError(f"{name}: pattern equispaced is for lines: columns")
+    if centre * acceleration > 1:
+        raise RecipeError(f"{name}: centre must be at most 1/acceleration = {1 / acceleration:.3g}, got {centre}")
+    x = (torch.arange(width) - width // 2) / (width / 2)
+    y = (torch.arange(height) - height // 2) / (height / 2)
+    distance = x.abs() if lines == "columns" else torch.maximum(y.abs()[:, None], x.abs()).flatten()
+    total = len(distance)
+    wanted = max(1, round(total / acceleration))
+    kept = min(wanted, max(1, round(centre * total))) if centre else 0
+    inner = distance.argsort(stable=True)[:kept]
+    if pattern == "equispaced":
+        offset = torch.randint(acceleration, (n, 1), generator=rng)
+        mask = ((torch.arange(total) + offset) % acceleration == 0).float()
+        mask[:, inner] = 1
+    else:
+        # The largest keys of Efraimidis and Spirakis: a weighted draw without replacement.
+        weight = torch.ones(total) if pattern == "random" else (1 - distance.clamp(max=1)).square() + 0.02
+        keys = torch.rand(n, total, generator=rng).log() / weight
+        keys[:, inner] = 1
+        mask = torch.zeros(n, total).scatter_(1, keys.topk(wanted).indices, 1.0)
+    whole = mask[:, None, None].expand(n, 1, height, width) if lines == "columns" else mask.reshape(n, 1, height, width)
+    return whole.contiguous()

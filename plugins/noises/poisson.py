@@ -1,0 +1,49 @@
+"""Photon counting."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+from torch import Generator, Tensor
+
+from invem import NoiseModel, examples
+
+FLOOR = 1e-3  # photons: below it the rate is taken as constant, so that the logarithm stays finite
+
+
+@dataclass(frozen=True, eq=False)
+class Poisson(NoiseModel):
+    """y = 2 k/peak - 1 with k ~ Poisson(peak (A(x) + 1)/2): counts of photons, brought back to the range of the data.
+
+    Attributes:
+        peak: The mean count of a pixel of value 1, shape (B, 1, ...).
+    """
+
+    peak: Tensor
+
+    def _rate(self, clean: Tensor) -> Tensor:
+        return (self.peak * (clean + 1) / 2).clamp(min=FLOOR)
+
+    def sample(self, clean: Tensor, rng: Generator) -> Tensor:
+        counts = torch.poisson(self._rate(clean).cpu(), generator=rng).to(clean)
+        return 2 * counts / self.peak - 1
+
+    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        rate, counts = self._rate(clean), self.peak * (y + 1) / 2
+        return (counts * rate.log() - rate - torch.lgamma(counts.clamp(min=0) + 1)).flatten(1).sum(1)
+
+
+@examples({"peak": 5.0})
+def poisson(
+    n: int, shape: tuple[int, ...], rng: Generator, *, peak: Annotated[float, Gt(0)] = 100.0
+) -> Poisson:
+    """Counts photons. Values of -1 are dark and of 1 give `peak` photons on average.
+
+    Args:
+        n: The number of observations.
+        shape: The shape of one measurement.
+        rng: Not used: the peak is the same for all.
+        peak: The mean count of the brightest pixel; a dim image has few.
+    """
+    return Poisson(torch.full((n, *[1] * len(shape)), peak))

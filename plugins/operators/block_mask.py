@@ -1,0 +1,37 @@
+"""Block inpainting: square patches are measured with some probability."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Interval
+from torch import Generator
+
+from invem import Mask, RecipeError, image_shape
+
+
+def block_mask(
+    n: int,
+    shape: tuple[int, ...],
+    rng: Generator,
+    *,
+    keep: Annotated[float, Interval(gt=0, le=1)] = 0.5,
+    size: Annotated[int, Ge(1)] = 4,
+) -> Mask:
+    """Measures each square patch with probability `keep`, a new mask for each observation.
+
+    Args:
+        n: The number of observations.
+        shape: (C, H, W).
+        rng: The source of the masks.
+        keep: The probability that a patch is measured.
+        size: The edge of a patch, in pixels; patches at the right and the lower border may be smaller.
+
+    Raises:
+        RecipeError: If a patch is larger than the image.
+    """
+    _, height, width = image_shape("block-mask", shape)
+    if size > min(height, width):
+        raise RecipeError(f"block-mask: size must be at most {min(height, width)} for images of {height}×{width}, got {size}")
+    blocks = (torch.rand(n, 1, -(-height // size), -(-width // size), generator=rng) < keep).float()
+    mask = blocks.repeat_interleave(size, 2).repeat_interleave(size, 3)[..., :height, :width]
+    return Mask(shape, mask.contiguous())

@@ -1,0 +1,65 @@
+"""Computed tomography with a fan beam."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Interval
+from torch import Generator, Tensor
+
+from invem import Geometry, LinearOperator, RecipeError, backproject, cg, examples, image_shape, project
+
+
+@dataclass(frozen=True, eq=False)
+class FanBeam(LinearOperator):
+    """A x = the means of x over the narrow wedges between a source and equiangular detectors, for each position of the source.
+
+    Attributes:
+        geometry: The positions of the source, its distance, and the detectors.
+    """
+
+    geometry: Geometry
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return project(self.geometry, x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return backproject(self.geometry, y)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """Returns A^+ y, by conjugate gradients on A A^T."""
+        z = cg(lambda u: self(self.adjoint(u.reshape(y.shape))).flatten(1), y.flatten(1), 500, tol=1e-7).x
+        return self.adjoint(z.reshape(y.shape))
+
+
+@examples({"angles": 6, "detectors": 1.0})
+def fan_beam(
+    n: int,
+    shape: tuple[int, ...],
+    rng: Generator,
+    *,
+    angles: Annotated[int, Ge(1)] = 60,
+    limit: Annotated[float, Interval(gt=0, le=360)] = 360.0,
+    distance: Annotated[float, Gt(0.75)] = 2.0,
+    detectors: Annotated[float, Interval(gt=0, le=4)] = 1.5,
+) -> FanBeam:
+    """Projects each image from a source that goes around it (fan-beam tomography with an arc of equiangular detectors).
+
+    Args:
+        n: The number of observations; the operator is the same for all.
+        shape: (C, H, H): square images.
+        rng: Not used.
+        angles: The number of positions of the source.
+        limit: The range of positions, in degrees; 360 is a full turn.
+        distance: The distance of the source from the centre, in units of the height of the image.
+        detectors: Detectors for each pixel of the height of the image; they cover the circle around it.
+
+    Raises:
+        RecipeError: If the images are not square.
+    """
+    _, height, width = image_shape("fan-beam", shape)
+    if height != width:
+        raise RecipeError(f"fan-beam needs square images, got {height}×{width}")
+    step = math.radians(limit) / angles
+    positions = tuple(step * k for k in range(angles))
+    return FanBeam(shape, Geometry(height, positions, max(2, round(detectors * height)), distance * height))

@@ -1,0 +1,51 @@
+"""Inpainting by masks from a file."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator
+
+from invem import DataError, Mask, RecipeError, examples, image_shape
+
+
+def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
+    mask = np.indices(shape[1:]).sum(0) % 3 > 0
+    np.save(folder / "mask.npy", mask)
+    return {"file": str(folder / "mask.npy")}
+
+
+@examples(_example)
+def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> Mask:
+    """Measures the pixels where a mask from a file is not zero.
+
+    Args:
+        n: The number of observations.
+        shape: (C, H, W).
+        rng: The source of the choice, where the file holds several masks.
+        file: A PNG or TIFF image, or a .npy file with one mask (H, W), or with several (N, H, W), of which each observation gets a
+            random one.
+
+    Raises:
+        DataError: If the file is missing or cannot be read.
+        RecipeError: If its shape is not that of the images, or nothing is measured.
+    """
+    _, height, width = image_shape("mask-file", shape)
+    path = Path(file).expanduser()
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path, formats=("PNG", "TIFF")) as image:
+                values = np.asarray(image.convert("L"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"mask-file: {file} cannot be read: {error}") from None
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.shape[1:] != (height, width) or not len(values):
+        raise RecipeError(f"mask-file: {file} has the shape {values.shape}, and the images are {height}×{width}")
+    masks = torch.from_numpy(np.ascontiguousarray(values != 0)).float()
+    if not bool(masks.flatten(1).any(1).all()):
+        raise RecipeError(f"mask-file: {file} has a mask in which nothing is measured")
+    return Mask(shape, masks[torch.randint(len(masks), (n,), generator=rng), None])

@@ -1,0 +1,82 @@
+"""Accelerated multi-coil MRI."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Interval
+from torch import Generator, Tensor
+
+from invem import LinearOperator, RecipeError, examples, fourier, fourier_adjoint, image_shape, kspace_mask, shared
+
+
+@dataclass(frozen=True, eq=False)
+class MultiCoilMRI(LinearOperator):
+    """A x = (mask * F (s_c * x)) for each coil c, with complex images as two channels.
+
+    Attributes:
+        mask: 1 where a frequency is measured, shape (B, 1, H, W).
+        coils: The sensitivities s, sum over c of |s_c|^2 = 1, shape (coils, 2, H, W).
+    """
+
+    mask: Tensor
+    coils: Tensor = shared()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        s, z = self._complex(self.coils), self._complex(x)
+        seen = torch.view_as_real(s * z[:, None]).movedim(-1, 2)
+        return self.mask * fourier(seen).flatten(1, 2)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        seen = fourier_adjoint((self.mask * y).unflatten(1, (-1, 2)))
+        total = (self._complex(self.coils).conj() * self._complex(seen)).sum(1)
+        return torch.view_as_real(total).movedim(-1, 1)
+
+    @staticmethod
+    def _complex(x: Tensor) -> Tensor:
+        return torch.view_as_complex(x.movedim(-3, -1).contiguous())
+
+
+def _birdcage(coils: int, height: int, width: int) -> Tensor:
+    """Simulates a birdcage: coils on a circle of 1.5 times the half width, whose field falls with the distance and turns with the angle."""
+    angle = 2 * math.pi * torch.arange(coils)[:, None, None] / coils
+    row, column = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
+    dy, dx = row - 1.5 * angle.sin(), column - 1.5 * angle.cos()
+    s = torch.polar(1 / torch.hypot(dx, dy), torch.atan2(dx, -dy) + angle)
+    s = s / s.abs().square().sum(0, keepdim=True).sqrt()
+    return torch.view_as_real(s).movedim(-1, 1).contiguous()
+
+
+@examples({"coils": 3, "acceleration": 2, "pattern": "equispaced"})
+def multi_coil_mri(
+    n: int,
+    shape: tuple[int, ...],
+    rng: Generator,
+    *,
+    coils: Annotated[int, Ge(1)] = 8,
+    acceleration: Annotated[int, Ge(1)] = 4,
+    centre: Annotated[float, Interval(ge=0, le=1)] = 0.08,
+    pattern: Literal["random", "equispaced", "variable"] = "equispaced",
+    lines: Literal["columns", "points"] = "columns",
+) -> MultiCoilMRI:
+    """Measures a part of the Fourier coefficients of what each coil of a simulated birdcage sees, a new mask for each observation.
+
+    Args:
+        n: The number of observations.
+        shape: (2, H, W): real and imaginary part.
+        rng: The source of the masks.
+        coils: The number of coils.
+        acceleration: One over the share of the frequencies that is measured.
+        centre: The share of the frequencies that are always measured, at the centre.
+        pattern: How the others are chosen: at "random", "equispaced" from a random offset, or with a "variable" density.
+        lines: Whether whole "columns" are measured, or single "points".
+
+    Raises:
+        RecipeError: If the images have not two channels.
+    """
+    channels, height, width = image_shape("multi-coil-mri", shape)
+    if channels != 2:
+        raise RecipeError(f"multi-coil-mri needs complex images: 2 channels, real and imaginary part; got {channels}")
+    mask = kspace_mask("multi-coil-mri", n, (height, width), rng, acceleration, centre, pattern, lines)
+    return MultiCoilMRI(shape, mask, _birdcage(coils, height, width))

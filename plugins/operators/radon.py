@@ -1,0 +1,76 @@
+"""Computed tomography with parallel beams."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Interval
+from torch import Generator, Tensor
+
+from invem import Geometry, LinearOperator, RecipeError, backproject, cg, examples, image_shape, project
+
+
+@dataclass(frozen=True, eq=False)
+class Radon(LinearOperator):
+    """A x = the means of x over strips one detector wide, for each angle: exact integrals of square pixels, as one sparse matrix.
+
+    The adjoint is the transpose of that matrix. Values are in units of the data times the width of the image.
+
+    Attributes:
+        geometry: The directions and the detectors, one pixel wide each.
+    """
+
+    geometry: Geometry
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return project(self.geometry, x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return backproject(self.geometry, y)
+
+    def filtered(self, y: Tensor) -> Tensor:
+        """Filtered back-projection with the ramp filter of Ram and Lak (1971), the classical reconstruction, shape (B, *shape)."""
+        n, angles = self.geometry.detectors, self.geometry.angles
+        at = torch.arange(-n, n + 1, device=y.device, dtype=y.dtype)
+        ramp = torch.where(at % 2 == 0, 0.0, -1 / (math.pi * at.masked_fill(at == 0, 1)) ** 2)
+        ramp[n] = 0.25
+        size = 4 * n
+        spectrum = torch.fft.rfft(y, size) * torch.fft.rfft(ramp, size)
+        filtered = torch.fft.irfft(spectrum, size)[..., n : 2 * n]
+        step = angles[1] - angles[0] if len(angles) > 1 else math.pi
+        return self.adjoint(filtered) * (step * self.shape[-1] ** 2)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """Returns A^+ y: conjugate gradients on A A^T, because filtered back-projection alone does not satisfy A A^+ A = A."""
+        z = cg(lambda u: self(self.adjoint(u.reshape(y.shape))).flatten(1), y.flatten(1), 500, tol=1e-7).x
+        return self.adjoint(z.reshape(y.shape))
+
+
+@examples({"angles": 6}, {"angles": 5, "limit": 90.0})
+def radon(
+    n: int,
+    shape: tuple[int, ...],
+    rng: Generator,
+    *,
+    angles: Annotated[int, Ge(1)] = 60,
+    limit: Annotated[float, Interval(gt=0, le=180)] = 180.0,
+) -> Radon:
+    """Projects each image along equispaced directions (parallel-beam tomography): few angles, or a limited range of them.
+
+    Args:
+        n: The number of observations; the operator is the same for all.
+        shape: (C, H, H): square images.
+        rng: Not used.
+        angles: The number of directions.
+        limit: The range of directions, in degrees; 180 is complete.
+
+    Raises:
+        RecipeError: If the images are not square.
+    """
+    _, height, width = image_shape("radon", shape)
+    if height != width:
+        raise RecipeError(f"radon needs square images, got {height}×{width}")
+    step = math.radians(limit) / angles
+    detectors = math.ceil(height * 2**0.5)
+    return Radon(shape, Geometry(height, tuple(step * k for k in range(angles)), detectors + (detectors + height) % 2))

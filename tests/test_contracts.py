@@ -1,0 +1,168 @@
+"""Every component of the catalogue goes through the contracts of its kind; and the contracts catch what they are for."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from invem_plugins.samplers.dps import DPS
+
+from invem import LinearOperator, Operator, RecipeError
+from invem.engine.catalog import Catalog
+from invem.testing import KINDS, Result, check, contracts
+
+CATALOG = Catalog.load()
+COMPONENTS = [(kind, name) for kind in KINDS for name in sorted(CATALOG.offers[kind])]
+
+
+def test_every_kind_has_contracts():
+    assert set(KINDS) == set(CATALOG.offers)
+
+
+@pytest.mark.parametrize(("kind", "name"), COMPONENTS, ids=lambda word: word)
+def test_component(kind, name):
+    results = check(kind, CATALOG.find(kind, name).load())
+    assert [r for r in results if r.passed is False] == []
+    assert any(r.passed for r in results)
+
+
+# Mutants: an operator or a sampler with one mistake, and the contract that must catch it.
+
+
+@dataclass(frozen=True, eq=False)
+class Right(LinearOperator):
+    weight: torch.Tensor
+
+    def __call__(self, x):
+        return self.weight * x
+
+    def adjoint(self, y):
+        return self.weight * y
+
+
+class AdjointOfTheFirst(Right):
+    def adjoint(self, y):
+        return self.weight[:1] * y
+
+
+class AdjointIsItsInput(Right):
+    def adjoint(self, y):
+        return y
+
+
+class WrongScale(Right):
+    def adjoint(self, y):
+        return 1.01 * self.weight * y
+
+
+class KeepsState(Right):
+    def __call__(self, x):
+        count = self.__dict__["count"] = self.__dict__.get("count", 0) + 1
+        return self.weight * x * (1 + 0.1 * count)
+
+
+class Redrawn(Right):
+    def __call__(self, x):
+        return (torch.rand(self.weight.shape) < 0.5) * x
+
+    def adjoint(self, y):
+        return (torch.rand(self.weight.shape) < 0.5) * y
+
+
+class ChangesItsInput(Right):
+    def __call__(self, x):
+        return x.mul_(self.weight)
+
+
+class MixesTheBatch(Right):
+    def __call__(self, x):
+        return self.weight * x / x.abs().max()
+
+    adjoint = Operator.adjoint
+
+
+class NotLinear(Right):
+    def __call__(self, x):
+        return self.weight * x + 1
+
+
+class FalsePinv(Right):
+    def pinv(self, y):
+        return self.weight * y
+
+
+class UpCasts(Right):
+    def __call__(self, x):
+        return self.weight.double() * x
+
+
+def law(kind):
+    return lambda n, shape, rng: kind(shape, 1 + torch.rand(n, *shape, generator=rng))
+
+
+@pytest.mark.parametrize(
+    ("mutant", "contract"),
+    [
+        (AdjointOfTheFirst, "adjoint"),
+        (AdjointIsItsInput, "adjoint"),
+        (WrongScale, "adjoint"),
+        (KeepsState, "changes nothing"),
+        (Redrawn, "changes nothing"),
+        (ChangesItsInput, "changes nothing"),
+        (MixesTheBatch, "per sample"),
+        (NotLinear, "linear"),
+        (FalsePinv, "A pinv A = A"),
+        (UpCasts, "dtype and device"),
+    ],
+)
+def test_an_operator_with_a_mistake_is_caught(mutant, contract):
+    assert all(r.passed is not False for r in check("operators", law(Right)))
+    failed = {r.contract for r in check("operators", law(mutant)) if r.passed is False}
+    assert contract in failed
+
+
+def test_a_law_that_uses_the_global_generator_is_caught():
+    (result,) = check("operators", lambda n, shape, rng: Right(shape, torch.rand(n, *shape)), "drawn once")
+    assert result.passed is False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeBatchNorm(DPS):
+    """DPS as in four public codes: the norm is that of the batch."""
+
+    def __call__(self, denoiser, m, rng):
+        sigmas = self.schedule.grid(self.steps).tolist()
+        x_t = sigmas[0] * rng.normal(*m.shape)
+        for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+            with torch.enable_grad():
+                x_t = x_t.detach().requires_grad_()
+                x_hat = denoiser(x_t, sigma)
+                (grad,) = torch.autograd.grad((m.y - m.A(x_hat)).norm(), x_t)
+            keep = s**2 / sigma**2
+            x_t = x_hat.detach() + keep * (x_t.detach() - x_hat.detach()) - grad
+            if s > 0:
+                x_t = x_t + s * (1 - keep) ** 0.5 * rng.normal_like(x_t)
+        return x_t.detach()
+
+
+def test_the_norm_of_the_batch_is_caught():
+    failed = {r.contract for r in check("samplers", lambda: WholeBatchNorm(steps=16)) if r.passed is False}
+    assert {"samples apart", "batch size"} <= failed
+    assert all(r.passed is not False for r in check("samplers", lambda: DPS(steps=16)))
+
+
+def test_the_contracts_of_an_author_are_a_test():
+    test = contracts("operators", law(Right))
+    test("adjoint")
+    with pytest.raises(AssertionError, match="adjoint"):
+        contracts("operators", law(WrongScale))("adjoint")
+    with pytest.raises(RecipeError, match="there is no kind"):
+        check("operator", law(Right))
+
+
+def test_a_law_that_accepts_nothing_fails():
+    def refuses(n, shape, rng):
+        raise RecipeError("no")
+
+    assert check("operators", refuses)[0] == Result(
+        "adjoint", False, detail="it accepts none of the shapes and options that were tried"
+    )
