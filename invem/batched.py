@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-__all__ = ["Batched", "Index", "Rng", "shared"]
+__all__ = ["Batched", "Index", "Rng", "shared", "wide"]
 
 Index = int | slice | Tensor
 
@@ -88,6 +88,11 @@ class Batched:
 def _seed(*key: int | str) -> int:
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def wide(x: Tensor) -> Tensor:
+    """Returns x in float64, or in float32 on a device that has no float64 (MPS)."""
+    return x.float() if x.device.type == "mps" else x.double()
 
 
 class Rng:

@@ -14,8 +14,8 @@ from invem.errors import DataError, InvemError, RecipeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from invem.engine.catalog import Catalog
-    from invem.engine.plan import Plan
+    from invem.engine.catalog import Catalog, Component
+    from invem.engine.plan import Facts, Plan
     from invem.engine.recipe import Loaded
     from invem.engine.run import Run
 
@@ -27,6 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+plugin = typer.Typer(help="Plugins: what is installed, a new one, and whether one keeps the contracts.", no_args_is_help=True)
+app.add_typer(plugin, name="plugin")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, such as phases.em.rounds=2.")]
@@ -56,22 +59,34 @@ def _load(recipe: Path, overrides: list[str] | None, smoke: bool) -> "tuple[Load
     return loaded, catalog
 
 
-def _plan(recipe: Path, overrides: list[str] | None, smoke: bool = False, device: str | None = None) -> "Plan":
+def _plan(
+    recipe: Path, overrides: list[str] | None, smoke: bool = False, device: str | None = None, facts: "Facts | None" = None
+) -> "Plan":
     from invem.engine.plan import make
 
     extra = [f"compute.device={device}"] if device else []
-    plan = make(*_load(recipe, [*(overrides or []), *extra], smoke))
+    plan = make(*_load(recipe, [*(overrides or []), *extra], smoke), facts)
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return plan
 
 
 def _open(run: Path, device: str | None = None) -> "Run":
+    from invem.engine import store
+    from invem.engine.plan import Facts
     from invem.engine.run import Run
 
     if not (run / "run.json").is_file():
         raise RecipeError(f"{run}: not a run directory (there is no run.json in it)")
-    return Run(_plan(run / "recipe.yaml", [], device=device), run)
+    about = store.read_json(run / "run.json")
+    try:
+        data, text = about["data"], about["recipe"]
+        facts = Facts(tuple(data["shape"]), tuple(data["range"]), data["whole_train"], data["whole_test"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{run / 'run.json'}: damaged: {error} is missing") from error
+    if not (run / "recipe.yaml").is_file() or (run / "recipe.yaml").read_text("utf-8") != text:
+        raise RecipeError(f"{run / 'recipe.yaml'}: changed since the run was begun; begin a new run with it")
+    return Run(_plan(run / "recipe.yaml", [], device=device, facts=facts), run)
 
 
 class _Signals:
@@ -142,18 +157,25 @@ def run(
     if out is None:
         names = (Path("runs") / (recipe.stem + (f"-{i}" if i else "")) for i in range(10000))
         out = next(name for name in names if not name.exists())
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(p.name != "recipe.yaml" and not p.name.startswith(".") for p in out.iterdir())):
         raise RecipeError(f"{out}: exists already; choose another --out, or go on with it: invem resume {out}")
     _carry_out(plan, out, as_json)
 
 
 @app.command()
-def resume(run: RunPath, device: Device = None, as_json: AsJson = False) -> None:
+def resume(
+    run: RunPath,
+    device: Device = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on though a component is of another version now.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Go on with a run that was stopped or killed."""
     opened = _open(run, device)
-    before = json.loads((run / "run.json").read_text("utf-8"))["components"]
-    if before != opened.plan.components:
-        raise RecipeError(f"{run}: it was begun with other versions of its components; go back to those, or begin a new run")
+    before = json.loads((run / "run.json").read_text("utf-8")).get("components", [])
+    changed = [row for row in before if row not in opened.plan.components]
+    if changed and not force:
+        was = ", ".join(f"{row['name']} of {row['distribution']} {row['version']}" for row in changed)
+        raise RecipeError(f"{run}: it was begun with {was}; go back to that, or add --force")
     _carry_out(opened.plan, run, as_json)
 
 
@@ -273,14 +295,16 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Restore new observations with the newest prior of a run: mean, standard deviation and posterior draws."""
-    import numpy as np
-
     from invem.engine import store
     from invem.engine.progress import follow
 
     path = out or run / f"restored-{observations.stem}.safetensors"
     if path.suffix not in (".safetensors", ".npz"):
         raise RecipeError(f"{path}: the name must end in .safetensors or .npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be written: {error.strerror}") from error
     opened = _open(run, device)
     try:
         m = opened.observed(_observations(observations, opened))
@@ -289,7 +313,7 @@ def restore(
     x = [record for record in follow(opened.restore(m, draws, seed)) if record.event == "restored"][-1].data["draws"]
     tensors = {"mean": x.mean(1), "std": x.std(1, correction=1 if draws > 1 else 0), "draws": x}
     if path.suffix == ".npz":
-        np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+        store.write_arrays(path, tensors)
     else:
         store.write(path, tensors, {"run": str(run), "seed": seed})
     _print({"restored": str(path), "observations": len(m), "draws": draws, "shape": list(opened.plan.shape)}, as_json)
@@ -336,8 +360,120 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    plugins_dir: Annotated[Path | None, typer.Option("--plugins-dir", help="A folder whose Python files are plugins too.")] = None,
+    no_plugins: Annotated[bool, typer.Option("--no-plugins", help="Use nothing but what comes with invem.")] = False,
+) -> None:
     """Learn a clean diffusion prior from corrupted observations, and restore with it."""
+    if plugins_dir is not None:
+        os.environ["INVEM_PLUGINS_DIR"] = str(plugins_dir)
+    if no_plugins:
+        os.environ["INVEM_PLUGINS"] = ""
+
+
+@plugin.command(name="list")
+def plugin_list(as_json: AsJson = False) -> None:
+    """List the plugins that were asked: what each offers, how long its import took, and what is wrong with it."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from invem.engine.catalog import Catalog
+
+    rows = [asdict(found) for found in Catalog.load().plugins]
+    if as_json:
+        _print(rows, True)
+        return
+    table = Table("distribution", "version", "plugin", "components", "import", "status")
+    for row in rows:
+        names = ", ".join(row["components"])
+        table.add_row(
+            row["distribution"], row["version"], row["name"], names, f"{1000 * row['seconds']:.0f} ms", "; ".join(row["errors"]) or "ok"
+        )
+    console = Console()
+    Console(width=console.width if console.is_terminal else 160).print(table)
+
+
+@plugin.command(name="new")
+def plugin_new(
+    name: Annotated[str, typer.Argument(help="The component's name in a recipe, in kebab-case.")],
+    kind: Annotated[str, typer.Option("--kind", help="operator, noise, network, sampler, objective, dataset or metric.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The folder; invem-NAME if left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a small distribution with one component, complete with its test."""
+    from invem.engine import scaffold
+
+    folder = out or Path(f"invem-{name}")
+    files = [str(path) for path in scaffold.write(name, kind, folder)]
+    _print({"files": files, "next": f"pip install -e '{folder}[test]' && pytest {folder}"}, as_json)
+
+
+@plugin.command(name="check")
+def plugin_check(
+    names: Annotated[list[str], typer.Argument(metavar="NAME|KIND|MODULE", help="A component, a kind, or a module that is not installed.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the contracts on components and print what was measured; exit code 1 if one fails."""
+    from invem import testing
+
+    rows = []
+    for component in _components(names):
+        for result in testing.check(component.kind, component.load()):
+            rows.append({"kind": component.kind, "name": component.name, **result._asdict()})
+    if as_json:
+        _print(rows, True)
+    elif markdown:
+        print("| component | contract | result | measured | at most |\n|---|---|---|---:|---:|")
+        for row in rows:
+            print("| " + " | ".join(_cells(row)) + " |")
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("component", "contract", "result", "measured", "at most", "where")
+        for row in rows:
+            table.add_row(*_cells(row), row["detail"] if row["passed"] is False else "")
+        console = Console()
+        Console(width=console.width if console.is_terminal else 160).print(table)
+    if any(row["passed"] is False for row in rows):
+        raise typer.Exit(1)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.1e}" if value and abs(value) < 0.01 else f"{value:.3g}"
+
+    word = "FAILS" if row["passed"] is False else "" if row["passed"] is None else "reported" if row["tolerance"] is None else "holds"
+    return [f"{row['kind']}/{row['name']}", row["contract"], word, number(row["value"]), number(row["tolerance"])]
+
+
+def _components(names: list[str]) -> "list[Component]":
+    """Finds components by name, kind/name, kind, or in a module that offers them."""
+    from importlib import import_module
+
+    from invem.engine.catalog import KINDS, Catalog, Plugin
+    from invem.errors import PluginError, suggest
+
+    catalog, found = Catalog.load(), []
+    for name in names:
+        every = {kind: [c for offers in catalog.offers[kind].values() for c in offers] for kind in KINDS}
+        kind, _, bare = name.rpartition("/")
+        named = [c for k in KINDS for c in every[k] if c.name == bare and kind in ("", k, c.distribution)]
+        matches = every[name] if name in KINDS else named
+        if not matches:
+            own = Catalog()
+            own.ask(lambda name=name: import_module(name), Plugin(name, name, "?"))  # type: ignore[misc]
+            matches = [c for k in KINDS for offers in own.offers[k].values() for c in offers]
+            if not matches:
+                known = [c.name for k in KINDS for c in every[k]]
+                why = "; ".join(own.problems) if name.replace("_", "").isalnum() and name not in known else ""
+                raise PluginError(f"there is no component and no module '{name}'{suggest(name, known)} {why}".rstrip())
+        found += matches
+    return found
 
 
 def main() -> None:
@@ -348,8 +484,10 @@ def main() -> None:
         kind = "" if isinstance(error, RecipeError) and "\n" in str(error) else "error: "
         print(f"{kind}{error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except MemoryError:
-        print("error: out of memory", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in ("out of memory", "can't allocate memory")):
+            raise
+        print("error: out of memory: smaller batches need less", file=sys.stderr)
         sys.exit(6)
     except BrokenPipeError:
         os._exit(0)

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from invem.batched import Batched, Rng, shared
+from invem.batched import Batched, Rng, shared, wide
 from invem.linalg import DPLR, cg
 from invem.measurement import Measurement
 
@@ -49,8 +49,8 @@ class Gaussian(Batched):
     def fit(cls, x: Tensor, rank: int, floor: float = 1e-6) -> Self:
         """Fits mean, rank-r factor and diagonal to signals by maximum likelihood (factor analysis).
 
-        For d <= 2048 the fixed point of Jöreskog (1967) is iterated, F = D^1/2 U (L - I)^1/2 with U, L the leading
-        eigenpairs of D^-1/2 S D^-1/2 and D = diag(S - F F^T); above that F comes from a randomised SVD.
+        The fixed point of Jöreskog (1967) is iterated, F = D^1/2 U (L - I)^1/2 with U, L the leading eigenpairs of D^-1/2 S D^-1/2 and
+        D = diag(S - F F^T); for d > 2048 they come from subspace iteration on the signals, and S is not formed.
 
         Args:
             x: Signals, shape (N, *shape), N >= 2.
@@ -63,23 +63,20 @@ class Gaussian(Batched):
         mean = flat.mean(0)
         centred = flat - mean
         variance = centred.square().mean(0).double().clamp(min=floor)
-        if d > 2048:
-            generator_state = torch.random.get_rng_state()
-            torch.random.manual_seed(0)
-            _, s, v = torch.svd_lowrank(centred, q=min(rank + 8, d, n), niter=4)
-            torch.random.set_rng_state(generator_state)
-            factor = (v[:, :rank] * s[:rank] / math.sqrt(n)).double()
-        else:
-            sample = (centred.T @ centred).double() / n
-            diag = variance if rank < d else torch.full_like(variance, floor)
-            for _ in range(100 if rank < d else 1):
-                last, root = diag, diag.sqrt()
+        sample = (centred.T @ centred).double() / n if d <= 2048 else None
+        basis = torch.randn(d, min(rank + 8, d, n), generator=Rng.generator("fit", d)).to(flat)
+        diag = variance if rank < d else torch.full_like(variance, floor)
+        for k in range(100 if rank < d else 1):
+            last, root = diag, diag.sqrt()
+            if sample is not None:
                 values, vectors = torch.linalg.eigh(sample / (root[:, None] * root))
-                lead = (values[-rank:] - 1).clamp(min=0).sqrt() if rank else values[:0]
-                factor = root[:, None] * vectors[:, d - rank :] * lead
-                diag = (variance - factor.square().sum(1)).clamp(min=floor)
-                if bool(((diag - last).abs() < 1e-3 * variance).all()):
-                    break
+            else:
+                values, vectors, basis = _leading(centred / root.to(flat), basis, 3 if k else 8)
+            lead = (values[len(values) - rank :] - 1).clamp(min=0).sqrt()
+            factor = root[:, None] * vectors[:, len(values) - rank :] * lead
+            diag = (variance - factor.square().sum(1)).clamp(min=floor)
+            if bool(((diag - last).abs() < 1e-3 * variance).all()):
+                break
         diag = (variance - factor.square().sum(1)).clamp(min=floor)
         return cls(mean.reshape(x.shape[1:]), DPLR(diag.to(x.dtype), factor.to(x.dtype)))
 
@@ -90,7 +87,7 @@ class Gaussian(Batched):
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         """Returns E[x | x_t] = mean + C (C + sigma^2 I)^-1 (x_t - mean). sigma: one level, or (B, 1, ...)."""
         gap = (x_t - self.mean).flatten(1)
-        var = sigma.double() ** 2
+        var = wide(sigma) ** 2
         var = var.reshape(()) if var.numel() == 1 else var.reshape(-1, 1)
         return x_t - (var * self.cov.solve(gap, var)).to(x_t.dtype).reshape(x_t.shape)
 
@@ -116,3 +113,11 @@ class Gaussian(Batched):
 
         u = cg(lambda v: var * v + m.A(pull(v)).flatten(1), r.flatten(1), iterations, tol).x
         return pull(u)
+
+
+def _leading(x: Tensor, basis: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the leading eigenvalues of x^T x / n, ascending, their eigenvectors, and a basis to begin the next time with. x: (n, d)."""
+    for _ in range(iterations):
+        basis = torch.linalg.qr(x.T @ (x @ basis)).Q
+    values, turn = torch.linalg.eigh((x @ basis).T.double() @ (x @ basis).double() / len(x))
+    return values, basis.double() @ turn, basis

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from invem.batched import Batched, Rng, shared
+from invem.batched import Batched, Rng, shared, wide
 
 __all__ = ["DPLR", "Krylov", "Solution", "cg", "gmres", "sqrt_matvec"]
 
@@ -36,7 +36,7 @@ class Solution(NamedTuple):
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a.double() * b.double()).sum(-1, keepdim=True)
+    return (wide(a) * wide(b)).sum(-1, keepdim=True)
 
 
 def cg(matvec: Matvec, b: Tensor, iterations: int, tol: float = 0.0, x0: Tensor | None = None) -> Solution:
@@ -100,7 +100,7 @@ def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
     """
     beta = _dot(b, b).sqrt()
     basis = [_unit(b, beta, beta)]
-    h = b.new_zeros(len(b), iterations + 1, iterations, dtype=torch.float64)
+    h = b.new_zeros(len(b), iterations + 1, iterations, dtype=beta.dtype)
     for j in range(iterations):
         w = matvec(basis[j])
         size = _dot(w, w).sqrt()
@@ -115,7 +115,9 @@ def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
             basis.append(_unit(w, left, size))
     rhs = torch.zeros_like(h[:, :, :1])
     rhs[:, 0] = beta
-    weights = (torch.linalg.pinv(h) @ rhs).squeeze(-1).to(b.dtype)
+    broken = ~(h.isfinite().all(-1).all(-1, keepdim=True) & rhs.squeeze(-1).isfinite().all(-1, keepdim=True))
+    weights = (torch.linalg.pinv(h.masked_fill(broken[:, :, None], 0.0)) @ rhs).squeeze(-1)
+    weights = weights.masked_fill(broken, torch.nan).to(b.dtype)
     return Krylov(torch.einsum("kbd,bk->bd", torch.stack(basis), weights), weights)
 
 
@@ -139,7 +141,7 @@ def sqrt_matvec(matvec: Matvec, v: Tensor, iterations: int) -> Tensor:
     """
     norm = _dot(v, v).sqrt()
     basis = [_unit(v, norm, norm)]
-    t = v.new_zeros(len(v), iterations, iterations, dtype=torch.float64)
+    t = v.new_zeros(len(v), iterations, iterations, dtype=norm.dtype)
     for j in range(iterations):
         w = matvec(basis[j])
         size = _dot(w, w).sqrt()
@@ -152,10 +154,12 @@ def sqrt_matvec(matvec: Matvec, v: Tensor, iterations: int) -> Tensor:
             off = torch.where(left > 1e-6 * size, left, 0.0).squeeze(-1)
             t[:, j, j + 1] = t[:, j + 1, j] = off
             basis.append(_unit(w, left, size))
-    values, vectors = torch.linalg.eigh(t)
+    broken = ~t.isfinite().all(-1).all(-1)
+    values, vectors = torch.linalg.eigh(t.masked_fill(broken[:, None, None], 0.0))
+    values = values.masked_fill(broken[:, None], torch.nan)
     first = vectors[:, 0, :]
     coefficients = torch.einsum("bkj,bj->bk", vectors, values.clamp(min=0).sqrt() * first)
-    return (norm * torch.einsum("kbd,bk->bd", torch.stack(basis).double(), coefficients)).to(v.dtype)
+    return (norm * torch.einsum("kbd,bk->bd", wide(torch.stack(basis)), coefficients)).to(v.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,24 +185,24 @@ class DPLR(Batched):
 
     def _capacitance(self, var: Tensor) -> tuple[Tensor, Tensor]:
         """Returns E = 1/(D + var) and L with L L^T = I + F^T E F. var: () or (B, 1)."""
-        e = 1 / (self.diag.double() + var.double())
-        f = self.factor.double()
+        e = 1 / (wide(self.diag) + wide(var))
+        f = wide(self.factor)
         k = torch.einsum("dr,...d,ds->...rs", f, e, f) + torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
         return e, torch.linalg.cholesky(k)
 
     def solve(self, v: Tensor, var: Tensor | float = 0.0) -> Tensor:
         """Returns (C + var I)^-1 v by Woodbury. v: (B, d), var: () or (B, 1)."""
         e, chol = self._capacitance(torch.as_tensor(var, device=v.device))
-        ev = e * v.double()
-        fev = (ev @ self.factor.double()).unsqueeze(-1)
+        ev = e * wide(v)
+        fev = (ev @ wide(self.factor)).unsqueeze(-1)
         kfev = torch.cholesky_solve(fev, chol.expand(len(v), -1, -1) if chol.ndim == 2 else chol).squeeze(-1)
-        return (ev - e * (kfev @ self.factor.double().T)).to(v.dtype)
+        return (ev - e * (kfev @ wide(self.factor).T)).to(v.dtype)
 
     def given(self, sigma: Tensor | float) -> "DPLR":
         """Returns (C^-1 + sigma^-2 I)^-1, the covariance of x given x + sigma z, for one sigma."""
-        var = torch.as_tensor(sigma, dtype=torch.float64, device=self.diag.device) ** 2
+        var = torch.as_tensor(sigma, dtype=wide(self.diag).dtype, device=self.diag.device) ** 2
         e, chol = self._capacitance(var)
-        f = e[:, None] * self.factor.double()
+        f = e[:, None] * wide(self.factor)
         factor = var * torch.linalg.solve_triangular(chol, f.T, upper=False).T
         return DPLR((var * self.diag * e).to(self.diag.dtype), factor.to(self.diag.dtype))
 

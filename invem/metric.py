@@ -37,7 +37,8 @@ class Metric(ABC):
     """One number for each held-out observation, or one for a whole set.
 
     Attributes:
-        needs: The parts of `Outcome` that it reads, and "labels" if `prepare` needs labelled images.
+        needs: The parts of `Outcome` that it reads; "labels" if `prepare` needs labelled images, "image" if the signals must be images,
+            "var" if the noise must be Gaussian and not zero.
         unit: The unit that a table prints, such as "dB".
         higher_is_better: Which way is up.
     """

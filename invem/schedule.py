@@ -8,6 +8,8 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
+from invem.errors import RecipeError
+
 __all__ = ["Geometric", "Karras", "Schedule"]
 
 
@@ -37,6 +39,9 @@ class Karras(Schedule):
     sigma_min: Annotated[float, Gt(0)] = 0.005
     rho: Annotated[float, Gt(0)] = 7.0
 
+    def __post_init__(self) -> None:
+        _decreasing(self.sigma_max, self.sigma_min)
+
     def sigma(self, t: Tensor) -> Tensor:
         first, last = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         sigma: Tensor = (first + t * (last - first)) ** self.rho
@@ -55,6 +60,14 @@ class Geometric(Schedule):
     sigma_max: Annotated[float, Gt(0)] = 20.0
     sigma_min: Annotated[float, Gt(0)] = 0.005
 
+    def __post_init__(self) -> None:
+        _decreasing(self.sigma_max, self.sigma_min)
+
     def sigma(self, t: Tensor) -> Tensor:
         sigma: Tensor = self.sigma_max * (self.sigma_min / self.sigma_max) ** t
         return sigma
+
+
+def _decreasing(first: float, last: float) -> None:
+    if not first > last > 0:
+        raise RecipeError(f"sigma_min must be below sigma_max, got {last} and {first}")

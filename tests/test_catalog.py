@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from invem.engine.catalog import KINDS, Catalog, options_of
+from invem.engine.catalog import KINDS, Catalog, Plugin, options_of
 from invem.errors import PluginError, RecipeError
 
 CATALOG = Catalog.load()
@@ -48,7 +48,7 @@ def test_a_name_offered_twice_is_written_with_its_distribution():
     for dist in ("one", "two"):
         plugin = SimpleNamespace()
         exec(HEAD + "@hookimpl\ndef invem_operators(): return {'blur': 'm:f'}", vars(plugin))
-        catalog.ask(plugin, dist, "1")
+        catalog.ask(lambda plugin=plugin: plugin, Plugin("module", dist, "1"))
     with pytest.raises(RecipeError, match=r"offered twice: write 'one/blur' or 'two/blur'"):
         catalog.find("operators", "blur")
     assert catalog.find("operators", "two/blur").distribution == "two"
@@ -74,3 +74,21 @@ def test_every_component_is_documented_and_its_options_have_defaults_and_types(c
     for option in options_of(factory).values():
         assert option.annotation is not option.empty
         assert f"{option.name}:" in (factory.__doc__ or ""), f"{option.name} is not documented"
+
+
+def test_schedules_decrease():
+    for name in ("karras", "geometric"):
+        with pytest.raises(RecipeError, match="sigma_min must be below sigma_max"):
+            CATALOG.find("schedules", name).load()(sigma_min=30.0)
+
+
+def test_a_schedule_that_cannot_be_imported_harms_no_recipe_without_it(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from invem.engine import recipe
+    from invem.engine.plan import resolve
+
+    (tmp_path / "bad.py").write_text(HEAD + "@hookimpl\ndef invem_schedules(): return {'bad': 'nope_module:Bad'}\n")
+    monkeypatch.setenv("INVEM_PLUGINS_DIR", str(tmp_path))
+    loaded = recipe.load(Path(__file__).parent.parent / "recipes" / "blur.yaml")
+    assert resolve(loaded, Catalog.load())["phases"][1]["sampler"]["schedule"]["name"] == "karras"

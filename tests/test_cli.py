@@ -251,7 +251,7 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
 
     from invem import Operator, RecipeError, hookimpl
     from invem.engine import recipe
-    from invem.engine.catalog import Catalog
+    from invem.engine.catalog import Catalog, Plugin
     from invem.engine.plan import make
 
     class Square(Operator):
@@ -263,7 +263,7 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
         return {"square": lambda n, shape, rng: Square(shape)}
 
     catalog = Catalog.load()
-    catalog.ask(SimpleNamespace(invem_operators=invem_operators), "stranger", "1")
+    catalog.ask(lambda: SimpleNamespace(invem_operators=invem_operators), Plugin("module", "stranger", "1"))
     with pytest.raises(RecipeError, match=r"phases\.1\.sampler: mmps needs adjoint, which square .* does not") as caught:
         make(recipe.load(BLUR, ["operator=square"]), catalog)
     assert caught.value.exit_code == 2
@@ -310,3 +310,97 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
     assert len(compiled) == 2
     tensors = store.read(tmp_path / "run" / "1-000-denoiser" / "denoiser.safetensors")
     assert all(t.dtype == torch.float32 and bool(t.isfinite().all()) for t in tensors.values())
+
+
+def test_common_tensors_are_the_same_in_every_block(tmp_path):
+    """A law with a random tensor that is common to all observations: one device, drawn once."""
+    plugin = tmp_path / "plugins"
+    plugin.mkdir()
+    (plugin / "device.py").write_text(
+        "from dataclasses import dataclass\n"
+        "import torch\n"
+        "from invem import LinearOperator, hookimpl, shared\n\n"
+        "@dataclass(frozen=True, eq=False)\n"
+        "class Device(LinearOperator):\n"
+        "    gain: torch.Tensor = shared()\n"
+        "    def __call__(self, x):\n"
+        "        return self.gain * x\n\n"
+        "def device(n, shape, rng):\n"
+        '    """A device with an unknown gain."""\n'
+        "    return Device(shape, 1 + torch.rand(shape, generator=rng))\n\n"
+        "@hookimpl\n"
+        "def invem_operators():\n"
+        "    return {'device': device}\n"
+    )
+    words = ["operator=device", "count=1100", "phases.em.observations=16", "evaluate.metrics=[]", "evaluate.samples=0"]
+    invem("--plugins-dir", plugin, "run", BLUR, "--smoke", *words, "--out", tmp_path / "run")
+    paths = sorted((tmp_path / "run" / "measurements").rglob("*.safetensors"))
+    gains = [store.read(path)["A.gain"] for path in paths]
+    assert len(gains) == 3 and all(torch.equal(gain, gains[0]) for gain in gains)
+
+
+def test_a_lost_truth_or_table_is_made_again(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "truth")
+    (out / "metrics.jsonl").write_text("")
+    invem("resume", out)
+    assert digests(out) == digests(whole)
+
+
+def test_data_that_changed_are_refused_and_a_finished_run_needs_none(tmp_path):
+    root = image_folder(tmp_path / "images")
+    (root / "bad.png").unlink()
+    data = f"data={{name: folder, root: {root}, channels: 1, test: 0.3}}"
+    words = [BLUR, "--smoke", data, "clean=4", "evaluate.metrics=[]", "phases.warm-start.fit.moments=2", "--out", tmp_path / "run"]
+    invem("run", *words)
+    shutil.rmtree(tmp_path / "run" / "1-000-denoiser")
+    shutil.rmtree(tmp_path / "run" / "measurements" / "test")
+    kept = root.rename(tmp_path / "elsewhere")
+    assert "is not a folder" in invem("resume", tmp_path / "run", code=2).stderr
+    invem("sample", tmp_path / "run", "--n", 2)
+    root.mkdir()
+    for path in sorted(kept.iterdir())[:20]:
+        shutil.copy(path, root)
+    assert "have changed since the run was begun" in invem("resume", tmp_path / "run", code=2).stderr
+
+
+def test_a_run_that_could_not_begin_leaves_nothing_in_the_way(tmp_path):
+    out = tmp_path / "run"
+    assert "not available" in invem("run", BLUR, "--smoke", "--device", "mps", "--out", out, code=2).stderr
+    assert not out.exists()
+    assert "no run can be put there" in invem("run", BLUR, "--smoke", "--out", "/proc/foo/bar", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data=null", "observations=digits", "operator=random-mask", "evaluate.metrics=[data-misfit]", "clean=0"], "A.mask would be drawn anew"),
+        (["noise.sigma=0.0"], "the noise is 0"),
+        (["evaluate.samples=1"], "needs samples"),
+        (["phases.em.sampler.schedule={name: karras, sigma_min: 30.0}"], "sigma_min must be below sigma_max"),
+        (["network.channels=[0]"], "network.channels"),
+    ],
+)
+def test_what_the_plan_finds_before_anything_runs(words, said):
+    assert said in invem("plan", BLUR, *words, code=2).stderr
+
+
+def test_a_damaged_description_is_named(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "recipe.yaml").write_text((out / "recipe.yaml").read_text() + "\n")
+    assert "changed since the run was begun" in invem("resume", out, code=2).stderr
+    (out / "run.json").write_text("{")
+    assert "run.json: damaged" in invem("resume", out, code=4).stderr
+
+
+def test_a_run_without_metrics_still_restores_and_samples(tmp_path):
+    invem("run", BLUR, "--smoke", "evaluate.metrics=[]", "--out", tmp_path / "run")
+    assert (tmp_path / "run" / "1-000-evaluation" / "restorations.safetensors").exists()
+    assert (tmp_path / "run" / "1-000-evaluation" / "samples.safetensors").exists()
+
+
+def test_a_large_seed_is_a_seed(tmp_path):
+    words = ["seed=100000000000000", "evaluate.metrics=[]", "phases.em.fit.steps=1", "phases.warm-start.fit.steps=1"]
+    invem("run", BLUR, "--smoke", *words, "--out", tmp_path / "run")

@@ -37,7 +37,7 @@ def _plain(value):
         return "[]" if isinstance(value, list) else "{}"
     if isinstance(value, recipe.BaseModel):
         return "see below"
-    return {None: "null", True: "true", False: "false"}.get(value, value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 @pytest.mark.parametrize("model", ["Recipe", "Phase", "Fit", "Evaluate", "Compute"])

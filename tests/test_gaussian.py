@@ -189,3 +189,18 @@ def test_posterior_draw_belongs_to_its_stream(name):
     m, rng = problem(name, 6), Rng.keyed(5, items=range(6))
     alone = torch.cat([prior().posterior(m[i], rng[i]) for i in range(6)])
     torch.testing.assert_close(prior().posterior(m, rng), alone, atol=1e-4, rtol=0)
+
+
+def test_fit_in_many_dimensions_is_factor_analysis_too():
+    """Above 2,048 dimensions the matrix is never formed; the factors and the noise are those of the same fixed point."""
+    d, n = 2100, 1500
+    generator = Rng.generator("many")
+    factor = 0.3 * torch.randn(d, 3, generator=generator)
+    state = torch.random.get_rng_state()
+    x = torch.randn(n, 3, generator=generator) @ factor.T + 0.5 * torch.randn(n, d, generator=generator)
+    fitted = Gaussian.fit(x, rank=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert float(fitted.cov.diag.mean()) == pytest.approx(0.25, rel=0.02)
+    learned = torch.linalg.eigvalsh(fitted.cov.factor.T @ fitted.cov.factor)
+    true = torch.linalg.eigvalsh(factor.T @ factor)
+    assert torch.allclose(learned, true, rtol=0.12)

@@ -19,6 +19,7 @@ LAYERS = [
     {"diffusion"},
     {"sampler", "objective", "dataset", "metric"},
     {"engine"},
+    {"testing"},
     {"cli"},
     {"__main__"},
 ]

@@ -271,3 +271,15 @@ def test_dplr_draws_have_its_covariance():
     values = torch.linalg.eigvals(torch.linalg.solve(c.dense(), x.T @ x / n)).real
     edge = 1.5 * 2 * math.sqrt(D / n)
     assert 1 - edge < float(values.min()) <= float(values.max()) < 1 + edge
+
+
+def test_one_sample_that_is_not_finite_harms_no_other():
+    torch.manual_seed(0)
+    matrix = torch.eye(4) + 0.1 * torch.randn(4, 4)
+    b = torch.randn(3, 4)
+    spoilt = b.clone()
+    spoilt[1] = torch.nan
+    for solve in (lambda v: gmres(lambda u: u @ matrix.T, v, 3).x, lambda v: sqrt_matvec(lambda u: u @ (matrix @ matrix.T), v, 3)):
+        good, found = solve(b), solve(spoilt)
+        assert torch.allclose(found[[0, 2]], good[[0, 2]])
+        assert bool(found[1].isnan().all())

@@ -256,7 +256,7 @@ def labelled(n=600, seed=0):
 
 def test_frechet_of_classifier_features():
     metric = Frechet(features="classifier")
-    assert metric.needs == {"samples", "reference", "labels"}
+    assert metric.needs == {"samples", "reference", "labels", "image"}
     training = labelled()
     before = torch.random.get_rng_state()
     start = time.perf_counter()
@@ -340,8 +340,8 @@ def test_missing_parts(metric):
     state = metric.prepare(Example(x))
     whole = outcome(**parts)
     assert metric(whole, state).shape in ((4,), ())
-    for name in metric.needs - {"var"}:
+    for name in metric.needs - {"var", "image"}:
         with pytest.raises(Unsupported, match="needs"):
             metric(replace(whole, **{name: None}), state)
-    only_needed = outcome(**{name: parts[name] for name in metric.needs - {"var"}})
+    only_needed = outcome(**{name: parts[name] for name in metric.needs - {"var", "image"}})
     assert torch.equal(metric(only_needed, state), metric(whole, state))

@@ -90,13 +90,13 @@ def fabricate(run, *, truth=True, rounds=3, channels=1, draws=4):
         (run / "truth").mkdir()
         save_file({"x": x}, run / "truth" / "00000.safetensors")
     lines, log = [metrics(None, "observations", None, 10.0)], []
-    for phase, name, number in [(0, "warm-start", 1), (1, "em", 1), (1, "em", 2)][:rounds]:
+    for phase, name, number in [(0, "warm-start", 0), (1, "em", 0), (1, "em", 1)][:rounds]:
         folder = run / f"{phase}-{number:03d}-evaluation"
         folder.mkdir()
         noise = rng.normal(size=(5, draws, *shape)).astype(np.float32)
         save_file({"draws": x[:, None] + 0.1 * noise}, folder / "restorations.safetensors")
         save_file({"x": np.tile(x, (4, 1, 1, 1))}, folder / "samples.safetensors")
-        lines.append(metrics(phase, name, number, 20.0 + 2 * phase + number))
+        lines.append(metrics(phase, name, number, 21.0 + 2 * phase + number))
         (folder / "metrics.json").write_text(json.dumps(lines[-1]))
         at = {"phase": phase, "name": name, "round": number}
         log.append({"event": "e-step", "seconds": 1.5, "extra": [1], **at})
@@ -140,7 +140,7 @@ def test_strings_are_escaped(tmp_path):
 def test_unfinished_run_without_truth(tmp_path):
     text, page = read(fabricate(tmp_path, truth=False, rounds=2, draws=1))
     assert page.titles == TITLES
-    assert "unfinished; last evaluated: em 1" in text
+    assert "unfinished; last evaluated: em 0" in text
     # One draw has no spread: observation and restoration only.
     assert page.tags.count("img") == 2 * 5 + 2
     assert "<th>truth</th>" not in text and "posterior" not in text
@@ -166,11 +166,11 @@ def test_signals_that_are_not_images(tmp_path):
 
 def test_damaged_files_are_named(tmp_path):
     fabricate(tmp_path)
-    (tmp_path / "1-002-evaluation" / "restorations.safetensors").write_bytes(b"torn")
+    (tmp_path / "1-001-evaluation" / "restorations.safetensors").write_bytes(b"torn")
     (tmp_path / "metrics.jsonl").write_text("{]\n")
     text, page = read(tmp_path)
-    assert "Not readable" in text and "1-002-evaluation/restorations.safetensors" in text
-    assert "Restorations of em 1." in text  # the newest that can be read
+    assert "Not readable" in text and "1-001-evaluation/restorations.safetensors" in text
+    assert "Restorations of em 0." in text  # the newest that can be read
     assert "24.00 ± 0.25" in text  # from the metrics.json of the evaluations
     assert page.titles == TITLES
 
@@ -178,16 +178,16 @@ def test_damaged_files_are_named(tmp_path):
 def test_repeated_evaluation_counts_once(tmp_path):
     fabricate(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(metrics(1, "em", 2, 31.0)) + "\n")
+        file.write(json.dumps(metrics(1, "em", 1, 31.0)) + "\n")
     text, _ = read(tmp_path)
     assert "31.00 ± 0.25" in text and "24.00 ± 0.25" not in text
-    assert len(re.findall("<th>em 2</th>", text)) == 2  # once among the metrics, once among the times
+    assert len(re.findall("<th>em 1</th>", text)) == 2  # once among the metrics, once among the times
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_pictures(tmp_path, channels):
     paths = report.pictures(fabricate(tmp_path, channels=channels))
-    names = ["restorations.png", "samples-0-001.png", "samples-1-001.png", "samples-1-002.png"]
+    names = ["restorations.png", "samples-0-000.png", "samples-1-000.png", "samples-1-001.png"]
     assert [p.name for p in paths] == names and all(p.parent == tmp_path / "pictures" for p in paths)
     for path in paths:
         with Image.open(io.BytesIO(path.read_bytes())) as image:

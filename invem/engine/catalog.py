@@ -2,12 +2,16 @@
 
 import ast
 import contextlib
+import hashlib
 import inspect
 import io
+import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import pluggy
 from invem import hookspecs
 from invem.errors import PluginError, RecipeError, suggest
 
-__all__ = ["KINDS", "Catalog", "Component", "options_of", "parse_options"]
+__all__ = ["KINDS", "Catalog", "Component", "Plugin", "options_of", "parse_options"]
 
 KINDS = tuple(hookspecs.HOOKS)
 
@@ -67,12 +71,35 @@ class Component:
         try:
             spec = find_spec(module)
             source = Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""
-        except (ImportError, OSError, ValueError):
+            tree = ast.parse(source)
+        except (ImportError, OSError, ValueError, SyntaxError):
             return ""
-        tree = ast.parse(source)
         nodes = (n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == attribute)
         text = ast.get_docstring(next(nodes, tree)) or ""
         return " ".join(text.partition("\n\n")[0].split())
+
+
+@dataclass
+class Plugin:
+    """One entry point, or one file of a plugins directory, and what became of it.
+
+    Attributes:
+        name: The name of the entry point, or of the file.
+        distribution: The distribution, or the path of the file.
+        version: The version of the distribution, or the digest of the file.
+        hooks: The hooks that it implements.
+        components: What it offers, as kind/name.
+        seconds: How long its import took.
+        errors: What was wrong with it, one line each.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    hooks: list[str] = field(default_factory=list)
+    components: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    errors: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -81,55 +108,79 @@ class Catalog:
 
     Attributes:
         offers: Components by kind and name; more than one where two distributions use one name.
-        problems: One line for each plugin that could not be used.
+        plugins: Every plugin that was asked.
     """
 
     offers: dict[str, dict[str, list[Component]]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
-    problems: list[str] = field(default_factory=list)
+    plugins: list[Plugin] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        """One line for each thing that was wrong with a plugin."""
+        return [f"plugin {plugin.distribution} ({plugin.name}): {error}" for plugin in self.plugins for error in plugin.errors]
 
     @classmethod
     def load(cls, entry_points: Iterable[metadata.EntryPoint] | None = None) -> "Catalog":
-        """Asks the plugins of the entry-point group "invem", each by itself: one that fails is reported and harms no other."""
+        """Asks the plugins of the entry-point group "invem", each by itself: one that fails is reported and harms no other.
+
+        The environment chooses: INVEM_PLUGINS names the distributions that are asked besides invem itself, separated by commas (empty is
+        none; unset is all); INVEM_PLUGINS_DIR is a folder whose Python files are plugins too.
+        """
         catalog = cls()
         points = metadata.entry_points(group="invem") if entry_points is None else entry_points
+        chosen = os.environ.get("INVEM_PLUGINS")
+        wanted = None if chosen is None else {word.strip() for word in chosen.split(",")} | {"invem"}
         for point in sorted(points, key=lambda p: (p.dist.name if p.dist else "", p.name)):
-            name = point.dist.name if point.dist else "?"
-            version = point.dist.version if point.dist else "?"
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    plugin = point.load()
-            except (Exception, SystemExit) as error:
-                catalog.problems.append(f"plugin {name} ({point.value}): {_line(error)}")
-                continue
-            catalog.ask(plugin, name, version)
+            name, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
+            if wanted is None or name in wanted:
+                catalog.ask(point.load, Plugin(point.name, name, version))
+        folder = os.environ.get("INVEM_PLUGINS_DIR")
+        if folder:
+            if not Path(folder).is_dir():
+                raise RecipeError(f"{folder}: the plugins directory is not a folder")
+            for path in sorted(Path(folder).glob("*.py")):
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+                catalog.ask(lambda path=path: _import(path), Plugin(path.stem, str(path), digest))  # type: ignore[misc]
         return catalog
 
-    def ask(self, plugin: object, distribution: str, version: str) -> None:
-        """Adds what one plugin offers."""
+    def ask(self, load: Callable[[], object], plugin: Plugin) -> None:
+        """Imports one plugin and adds what it offers."""
+        self.plugins.append(plugin)
+        begun = time.perf_counter()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                module = load()
+        except (Exception, SystemExit) as error:
+            plugin.errors.append(_line(error))
+            return
+        finally:
+            plugin.seconds = time.perf_counter() - begun
         manager = pluggy.PluginManager("invem")
         manager.add_hookspecs(hookspecs)
         try:
-            manager.register(plugin)
+            manager.register(module)
         except (pluggy.PluginValidationError, ValueError) as error:
-            self.problems.append(f"plugin {distribution}: {_line(error)}")
+            plugin.errors.append(_line(error))
             return
         for hook in [n for n, c in vars(manager.hook).items() if not n.startswith("_") and not c.has_spec()]:
-            hint = suggest(hook, [f"invem_{kind}" for kind in KINDS])
-            self.problems.append(f"plugin {distribution}: there is no hook {hook}{hint}")
+            plugin.errors.append(f"there is no hook {hook}{suggest(hook, [f'invem_{kind}' for kind in KINDS])}")
         for kind in KINDS:
             for implementation in getattr(manager.hook, f"invem_{kind}").get_hookimpls():
+                plugin.hooks.append(f"invem_{kind}")
                 try:
                     offered = implementation.function()
                 except (Exception, SystemExit) as error:
-                    self.problems.append(f"plugin {distribution}: invem_{kind}: {_line(error)}")
+                    plugin.errors.append(f"invem_{kind}: {_line(error)}")
                     continue
                 if not isinstance(offered, Mapping) or not all(
                     isinstance(n, str) and (callable(t) or (isinstance(t, str) and ":" in t)) for n, t in offered.items()
                 ):
-                    self.problems.append(f"plugin {distribution}: invem_{kind} must return {{name: factory}}")
+                    plugin.errors.append(f"invem_{kind} must return {{name: factory}}")
                     continue
                 for name, target in offered.items():
-                    self.offers[kind].setdefault(name, []).append(Component(kind, name, target, distribution, version))
+                    plugin.components.append(f"{kind}/{name}")
+                    component = Component(kind, name, target, plugin.distribution, plugin.version)
+                    self.offers[kind].setdefault(name, []).append(component)
 
     def find(self, kind: str, name: str) -> Component:
         """Returns the component of a name, or of ``distribution/name`` where two distributions offer it.
@@ -153,13 +204,30 @@ class Catalog:
         return offers[0]
 
 
+def _import(path: Path) -> object:
+    name = f"invem_plugin_{path.stem}"
+    spec = spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Returns the options of a factory: its keyword-only parameters."""
-    parameters = inspect.signature(factory, eval_str=True).parameters.values()
+    """Returns the options of a factory: its keyword-only parameters.
+
+    Raises:
+        PluginError: If it has no signature, or annotations that name nothing.
+    """
+    try:
+        parameters = inspect.signature(factory, eval_str=True).parameters.values()
+    except (TypeError, ValueError, NameError) as error:
+        raise PluginError(f"{getattr(factory, '__qualname__', factory)}: its annotations cannot be read: {_line(error)}") from error
     return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 

@@ -1,9 +1,10 @@
 """From a recipe to what will be done: every name, option and need is checked before anything is computed."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from packaging.requirements import InvalidRequirement, Requirement
@@ -24,7 +25,7 @@ from invem.operator import Operator
 from invem.sampler import PosteriorSampler
 from invem.schedule import Schedule
 
-__all__ = ["Plan", "Stage", "make", "resolve"]
+__all__ = ["Facts", "Plan", "Stage", "make", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,22 @@ class Stage:
     judge: PosteriorSampler | None
 
 
+class Facts(NamedTuple):
+    """What a run keeps of its data set, so that a finished run needs the data set no more.
+
+    Attributes:
+        shape: The shape of one signal.
+        range: The lowest and the highest value of a signal.
+        whole_train: The length of the training split.
+        whole_test: The length of the test split; 0 if it is not used.
+    """
+
+    shape: tuple[int, ...]
+    range: tuple[float, float]
+    whole_train: int
+    whole_test: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that a run needs, checked.
@@ -60,7 +77,7 @@ class Plan:
         metrics: The metrics by label.
         resolved: The recipe as plain data, every default written out.
         components: Kind, name, distribution and version of every component.
-        shape: The shape of one signal.
+        facts: Shape, range and sizes of the data set.
         train: The number of training observations.
         test: The number of held-out observations.
         warnings: What a person should know, one line each.
@@ -75,10 +92,15 @@ class Plan:
     metrics: dict[str, Metric]
     resolved: dict[str, Any]
     components: list[dict[str, str]]
-    shape: tuple[int, ...]
+    facts: Facts
     train: int
     test: int
     warnings: list[str]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one signal."""
+        return self.facts.shape
 
     @property
     def recipe(self) -> Recipe:
@@ -147,13 +169,14 @@ class _Builder:
         try:
             component = self.catalog.find(kind, name)
             build = component.load()
+            allowed = set(options_of(build))
         except (PluginError, RecipeError) as error:
             self.missing |= isinstance(error, PluginError)
             self.fail((*path, "name") if named else path, str(error))
             return None
         before = len(self.problems)
         values = parse_options(self.catalog, component, options, lambda p, k, text: self.fail((*path, *p), text, k))
-        if len(self.problems) > before or set(values) != set(options_of(build)):
+        if len(self.problems) > before or set(values) != allowed:
             return None
         self.resolved[path] = values
         row = {"kind": kind, "name": component.name, "distribution": component.distribution, "version": component.version}
@@ -163,7 +186,7 @@ class _Builder:
         def make(*args: Any) -> Any:
             try:
                 return build(*args, **values)
-            except (ValueError, RecipeError, DataError) as error:
+            except (ValueError, TypeError, RuntimeError, RecipeError, DataError) as error:
                 raise recipes.error(self.loaded, path, str(error)) from error
 
         return make
@@ -189,8 +212,13 @@ class _Builder:
             raise (PluginError if self.missing and len(self.problems) == 1 else RecipeError)("\n".join(self.problems))
 
 
-def make(loaded: Loaded, catalog: Catalog) -> Plan:
+def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     """Checks a recipe against the catalogue and against itself.
+
+    Args:
+        loaded: The recipe.
+        catalog: The components.
+        facts: What is known of the data set, if a run was begun with it; it is opened otherwise.
 
     Raises:
         RecipeError: Every problem that was found, one per line; a data set that is missing or damaged is one.
@@ -222,12 +250,18 @@ def make(loaded: Loaded, catalog: Catalog) -> Plan:
     def split(name: str) -> _Source:
         return _Source(data(name), lambda text: recipes.error(loaded, (where,), text))
 
-    train, test = split("train"), split("test")
-    shape = train.shape
     warnings = []
-    if train.skipped:
-        shown = ", ".join(train.skipped[:5]) + (", ..." if len(train.skipped) > 5 else "")
-        warnings.append(f"{where}: {len(train.skipped)} broken file{'s' * (len(train.skipped) > 1)} left out: {shown}")
+    if facts is None:
+        train = split("train")
+        tested = recipe.evaluate.observations or any("reference" in metric.needs for metric in metrics.values())
+        facts = Facts(train.shape, train.range, len(train), len(split("test")) if tested else 0)
+        skipped = train.skipped
+    else:
+        skipped = ()
+    shape = facts.shape
+    if skipped:
+        shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+        warnings.append(f"{where}: {len(skipped)} broken file{'s' * (len(skipped) > 1)} left out: {shown}")
 
     def law(n: int, rng: Any) -> tuple[Operator, NoiseModel]:
         drawn: Operator = operator(n, shape, rng)
@@ -236,10 +270,20 @@ def make(loaded: Loaded, catalog: Catalog) -> Plan:
 
     example = law(1, Rng.generator(0))
     measured = Measurement(example[0](torch.zeros(1, *shape)), *example)
-    if where == "observations" and tuple(measured.y.shape[1:]) != shape:
-        builder.fail(("observations",), "the operator's measurements have another shape than its signals; give such data with `data:`")
+    if where == "observations":
+        if tuple(measured.y.shape[1:]) != shape:
+            builder.fail(("observations",), f"the measurements of {recipe.operator.name} have another shape than its signals")
+        two = [Measurement(torch.zeros(1), *law(2, Rng.generator(k))).tensors() for k in range(2)]
+        drawn = [name for name, tensor in two[0].items() if not torch.equal(tensor, two[1][name])]
+        if drawn:
+            builder.fail(
+                ("operator",),
+                f"{', '.join(drawn)} would be drawn anew, and the observations were made with others: "
+                "choose an operator and a noise that are the same for all observations",
+            )
     network(shape)
-    _needs(recipe, builder, stages, metrics, measured.provides, where == "data")
+    silent = "var" in measured.noise.provides and not bool((measured.noise.var() > 0).all())
+    _needs(recipe, builder, stages, metrics, measured.provides, where == "data", len(shape) == 3, silent)
     builder.done()
     return Plan(
         loaded=loaded,
@@ -251,9 +295,9 @@ def make(loaded: Loaded, catalog: Catalog) -> Plan:
         metrics=metrics,
         resolved=resolve(loaded, catalog),
         components=builder.components,
-        shape=shape,
-        train=min(recipe.count or len(train), len(train)),
-        test=min(recipe.evaluate.observations, len(test)),
+        facts=facts,
+        train=min(recipe.count or facts.whole_train, facts.whole_train),
+        test=min(recipe.evaluate.observations, facts.whole_test),
         warnings=warnings,
     )
 
@@ -272,7 +316,10 @@ def resolve(loaded: Loaded, catalog: Catalog) -> dict[str, Any]:
         if phase.fit is not None:
             builder.factory("objectives", phase.fit.objective, phase.fit.options, ("phases", i, "fit"), named=False)
     builder.done()
-    names: dict[Any, str] = {catalog.find("schedules", name).load(): name for name in catalog.offers["schedules"]}
+    names: dict[Any, str] = {}
+    for name in catalog.offers["schedules"]:
+        with contextlib.suppress(PluginError, RecipeError):
+            names[catalog.find("schedules", name).load()] = name
 
     whole = recipes.dump(recipe)
     for path, values in builder.resolved.items():
@@ -348,7 +395,14 @@ def _stages(recipe: Recipe, builder: _Builder) -> list[Stage]:
 
 
 def _needs(
-    recipe: Recipe, builder: _Builder, stages: list[Stage], metrics: dict[str, Metric], provides: frozenset[str], truth: bool
+    recipe: Recipe,
+    builder: _Builder,
+    stages: list[Stage],
+    metrics: dict[str, Metric],
+    provides: frozenset[str],
+    truth: bool,
+    image: bool,
+    silent: bool,
 ) -> None:
     for i, stage in enumerate(stages):
         if stage.sampler is not None and (lacks := stage.sampler.needs - provides - {"moments"}):
@@ -358,22 +412,25 @@ def _needs(
                 f"{stage.phase.sampler.name} needs {_list(lacks)}, which {recipe.operator.name} with {recipe.noise.name} noise "
                 f"does not provide (it provides {_list(provides)})",
             )
-        if stage.objective is not None:
+        if stage.objective is not None and ("x" in stage.objective.needs or stage.on == "observations"):
             given = provides | {"measurement"} | ({"x"} if stage.on in ("draws", "clean") else set())
             if lacks := stage.objective.needs - given:
                 assert stage.phase.fit is not None
                 what = "signals to learn from: add a sampler to the phase, or `on: clean`" if "x" in lacks else _list(lacks)
                 builder.fail(("phases", i, "fit"), f"{stage.phase.fit.objective} needs {what}")
-    have = {"measurement"} | (provides & {"var"})
+    have = {"measurement"} | (provides & {"var"}) | ({"image"} if image else set())
+    if silent:
+        have.discard("var")
     if truth:
         have |= {"truth", "reference", "labels"}
-    if recipe.evaluate.samples:
+    if recipe.evaluate.samples > 1:
         have.add("samples")
     if any(stage.judge is not None for stage in stages) and recipe.evaluate.observations:
         have.add("draws")
     for i, (name, metric) in enumerate(metrics.items()):
         if lacks := metric.needs - have:
-            builder.fail(("evaluate", "metrics", i), f"{name} needs {_list(lacks)}, which this recipe does not have")
+            why = " (the noise is 0)" if silent and "var" in lacks else ""
+            builder.fail(("evaluate", "metrics", i), f"{name} needs {_list(lacks)}, which this recipe does not have{why}")
 
 
 def _list(names: frozenset[str] | set[str]) -> str:

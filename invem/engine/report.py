@@ -420,8 +420,7 @@ def _state(run: _Run) -> str:
     if not due:
         seen += [(str(e.get("name")), _integer(e.get("round"))) for e in run.log if e.get("event") in _STEPS]
     numbers = [number for _, number in seen if number is not None]
-    final = rounds - 1 if 0 in numbers else rounds
-    return "finished" if (name, final) in seen else text
+    return "finished" if numbers and (name, rounds - 1) in seen else text
 
 
 def _headline(run: _Run) -> str:

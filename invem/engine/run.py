@@ -30,6 +30,8 @@ from invem.gaussian import Gaussian
 from invem.linalg import DPLR
 from invem.measurement import Example, Measurement
 from invem.metric import Outcome
+from invem.noise import NoiseModel
+from invem.operator import Operator
 from invem.schedule import Karras
 
 __all__ = ["Record", "Run", "environment", "results", "run"]
@@ -99,8 +101,9 @@ def run(plan: Plan, out: Path, stop: Callable[[], int] = lambda: 0) -> Iterator[
     """
     if plan.recipe.compute.threads:
         torch.set_num_threads(plan.recipe.compute.threads)
+    work = Run(plan, out, stop)
     with store.lock(out):
-        yield from Run(plan, out, stop)._all()
+        yield from work._all()
 
 
 class Run:
@@ -133,7 +136,8 @@ class Run:
             store.write_text(self.out / "recipe.yaml", text)
             name = Path(self.plan.loaded.source).stem
             facts = {"name": name, "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment()}
-            store.write_json(description, {"format": 1, "recipe": text, "components": self.plan.components, **facts})
+            sizes = self.plan.facts._asdict()
+            store.write_json(description, {"format": 1, "recipe": text, "components": self.plan.components, "data": sizes, **facts})
         for split, n in (("train", self.plan.train), ("test", self.plan.test)):
             if n:
                 yield from self._measure(split, n)
@@ -153,8 +157,9 @@ class Run:
                 last = r + 1 == stage.phase.rounds
                 quick = stage.objective is not None and stage.objective.closed_form
                 due = last or (not quick and (r + 1) % self.recipe.evaluate.every == 0)
-                if due and denoiser is not None and self.plan.metrics:
+                if due and denoiser is not None and (self.plan.test or self.recipe.evaluate.samples):
                     yield from self._evaluate(p, r, stage, denoiser)
+        self._collect()
         yield Record("done", {"run": str(self.out)})
 
     def denoiser(self, path: Path) -> Denoiser:
@@ -163,7 +168,7 @@ class Run:
         moments = Gaussian(tensors["moments.mean"], DPLR(tensors["moments.diag"], tensors["moments.factor"])).to(self.device)
         if meta["kind"] == "gaussian":
             return GaussianDenoiser(moments)
-        denoiser = self._network(meta["sigma_data"], 0)
+        denoiser = self._network(meta["sigma_data"])
         denoiser.load_state_dict(_part(tensors, "network."))
         denoiser.moments = moments
         return denoiser.to(self.device).eval().requires_grad_(False)
@@ -179,9 +184,9 @@ class Run:
             raise DataError(f"{self.out}: no denoiser is finished yet; go on with: invem resume {self.out}")
         return self.denoiser(found[-1])
 
-    def _network(self, sigma_data: float, seed: int) -> Denoiser:
+    def _network(self, sigma_data: float, *key: int) -> Denoiser:
         with torch.random.fork_rng(devices=[]):
-            torch.random.manual_seed(seed)
+            torch.random.manual_seed(Rng.keyed(self.recipe.seed, "network", *key, items=[0]).seeds[0])
             built = self.plan.network()
         return built if isinstance(built, Denoiser) else Preconditioned(built, sigma_data)
 
@@ -191,19 +196,41 @@ class Run:
         data: Dataset | None = None
         for block in range(math.ceil(n / _BLOCK)):
             path = self.out / "measurements" / split / f"{block:05d}.safetensors"
-            if path.exists():
+            truth = self.out / "truth" / f"{block:05d}.safetensors" if split == "test" and not self.plan.observed else None
+            if path.exists() and (truth is None or truth.exists()):
                 continue
             self._check()
-            data = self.plan.data(split) if data is None else data
+            data = self._data(split) if data is None else data
             x = data[torch.arange(block * _BLOCK, min((block + 1) * _BLOCK, n))].x
             assert x is not None
-            rng = Rng.generator(self.recipe.seed, "measure", split, block)
-            operator, noise = self.plan.law(len(x), rng)
-            m = Measurement(x if self.plan.observed else noise.sample(operator(x), rng), operator, noise)
-            if split == "test" and not self.plan.observed:
-                store.write(self.out / "truth" / f"{block:05d}.safetensors", {"x": x})
-            store.write(path, m.tensors())
+            if truth is not None:
+                store.write(truth, {"x": x})
+            if not path.exists():
+                rng = Rng.generator(self.recipe.seed, "measure", split, block)
+                operator, noise = self._common(*self.plan.law(len(x), rng))
+                m = Measurement(x if self.plan.observed else noise.sample(operator(x), rng), operator, noise)
+                store.write(path, m.tensors())
             yield Record("measure", {"split": split, "done": min((block + 1) * _BLOCK, n), "total": n})
+
+    def _common(self, operator: Operator, noise: NoiseModel) -> tuple[Operator, NoiseModel]:
+        """Gives operator and noise the tensors that are common to all observations, as the first block of the run has them."""
+        first = self.out / "measurements" / "train" / "00000.safetensors"
+        drawn = Measurement(torch.zeros(1), operator, noise)
+        paths = drawn.shared_paths()
+        if not paths or not first.exists():
+            return operator, noise
+        kept = store.read(first)
+        m = drawn.with_tensors(drawn.tensors() | {path: kept[path] for path in paths})
+        return m.A, m.noise
+
+    def _data(self, split: str) -> Dataset:
+        """Opens the data set, which must be the one that the run was begun with."""
+        data, facts = self.plan.data(split), self.plan.facts
+        wanted = facts.whole_train if split == "train" else facts.whole_test
+        if len(data) != wanted or list(data.shape) != list(facts.shape):
+            was, now = f"{wanted} of {tuple(facts.shape)}", f"{len(data)} of {tuple(data.shape)}"
+            raise RecipeError(f"{self.out}: the {split} data have changed since the run was begun: {was} then, {now} now")
+        return data
 
     def measurement(self, split: str) -> Measurement:
         """Reads the stored measurements of a split."""
@@ -223,7 +250,7 @@ class Run:
     def _clean(self) -> Tensor:
         path = self.out / "clean.safetensors"
         if not path.exists():
-            data = self.plan.data("train")
+            data = self._data("train")
             n = self.plan.train if self.recipe.clean == "all" else min(self.recipe.clean, self.plan.train)
             index = torch.randperm(self.plan.train, generator=Rng.generator(self.recipe.seed, "clean"))[:n]
             x = data[index.sort().values].x
@@ -321,7 +348,7 @@ class Run:
         else:
             spread = moments.cov.diag + moments.cov.factor.square().sum(1) if moments is not None else torch.tensor(0.25)
             sigma_data = round(float(spread.mean().sqrt()), 4)
-        denoiser = self._network(sigma_data, seed * 1000003 + p * 1009 + (r if fit.start == "fresh" else 0))
+        denoiser = self._network(sigma_data, *((p, r) if fit.start == "fresh" else (p,)))
         if previous is not None and fit.start != "fresh":
             denoiser.load_state_dict(_part(previous[0], "network." if fit.start == "ema" else "raw."))
         denoiser.to(self.device).train()
@@ -353,7 +380,7 @@ class Run:
             if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
                 raise NumericalError(f"phase {stage.phase.name}, round {r}, step {step}: the loss or its gradient is not finite")
             optimizer.step()
-            decay = min(fit.ema, (1 + step) / (10 + step)) if previous is None else fit.ema
+            decay = min(fit.ema, (1 + step) / (10 + step))  # a short average at first, so that none of the start is left in it
             with torch.no_grad():
                 for mean, weight in zip(average.parameters(), denoiser.parameters(), strict=True):
                     mean.lerp_(weight, 1 - decay)
@@ -416,7 +443,7 @@ class Run:
             path = self.out / "metrics" / f"{i}.safetensors"
             if path.exists() or self.plan.observed:
                 continue
-            data = self.plan.data("train")
+            data = self._data("train")
             index = torch.randperm(len(data), generator=Rng.generator(self.recipe.seed, "prepare"))[:8192]
             store.write(path, metric.prepare(data[index]), {"metric": label})
             yield Record("prepare", {"metric": label})
@@ -426,15 +453,17 @@ class Run:
         return [store.read(path) if path.exists() else {} for path in paths]
 
     def _reference(self) -> Tensor | None:
-        if self.plan.observed or not self.recipe.evaluate.samples:
+        if self.plan.observed or not any("reference" in metric.needs for metric in self.plan.metrics.values()):
             return None
-        data = self.plan.data("test")
+        data = self._data("test")
         return data[torch.arange(min(len(data), 10000))].x
 
-    def _judge(self, outcome: Outcome) -> dict[str, Any]:
+    def _judge(self, outcome: Outcome, strict: bool = True) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for (label, metric), state in zip(self.plan.metrics.items(), self._states(), strict=True):
-            if any(getattr(outcome, need, True) is None for need in metric.needs):
+            if missing := [need for need in metric.needs if getattr(outcome, need, True) is None]:
+                if strict:
+                    raise DataError(f"{self.out}: {label} needs {', '.join(missing)}, which the run does not have")
                 continue
             value = metric(outcome, state).double()
             n = value.numel()
@@ -455,8 +484,7 @@ class Run:
             if m.y.shape[1:] == torch.Size(self.plan.shape):
                 truth, reference = self._truth(), self._reference()
                 train = self.measurement("train").y[: self.recipe.evaluate.samples] if reference is not None else None
-                values = self._judge(Outcome(self._range, truth, m.y[:, None], m, train, reference))
-                values.pop("data-misfit", None)
+                values = self._judge(Outcome(self._range, truth, m.y[:, None], None, train, reference), strict=False)
         record = {"phase": None, "name": "observations", "round": None, "metrics": values}
         store.write_json(self.out / "observations.json", record)
         self._collect()
@@ -464,7 +492,8 @@ class Run:
 
     @property
     def _range(self) -> tuple[float, float]:
-        return self.plan.data("test").range
+        low, high = self.plan.facts.range
+        return low, high
 
     def _evaluate(self, p: int, r: int, stage: Stage, denoiser: Denoiser) -> Iterator[Record]:
         folder = self.out / f"{p}-{r:03d}-evaluation"
@@ -472,6 +501,7 @@ class Run:
             return
         begun, options = time.monotonic(), self.recipe.evaluate
         name = {"phase": p, "name": stage.phase.name, "round": r}
+        phase = f"phase {stage.phase.name}, round {r}"
         draws, m = None, None
         if self.plan.test and stage.judge is not None:
             m = self.measurement("test")
@@ -492,14 +522,14 @@ class Run:
                     rng = self._rng(purpose, p, r, items=index.tolist())
                     parts.append(judge(denoiser, m[rows[index]].to(self.device), rng).cpu())
                     yield Record("restore", {**name, "done": int(index[-1]) + 1, "total": len(rows)})
-                store.write(path, {"draws": torch.cat(parts).reshape(n, k, *self.plan.shape)})
+                store.write(path, {"draws": _whole(torch.cat(parts), f"{phase}: restorations").reshape(n, k, *self.plan.shape)})
             draws = store.read(folder / "restorations.safetensors")["draws"]
         samples = None
         if options.samples:
             path = folder / "samples.safetensors"
             if not path.exists():
                 samples = self.generate(denoiser, options.samples, ("generate", p, r))
-                store.write(path, {"x": samples})
+                store.write(path, {"x": _whole(samples, f"{phase}: unconditional samples")})
             samples = store.read(path)["x"]
         values = self._judge(Outcome(self._range, self._truth(), draws, m, samples, self._reference()))
         store.write_json(folder / "metrics.json", {**name, "metrics": values})
@@ -520,7 +550,7 @@ class Run:
         if "y" not in tensors or not tensors["y"].numel():
             raise DataError("there are no observations: a tensor named y is needed")
         y = tensors["y"].float()
-        one, two = (Measurement(y, *self.plan.law(len(y), Rng.generator("restore", k))) for k in range(2))
+        one, two = (Measurement(y, *self._common(*self.plan.law(len(y), Rng.generator("restore", k)))) for k in range(2))
         known, again = one.tensors(), two.tensors()
         for name in tensors.keys() - known.keys():
             raise DataError(f"there is no tensor '{name}' (known: {', '.join(known)})")
@@ -555,7 +585,7 @@ class Run:
             rng = self._rng("restore-new", seed, items=index.tolist())
             parts.append(judge(denoiser, m[rows[index]].to(self.device), rng).cpu())
             yield Record("restore", {**name, "done": int(index[-1]) + 1, "total": len(rows)})
-        yield Record("restored", {"draws": torch.cat(parts).reshape(len(m), draws, *self.plan.shape)})
+        yield Record("restored", {"draws": _whole(torch.cat(parts), "restorations").reshape(len(m), draws, *self.plan.shape)})
 
     def generate(self, denoiser: Denoiser, n: int, key: tuple[int | str, ...]) -> Tensor:
         """Draws n unconditional samples, shape (n, *shape)."""
@@ -574,6 +604,13 @@ class Run:
         store.write_text(self.out / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
 
 
+def _whole(x: Tensor, what: str) -> Tensor:
+    bad = int((~x.flatten(1).isfinite().all(1)).sum())
+    if bad:
+        raise NumericalError(f"{what}: {bad} of {len(x)} are not finite")
+    return x
+
+
 def _finite(value: Tensor) -> float | None:
     """Returns a number, or None for one that JSON has no word for."""
     return float(value) if bool(value.isfinite()) else None
@@ -585,7 +622,7 @@ def _pieces(index: Tensor, size: int) -> list[Tensor]:
 
 def _device(name: str) -> str:
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(name, True)
     if not available:
         raise RecipeError(f"compute.device: '{name}' is not available on this machine; use cpu or auto")

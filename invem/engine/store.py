@@ -15,18 +15,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from invem.errors import DataError, InvemError, ResourceError
+from invem.errors import DataError, InvemError, RecipeError, ResourceError
 
-__all__ = ["append_json", "lock", "read", "read_json", "read_meta", "write", "write_json", "write_text"]
+__all__ = ["append_json", "lock", "read", "read_json", "read_meta", "write", "write_arrays", "write_json", "write_text"]
 
 _HEADER_LIMIT = 8 * 2**20
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -37,7 +37,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         finally:
             os.close(folder)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space" in str(error)
         raise (ResourceError if full else DataError)(f"{path}: cannot be written: {error}") from error
 
@@ -99,6 +100,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, meta
 
 
+def write_arrays(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors as a .npz file, whole or not at all."""
+    import numpy as np
+
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **{name: tensor.cpu().numpy() for name, tensor in tensors.items()})  # type: ignore[arg-type]
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with _replacing(path) as temporary:
@@ -141,11 +150,16 @@ def lock(run: Path) -> Iterator[None]:
 
     Raises:
         InvemError: If another process holds it.
+        RecipeError: If the directory cannot be made.
     """
     import fcntl
 
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as file:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / ".lock").open("w")
+    except OSError as error:
+        raise RecipeError(f"{run}: no run can be put there: {error.strerror}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -16,9 +16,9 @@ CHUNK = 256
 class DataMisfit(Metric):
     """The root mean square of (y - A(x)) / sigma over all entries of y; sigma^2 is the variance of the noise.
 
-    The truth scores 1 on average, and so does a draw of the true posterior, as the pair (x, y) has the same
-    law. A value above 1 means that the measurement is contradicted; below 1, that noise is fitted. It says
-    nothing about what A hides.
+    The truth scores 1 but for 1/(4 m) with m entries, and so does a draw of the true posterior, as the pair (x, y)
+    has the same law. Entries that A hides hold nothing but noise, and count. A value above 1 means that the
+    measurement is contradicted; below 1, that noise is fitted. It says nothing about what A hides.
 
     Attributes:
         of: "draw" for the average over draws of the misfit of each; "mean" for the misfit of the mean of the

@@ -63,8 +63,8 @@ class Frechet(Metric):
 
     @property
     def needs(self) -> frozenset[str]:
-        labels = {"labels"} if self.features == "classifier" else set()
-        return frozenset({"samples", "reference"} | labels)
+        more = {"classifier": {"labels", "image"}, "inception": {"image"}, "pixels": set()}[self.features]
+        return frozenset({"samples", "reference"} | more)
 
     def prepare(self, training: Example) -> dict[str, Tensor]:
         """Finds the principal components or trains the classifier; at most 8,192 training images are used."""

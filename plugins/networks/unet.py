@@ -28,7 +28,7 @@ class UNet(nn.Module):
         self,
         shape: tuple[int, ...],
         *,
-        channels: Annotated[list[int], MinLen(1)] = [32, 64],  # noqa: B006
+        channels: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] = [32, 64],  # noqa: B006
         blocks: Annotated[int, Ge(1)] = 2,
         attention: list[int] = [],  # noqa: B006
         heads: Annotated[int, Ge(1)] = 1,

@@ -17,11 +17,11 @@ class DPS(PosteriorSampler):
 
     After an ancestral step from sigma to s, the state is pulled along the gradient of the data misfit of x_hat(x_t):
 
-        x_s <- x_s - weight grad_{x_t} |y - A(x_hat)|                                          guidance "norm", as published
+        x_s <- x_s - weight ((1 + s^2)(1 + sigma^2))^1/2 grad_{x_t} |y - A(x_hat)|             guidance "norm", as published
         x_s <- x_s - weight (1 - s^2/sigma^2) sigma^2 grad_{x_t} |y - A(x_hat)|^2 / (2 var)    guidance "likelihood"
 
     The second is the score of EMDiffusion (Bai et al. 2024, arXiv 2407.01014, eq. 10), whose lambda is `weight`, taken through the same
-    step.
+    step. The root in the first is the change of coordinate from the variance-preserving state of the publication to x_t = x + sigma z.
     The norm is that of one sample: in several public codes it is that of the batch, so that their result depends on the batch size.
 
     The method is biased: it is over-confident, and `weight` of the norm is a strength per step, to be chosen anew when `steps` changes.
@@ -71,7 +71,7 @@ class DPS(PosteriorSampler):
                 r = (m.y - m.A(x_hat)).flatten(1)
                 if self.guidance == "norm":
                     misfit = r.square().sum(1).add(1e-12).sqrt()
-                    strength = self.weight
+                    strength = self.weight * ((1 + s**2) * (1 + sigma**2)) ** 0.5
                 else:
                     var = m.noise.var().clamp(min=sigmas[-1] ** 2).expand_as(m.y).flatten(1)
                     misfit = (r.square() / (2 * var)).sum(1)

@@ -7,7 +7,7 @@ import torch
 from annotated_types import Gt, Interval
 from torch import Tensor
 
-from invem import Schedule
+from invem import RecipeError, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,10 @@ class VP(Schedule):
     beta_min: Annotated[float, Gt(0)] = 0.1
     beta_max: Annotated[float, Gt(0)] = 20.0
     u_min: Annotated[float, Interval(gt=0, lt=1)] = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.beta_max < self.beta_min:
+            raise RecipeError(f"beta_min must be at most beta_max, got {self.beta_min} and {self.beta_max}")
 
     def sigma(self, t: Tensor) -> Tensor:
         u = 1 - t * (1 - self.u_min)
