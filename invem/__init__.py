@@ -21,6 +21,7 @@ from invem.hookspecs import examples, hookimpl
 
 if TYPE_CHECKING:
     from invem.batched import Batched, Index, Rng, shared
+    from invem.compose import Chain, LinearChain, LinearStack, LinearSum, Stack, Sum, chain, stack, total
     from invem.dataset import Dataset
     from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned
     from invem.diffusion import Denoise, generate, heun, reverse, start, start_given
@@ -42,6 +43,7 @@ __all__ = [
     "SVD",
     "Batched",
     "Boundary",
+    "Chain",
     "CircularConvolution",
     "Convolution",
     "DataError",
@@ -57,7 +59,10 @@ __all__ = [
     "InvemError",
     "Karras",
     "Krylov",
+    "LinearChain",
     "LinearOperator",
+    "LinearStack",
+    "LinearSum",
     "Mask",
     "Matrix",
     "Measurement",
@@ -77,11 +82,14 @@ __all__ = [
     "Schedule",
     "Separable",
     "Solution",
+    "Stack",
     "Stopped",
+    "Sum",
     "Unsupported",
     "backproject",
     "blur",
     "cg",
+    "chain",
     "examples",
     "fourier",
     "fourier_adjoint",
@@ -95,15 +103,18 @@ __all__ = [
     "reverse",
     "shared",
     "sqrt_matvec",
+    "stack",
     "start",
     "start_given",
     "suggest",
+    "total",
 ]
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "batched": ("Batched", "Index", "Rng", "shared"),
+    "compose": ("Chain", "LinearChain", "LinearStack", "LinearSum", "Stack", "Sum", "chain", "stack", "total"),
     "dataset": ("Dataset",),
     "denoiser": ("Denoiser", "GaussianDenoiser", "Preconditioned"),
     "diffusion": ("Denoise", "generate", "heun", "reverse", "start", "start_given"),

@@ -23,7 +23,8 @@ def shared(**options: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batched:
-    """An immutable batch of B values. Each tensor field has shape (B, ...) unless it is marked `shared()`.
+    """An immutable batch of B values. Each tensor field has shape (B, ...) unless it is marked `shared()`; a field may be a batch itself,
+    or a tuple of them.
 
     Indexing selects samples in every tensor field at once, so shuffling, sharding, drawing K times from the same
     measurement and moving to a device are one generic operation. An integer selects a batch of one.
@@ -56,8 +57,10 @@ class Batched:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Batched):
-                inner = {k[len(field.name) + 1 :]: v for k, v in tensors.items() if k.startswith(field.name + ".")}
-                changes[field.name] = value.with_tensors(inner)
+                changes[field.name] = value.with_tensors(_below(tensors, field.name))
+            elif _is_batch(value):
+                inner = _below(tensors, field.name)
+                changes[field.name] = tuple(v.with_tensors(_below(inner, str(i))) for i, v in enumerate(value))
             elif isinstance(value, Tensor):
                 changes[field.name] = tensors[field.name]
         return dataclasses.replace(self, **changes)
@@ -67,6 +70,9 @@ class Batched:
             value = getattr(self, field.name)
             if isinstance(value, Batched):
                 yield from value._leaves(f"{prefix}{field.name}.")
+            elif _is_batch(value):
+                for i, part in enumerate(value):
+                    yield from part._leaves(f"{prefix}{field.name}.{i}.")
             elif isinstance(value, Tensor):
                 yield prefix + field.name, bool(field.metadata.get("shared")), value
 
@@ -80,9 +86,19 @@ class Batched:
             value = getattr(self, field.name)
             if isinstance(value, Batched):
                 changes[field.name] = value._map(change)
+            elif _is_batch(value):
+                changes[field.name] = tuple(part._map(change) for part in value)
             elif isinstance(value, Tensor):
                 changes[field.name] = change(bool(field.metadata.get("shared")), value)
         return dataclasses.replace(self, **changes) if changes else self
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(part, Batched) for part in value)
+
+
+def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {path[len(name) + 1 :]: tensor for path, tensor in tensors.items() if path.startswith(name + ".")}
 
 
 def _seed(*key: int | str) -> int:

@@ -73,6 +73,12 @@ class Operator(Batched, ABC):
         """Returns the singular value decomposition of each operator."""
         raise Unsupported(f"{type(self).__name__} has no singular value decomposition")
 
+    def __matmul__(self, other: "Operator") -> "Operator":
+        """Returns A @ B, which applies B first."""
+        from invem.compose import chain
+
+        return chain(other, self)
+
     @property
     def provides(self) -> frozenset[str]:
         """The capabilities that this operator has."""

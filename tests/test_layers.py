@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "hookspecs"},
     {"batched"},
-    {"operator", "noise", "schedule"},
+    {"operator", "noise", "schedule", "compose"},
     {"measurement"},
     {"linalg", "linear", "kspace", "tomography"},
     {"gaussian"},

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import hashlib
 import inspect
 import io
@@ -245,13 +246,18 @@ def parse_options(
     from pydantic import ConfigDict, ValidationError, create_model
 
     from invem.engine import recipe
+    from invem.operator import OperatorLaw
     from invem.schedule import Schedule
 
     parameters = options_of(component.load())
     nested: dict[str, Any] = {}
     fields: dict[str, Any] = {}
     for name, parameter in parameters.items():
-        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, Schedule):
+        if parameter.annotation == list[OperatorLaw]:
+            fields[name] = (list[Any], ... if parameter.default is parameter.empty else parameter.default)
+            if isinstance(given.get(name), list):
+                nested[name] = [_law(catalog, part, (name, i), fail) for i, part in enumerate(given[name])]
+        elif isinstance(parameter.annotation, type) and issubclass(parameter.annotation, Schedule):
             fields[name] = (Any, parameter.default)
             if name in given:
                 nested[name] = _schedule(catalog, given[name], name, fail)
@@ -270,6 +276,23 @@ def parse_options(
             fail(path, key, message)
         return {}
     return {name: nested[name] if name in nested else getattr(values, name) for name in parameters}
+
+
+def _law(catalog: Catalog, value: Any, at: tuple[str | int, ...], fail: Callable[[tuple[str | int, ...], bool, str], None]) -> Any:
+    """Returns the law of an operator that is part of another, its options bound; None after a failure."""
+    part = {"name": value} if isinstance(value, str) else value
+    if not isinstance(part, dict) or not isinstance(part.get("name"), str):
+        fail(at, False, "an operator is a name, or a mapping with a name")
+        return None
+    try:
+        component = catalog.find("operators", part["name"])
+        build = component.load()
+    except (PluginError, RecipeError) as error:
+        fail(at, False, str(error))
+        return None
+    given = {k: v for k, v in part.items() if k != "name"}
+    options = parse_options(catalog, component, given, lambda path, key, text: fail((*at, *path), key, text))
+    return functools.partial(build, **options)
 
 
 def _schedule(catalog: Catalog, value: Any, name: str, fail: Callable[[tuple[str | int, ...], bool, str], None]) -> Any:

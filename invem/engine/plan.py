@@ -327,11 +327,17 @@ def resolve(loaded: Loaded, catalog: Catalog) -> dict[str, Any]:
         for step in path:
             place = place[step]
         for option, value in values.items():
-            if not isinstance(value, Schedule):
+            if _is_plain(value):
                 place[option] = value
-            elif type(value) in names:
+            elif isinstance(value, Schedule) and type(value) in names:
                 place[option] = {"name": names[type(value)], **{f.name: getattr(value, f.name) for f in fields(value)}}  # type: ignore[arg-type]
     return whole
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _parts(recipe: Recipe) -> Iterator[tuple[str, Part, Path]]:

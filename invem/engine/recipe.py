@@ -367,7 +367,14 @@ class _Edits:
             except RecipeError as flaw:
                 self.problems.append(str(flaw))
 
+    def chain(self) -> None:
+        """Writes out the short form of a chain, a list of operators."""
+        if isinstance(self.value.get("operator"), list):
+            self.value["operator"] = {"name": "chain", "of": self.value["operator"]}
+            self._record(("operator",), self.origins.get(("operator",)) or _mark(self.document, ("operator",)))
+
     def loaded(self, text: str) -> Loaded:
+        self.chain()
         recipe = self._validated()
         if recipe is None or self.problems:
             more = len(self.problems) - _MAX_PROBLEMS

@@ -1,0 +1,156 @@
+"""Operators made of operators: one after the other, beside each other, added."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from invem.operator import LinearOperator, Operator
+
+__all__ = ["Chain", "LinearChain", "LinearStack", "LinearSum", "Stack", "Sum", "chain", "stack", "total"]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Operator):
+    """A(x) = parts[-1](... parts[0](x)).
+
+    Attributes:
+        parts: The operators, in the order in which they act.
+    """
+
+    parts: tuple[Operator, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        states = [x]
+        for part in self.parts[:-1]:
+            states.append(part(states[-1]))
+        for part, state in zip(reversed(self.parts), reversed(states), strict=True):
+            v = part.vjp(state, v)
+        return v
+
+
+@dataclass(frozen=True, eq=False)
+class LinearChain(LinearOperator):
+    """A x = parts[-1] ... parts[0] x, all linear.
+
+    Attributes:
+        parts: The operators, in the order in which they act.
+    """
+
+    parts: tuple[Operator, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        for part in reversed(self.parts):
+            y = part.adjoint(y)
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class Stack(Operator):
+    """A(x) = (parts[0](x), parts[1](x), ...), flattened and joined: several measurements of one signal.
+
+    Attributes:
+        parts: The operators.
+        shapes: The shapes of their measurements.
+    """
+
+    parts: tuple[Operator, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x).flatten(1) for part in self.parts], 1)
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        pieces = _split(v, self.shapes)
+        return torch.stack([part.vjp(x, piece) for part, piece in zip(self.parts, pieces, strict=True)]).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearStack(LinearOperator):
+    """A x = (parts[0] x, parts[1] x, ...), flattened and joined, all linear.
+
+    Attributes:
+        parts: The operators.
+        shapes: The shapes of their measurements.
+    """
+
+    parts: tuple[Operator, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x).flatten(1) for part in self.parts], 1)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        pieces = _split(y, self.shapes)
+        return torch.stack([part.adjoint(piece) for part, piece in zip(self.parts, pieces, strict=True)]).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Operator):
+    """A(x) = parts[0](x) + parts[1](x) + ...
+
+    Attributes:
+        parts: The operators, with measurements of one shape.
+    """
+
+    parts: tuple[Operator, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.stack([part(x) for part in self.parts]).sum(0)
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        return torch.stack([part.vjp(x, v) for part in self.parts]).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSum(LinearOperator):
+    """A x = parts[0] x + parts[1] x + ..., all linear.
+
+    Attributes:
+        parts: The operators, with measurements of one shape.
+    """
+
+    parts: tuple[Operator, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.stack([part(x) for part in self.parts]).sum(0)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return torch.stack([part.adjoint(y) for part in self.parts]).sum(0)
+
+
+def _split(y: Tensor, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
+    pieces = torch.split(y, [prod(shape) for shape in shapes], 1)
+    return [piece.reshape(len(y), *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def _linear(parts: tuple[Operator, ...]) -> bool:
+    return all(isinstance(part, LinearOperator) for part in parts)
+
+
+def chain(*parts: Operator) -> Operator:
+    """Returns the operator that applies the parts one after the other; linear if all are."""
+    return (LinearChain if _linear(parts) else Chain)(parts[0].shape, parts)
+
+
+def stack(*parts: Operator) -> Operator:
+    """Returns the operator that measures one signal by every part, flattened and joined, (B, m); linear if all are."""
+    empty = torch.zeros(1, *parts[0].shape)
+    shapes = tuple(tuple(part[0](empty).shape[1:]) for part in parts)
+    return (LinearStack if _linear(parts) else Stack)(parts[0].shape, parts, shapes)
+
+
+def total(*parts: Operator) -> Operator:
+    """Returns the sum of operators whose measurements have one shape; linear if all are."""
+    return (LinearSum if _linear(parts) else Sum)(parts[0].shape, parts)

@@ -1,0 +1,29 @@
+"""The centre of each image."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Generator
+
+from invem import RecipeError, Separable, examples, image_shape
+
+
+@examples({"size": 5})
+def crop(n: int, shape: tuple[int, ...], rng: Generator, *, size: Annotated[int, Ge(1)]) -> Separable:
+    """Measures the square at the centre of each image.
+
+    Args:
+        n: The number of observations; the operator is the same for all.
+        shape: (C, H, W).
+        rng: Not used.
+        size: The edge of the square, in pixels.
+
+    Raises:
+        RecipeError: If the square is larger than the image.
+    """
+    _, height, width = image_shape("crop", shape)
+    if size > min(height, width):
+        raise RecipeError(f"crop: size must be at most {min(height, width)} for images of {height}×{width}, got {size}")
+    top, left = (height - size) // 2, (width - size) // 2
+    return Separable(shape, torch.eye(height)[top : top + size], torch.eye(width)[left : left + size])

@@ -1,0 +1,23 @@
+"""Zeros around each image."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Generator
+
+from invem import Separable, image_shape
+
+
+def pad(n: int, shape: tuple[int, ...], rng: Generator, *, width: Annotated[int, Ge(0)] = 2) -> Separable:
+    """Puts zeros around each image.
+
+    Args:
+        n: The number of observations; the operator is the same for all.
+        shape: (C, H, W).
+        rng: Not used.
+        width: How many on each side, in pixels.
+    """
+    _, height, across = image_shape("pad", shape)
+    one = torch.nn.functional.pad(torch.eye(height), (0, 0, width, width))
+    return Separable(shape, one, torch.nn.functional.pad(torch.eye(across), (0, 0, width, width)))
