@@ -115,3 +115,24 @@ def test_the_tables_of_results_are_those_of_the_files():
 
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_hook_is_documented_with_its_signature():
+    import inspect
+
+    from invem import hookspecs
+
+    text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
+    for kind in KINDS:
+        specification = getattr(hookspecs, f"invem_{kind}")
+        signature = re.search(r"``(\(.*?\)) ->", inspect.getdoc(specification))[1]
+        assert f"| `invem_{kind}{inspect.signature(specification).replace(return_annotation=inspect.Signature.empty)}` | `{signature}` |" in text
+
+
+def test_the_table_of_contracts_has_every_component_and_contract():
+    from invem.testing import KINDS as CONTRACTS
+
+    rows = re.findall(r"^\| (\w+)/([\w-]+) \| (.*?) \| (\w*) \|", (ROOT / "docs" / "contracts.md").read_text("utf-8"), re.M)
+    expected = [(kind, name, c) for kind in KINDS for name in sorted(CATALOG.offers[kind]) for c in CONTRACTS[kind][1]]
+    assert sorted((kind, name, c) for kind, name, c, _ in rows) == sorted(expected), "run the command of docs/contracts.md"
+    assert {word for *_, word in rows} <= {"holds", "reported", ""}
