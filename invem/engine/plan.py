@@ -13,7 +13,7 @@ from torch import Tensor
 from invem.batched import Rng
 from invem.dataset import Dataset
 from invem.engine import recipe as recipes
-from invem.engine.catalog import Catalog, options_of, parse_options
+from invem.engine.catalog import Catalog, Component, options_of, parse_options
 from invem.engine.recipe import Loaded, Part, Phase, Recipe
 from invem.engine.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError
@@ -21,7 +21,7 @@ from invem.measurement import Example, Measurement
 from invem.metric import Metric
 from invem.noise import NoiseModel
 from invem.objective import Objective
-from invem.operator import Operator
+from invem.operator import Operator, OperatorLaw
 from invem.sampler import PosteriorSampler
 from invem.schedule import Schedule
 
@@ -179,9 +179,7 @@ class _Builder:
         if len(self.problems) > before or set(values) != allowed:
             return None
         self.resolved[path] = values
-        row = {"kind": kind, "name": component.name, "distribution": component.distribution, "version": component.version}
-        if row not in self.components:
-            self.components.append(row)
+        self._record(component, options)
 
         def make(*args: Any) -> Any:
             try:
@@ -190,6 +188,15 @@ class _Builder:
                 raise recipes.error(self.loaded, path, str(error)) from error
 
         return make
+
+    def _record(self, component: Component, options: dict[str, Any]) -> None:
+        row = {"kind": component.kind, "name": component.name, "distribution": component.distribution, "version": component.version}
+        if row not in self.components:
+            self.components.append(row)
+        for option, parameter in options_of(component.load()).items():
+            for inner in options.get(option, ()) if parameter.annotation == list[OperatorLaw] else ():
+                given = {"name": inner} if isinstance(inner, str) else inner
+                self._record(self.catalog.find("operators", given["name"]), given)
 
     def part(self, kind: str, part: Part, path: Path) -> Callable[..., Any] | None:
         whole: Any = self.loaded.value
