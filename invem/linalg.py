@@ -206,6 +206,12 @@ class DPLR(Batched):
         factor = var * torch.linalg.solve_triangular(chol, f.T, upper=False).T
         return DPLR((var * self.diag * e).to(self.diag.dtype), factor.to(self.diag.dtype))
 
+    def logdet(self) -> Tensor:
+        """Returns log det C, shape ()."""
+        _, chol = self._capacitance(torch.zeros((), device=self.diag.device))
+        value: Tensor = wide(self.diag).log().sum() + 2 * chol.diagonal().log().sum()
+        return value.to(self.diag.dtype)
+
     def dense(self) -> Tensor:
         """Returns the matrix, shape (d, d)."""
         return torch.diag(self.diag) + self.factor @ self.factor.T

@@ -283,3 +283,8 @@ def test_one_sample_that_is_not_finite_harms_no_other():
         good, found = solve(b), solve(spoilt)
         assert torch.allclose(found[[0, 2]], good[[0, 2]])
         assert bool(found[1].isnan().all())
+
+
+def test_the_determinant_of_low_rank_plus_diagonal():
+    cov = DPLR(torch.linspace(0.5, 2, 6, dtype=torch.float64), torch.randn(6, 2, generator=Rng.generator("det"), dtype=torch.float64))
+    assert torch.allclose(cov.logdet(), torch.logdet(cov.dense()))

@@ -6,6 +6,7 @@ from invem import hookimpl
 @hookimpl
 def invem_noises() -> dict[str, str]:
     return {
+        "correlated-gaussian": "invem_plugins.noises.correlated_gaussian:correlated_gaussian",
         "gaussian": "invem_plugins.noises.gaussian:gaussian",
         "laplace": "invem_plugins.noises.laplace:laplace",
         "poisson": "invem_plugins.noises.poisson:poisson",
