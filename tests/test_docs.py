@@ -76,16 +76,19 @@ def test_yaml_snippets_are_recipes(page, tmp_path):
 def test_commands_exist(page):
     from invem.cli import app
 
-    commands = typer.main.get_command(app).commands
     for line in "".join(blocks(page, "bash")).splitlines():
         words = shlex.split(line, comments=True)
         words = words[words.index("invem") + 1 :] if "invem" in words else []
-        if words:
-            options = {o for parameter in commands[words[0]].params for o in parameter.opts}
-            assert {w for w in words if w.startswith("--")} <= options, line
-            for word in words:
-                if word.endswith(".yaml"):
-                    assert (ROOT / word).exists(), line
+        command = typer.main.get_command(app)
+        options = {o for parameter in command.params for o in parameter.opts}
+        for word in words:
+            if word in getattr(command, "commands", {}):
+                command = command.commands[word]
+                options |= {o for parameter in command.params for o in parameter.opts}
+            elif word.endswith(".yaml"):
+                assert (ROOT / word).exists(), line
+        assert not words or not hasattr(command, "commands"), line
+        assert {w for w in words if w.startswith("--")} <= options, line
 
 
 def test_the_quick_start_is_two_commands():
