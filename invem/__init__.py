@@ -21,7 +21,7 @@ from invem.hookspecs import examples, hookimpl
 
 if TYPE_CHECKING:
     from invem.batched import Batched, Index, Rng, shared
-    from invem.compose import Chain, LinearChain, LinearStack, LinearSum, Stack, Sum, chain, stack, total
+    from invem.compose import LinearStack, LinearSum, Stack, Sum, stack, total
     from invem.dataset import Dataset
     from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned
     from invem.diffusion import Denoise, generate, heun, reverse, start, start_given
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from invem.metric import Metric, Outcome
     from invem.noise import NoiseModel
     from invem.objective import Objective
-    from invem.operator import SVD, LinearOperator, Operator, OperatorLaw, image_shape
+    from invem.operator import SVD, Chain, LinearChain, LinearOperator, Operator, OperatorLaw, chain, image_shape
     from invem.sampler import PosteriorSampler
     from invem.schedule import Geometric, Karras, Schedule
     from invem.tomography import Geometry, backproject, project
@@ -114,7 +114,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "batched": ("Batched", "Index", "Rng", "shared"),
-    "compose": ("Chain", "LinearChain", "LinearStack", "LinearSum", "Stack", "Sum", "chain", "stack", "total"),
+    "compose": ("LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"),
     "dataset": ("Dataset",),
     "denoiser": ("Denoiser", "GaussianDenoiser", "Preconditioned"),
     "diffusion": ("Denoise", "generate", "heun", "reverse", "start", "start_given"),
@@ -126,7 +126,7 @@ _MODULES = {
     "metric": ("Metric", "Outcome"),
     "noise": ("NoiseModel",),
     "objective": ("Objective",),
-    "operator": ("SVD", "LinearOperator", "Operator", "OperatorLaw", "image_shape"),
+    "operator": ("SVD", "Chain", "LinearChain", "LinearOperator", "Operator", "OperatorLaw", "chain", "image_shape"),
     "sampler": ("PosteriorSampler",),
     "schedule": ("Geometric", "Karras", "Schedule"),
     "tomography": ("Geometry", "backproject", "project"),

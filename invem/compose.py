@@ -1,4 +1,4 @@
-"""Operators made of operators: one after the other, beside each other, added."""
+"""Operators made of operators: beside each other, and added."""
 
 from dataclasses import dataclass
 from math import prod
@@ -8,52 +8,7 @@ from torch import Tensor
 
 from invem.operator import LinearOperator, Operator
 
-__all__ = ["Chain", "LinearChain", "LinearStack", "LinearSum", "Stack", "Sum", "chain", "stack", "total"]
-
-
-@dataclass(frozen=True, eq=False)
-class Chain(Operator):
-    """A(x) = parts[-1](... parts[0](x)).
-
-    Attributes:
-        parts: The operators, in the order in which they act.
-    """
-
-    parts: tuple[Operator, ...]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        for part in self.parts:
-            x = part(x)
-        return x
-
-    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        states = [x]
-        for part in self.parts[:-1]:
-            states.append(part(states[-1]))
-        for part, state in zip(reversed(self.parts), reversed(states), strict=True):
-            v = part.vjp(state, v)
-        return v
-
-
-@dataclass(frozen=True, eq=False)
-class LinearChain(LinearOperator):
-    """A x = parts[-1] ... parts[0] x, all linear.
-
-    Attributes:
-        parts: The operators, in the order in which they act.
-    """
-
-    parts: tuple[Operator, ...]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        for part in self.parts:
-            x = part(x)
-        return x
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        for part in reversed(self.parts):
-            y = part.adjoint(y)
-        return y
+__all__ = ["LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +92,6 @@ def _split(y: Tensor, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
 
 def _linear(parts: tuple[Operator, ...]) -> bool:
     return all(isinstance(part, LinearOperator) for part in parts)
-
-
-def chain(*parts: Operator) -> Operator:
-    """Returns the operator that applies the parts one after the other; linear if all are."""
-    return (LinearChain if _linear(parts) else Chain)(parts[0].shape, parts)
 
 
 def stack(*parts: Operator) -> Operator:

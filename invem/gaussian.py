@@ -66,7 +66,7 @@ class Gaussian(Batched):
         sample = (centred.T @ centred).double() / n if d <= 2048 else None
         basis = torch.randn(d, min(rank + 8, d, n), generator=Rng.generator("fit", d)).to(flat)
         diag = variance if rank < d else torch.full_like(variance, floor)
-        for k in range(100 if rank < d else 1):
+        for k in range(1 if rank >= d else 100 if sample is not None else 20):
             last, root = diag, diag.sqrt()
             if sample is not None:
                 values, vectors = torch.linalg.eigh(sample / (root[:, None] * root))

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from invem.batched import Batched
 from invem.errors import RecipeError, Unsupported
 
-__all__ = ["SVD", "LinearOperator", "Operator", "OperatorLaw", "image_shape"]
+__all__ = ["SVD", "Chain", "LinearChain", "LinearOperator", "Operator", "OperatorLaw", "chain", "image_shape"]
 
 
 class Rotation(Protocol):
@@ -75,8 +75,6 @@ class Operator(Batched, ABC):
 
     def __matmul__(self, other: "Operator") -> "Operator":
         """Returns A @ B, which applies B first."""
-        from invem.compose import chain
-
         return chain(other, self)
 
     @property
@@ -97,6 +95,57 @@ class LinearOperator(Operator):
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
         """Returns A^T v: the Jacobian of a linear operator is itself."""
         return self.adjoint(v)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Operator):
+    """A(x) = parts[-1](... parts[0](x)).
+
+    Attributes:
+        parts: The operators, in the order in which they act.
+    """
+
+    parts: tuple[Operator, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        states = [x]
+        for part in self.parts[:-1]:
+            states.append(part(states[-1]))
+        for part, state in zip(reversed(self.parts), reversed(states), strict=True):
+            v = part.vjp(state, v)
+        return v
+
+
+@dataclass(frozen=True, eq=False)
+class LinearChain(LinearOperator):
+    """A x = parts[-1] ... parts[0] x, all linear.
+
+    Attributes:
+        parts: The operators, in the order in which they act.
+    """
+
+    parts: tuple[Operator, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        for part in reversed(self.parts):
+            y = part.adjoint(y)
+        return y
+
+
+def chain(*parts: Operator) -> Operator:
+    """Returns the operator that applies the parts one after the other; linear if all are."""
+    linear = all(isinstance(part, LinearOperator) for part in parts)
+    return (LinearChain if linear else Chain)(parts[0].shape, parts)
 
 
 class OperatorLaw(Protocol):

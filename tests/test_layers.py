@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "hookspecs"},
     {"batched"},
-    {"operator", "noise", "schedule", "compose"},
+    {"operator", "noise", "schedule"},
     {"measurement"},
-    {"linalg", "linear", "kspace", "tomography"},
+    {"linalg", "linear", "kspace", "tomography", "compose"},
     {"gaussian"},
     {"denoiser"},
     {"diffusion"},
