@@ -124,6 +124,7 @@ class Plan:
             steps.append(row)
         return {
             "recipe": self.loaded.source,
+            "seed": self.recipe.seed,
             "signal": list(self.shape),
             "observations": self.train,
             "held out": self.test,

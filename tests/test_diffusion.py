@@ -1,0 +1,83 @@
+"""The reverse loops on a Gaussian prior, whose every marginal is known."""
+
+import math
+
+import pytest
+import torch
+
+from invem import Gaussian, GaussianDenoiser, Karras, Rng, generate, heun, reverse, start
+
+D, N = 4, 20_000
+COV = 0.7 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double()
+PRIOR = Gaussian.full(torch.linspace(-1, 1, D), COV)
+DENOISER = GaussianDenoiser(PRIOR)
+
+
+def rng(*key, n=N):
+    return Rng.keyed("diffusion", *key, items=range(n))
+
+
+def extremes(x):
+    values = torch.linalg.eigvals(torch.linalg.solve(COV, torch.cov(x.T.double()))).real
+    return float(values.min()), float(values.max())
+
+
+BAND = 1.5 * (2 * math.sqrt(D / N))
+
+
+def test_generated_samples_have_mean_and_covariance():
+    x = generate(DENOISER, Karras().grid(32), rng("generate"), (D,), torch.empty(0))
+    assert torch.allclose(x.mean(0), PRIOR.mean, atol=0.03)
+    low, high = extremes(x)
+    assert low > 1 - BAND - 0.02
+    assert high < 1 + BAND + 0.02
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_ancestral_steps_with_draws_are_exact_at_any_number(steps):
+    streams, sigmas = rng("draws"), Karras(sigma_max=5.0, sigma_min=0.05).grid(steps)
+
+    def draw(x_t, sigma):
+        return DENOISER(x_t, sigma) + PRIOR.cov.given(sigma).draw(streams)
+
+    x_t = PRIOR.sample(rng("signal")) + float(sigmas[0]) * rng("noise").normal(D)
+    low, high = extremes(reverse(draw, x_t, sigmas, streams))
+    assert low > 1 - BAND
+    assert high < 1 + BAND
+
+
+def test_ancestral_steps_with_the_mean_are_too_narrow():
+    x_t = start(DENOISER, 20.0, rng("start"), (D,), torch.empty(0))
+    few, many = (extremes(reverse(DENOISER, x_t, Karras().grid(steps), rng("chain")))[0] for steps in (8, 128))
+    assert few < many - 0.05
+    assert many < 1
+
+
+def test_eta_zero_is_eulers_rule_and_draws_nothing():
+    x_t, sigmas = torch.randn(3, D, generator=Rng.generator("x")), torch.tensor([2.0, 0.5, 0.1], dtype=torch.float64)
+    streams = rng("unused", n=3)
+    found = reverse(DENOISER, x_t, sigmas, streams, eta=0.0)
+    x = x_t
+    for sigma, s in ((2.0, 0.5), (0.5, 0.1)):
+        x = x + (s - sigma) * (x - DENOISER(x, sigma)) / sigma
+    assert torch.allclose(found, DENOISER(x, 0.1), atol=1e-5)
+    assert torch.equal(streams.normal(2), rng("unused", n=3).normal(2))
+
+
+def test_heun_is_of_second_order():
+    x_t = 3 * torch.randn(50, D, generator=Rng.generator("heun"), dtype=torch.float64)
+    prior = PRIOR.to(dtype=torch.float64)
+
+    def exact(x, sigma, s):
+        """The probability flow of a Gaussian: each eigen-direction scales by sqrt((v + s^2)/(v + sigma^2))."""
+        values, vectors = torch.linalg.eigh(COV)
+        scale = ((values + s**2) / (values + sigma**2)).sqrt()
+        return prior.mean + ((x - prior.mean) @ vectors * scale) @ vectors.T
+
+    errors = []
+    for steps in (17, 33):
+        sigmas = Karras(sigma_max=3.0, sigma_min=0.3).grid(steps)
+        found = heun(GaussianDenoiser(prior), x_t, sigmas)
+        target = GaussianDenoiser(prior)(exact(x_t, 3.0, 0.3), 0.3)
+        errors.append(float((found - target).abs().max()))
+    assert 3 < errors[0] / errors[1] < 5.5
