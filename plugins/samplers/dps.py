@@ -25,8 +25,8 @@ class DPS(PosteriorSampler):
     The norm is that of one sample: in several public codes it is that of the batch, so that their result depends on the batch size.
 
     The method is biased in mean and spread (docs/contracts.md), and `weight` of the norm is a strength per step, to be chosen anew when
-    `steps` changes. ``weight="auto"`` chooses it before each E-step, on a few observations, as the candidate whose draws have the least data misfit
-    E|y - A(x)|^2 (arXiv 2407.01014, eq. 12), among 0.1, 0.3, 1, 3, 10 and 30.
+    `steps` changes. ``weight="auto"`` chooses it before each E-step, on a few observations, as the candidate whose draws have the least
+    data misfit E|y - A(x)|^2 (arXiv 2407.01014, eq. 12), among 0.1, 0.3, 1, 3, 10 and 30.
 
     Attributes:
         steps: Noise levels; the denoiser is called, and differentiated, once a level.
