@@ -15,6 +15,9 @@ class Dataset(Protocol):
     A factory of a data set takes ``split`` ("train" or "test") as its only positional parameter; its keyword-only parameters are the
     options of the recipe.
 
+    A data set for `observations` gives y in place of x. If operators differ between its observations it has a method
+    ``measured(index) -> {"y": ..., "A.mask": ..., ...}``.
+
     Attributes:
         shape: The shape of one signal, (channels, height, width) for images.
         range: The lowest and highest value of a signal, (-1.0, 1.0) for images.

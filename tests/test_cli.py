@@ -425,3 +425,23 @@ def test_a_run_without_metrics_still_restores_and_samples(tmp_path):
 def test_a_large_seed_is_a_seed(tmp_path):
     words = ["seed=100000000000000", "evaluate.metrics=[]", "phases.em.fit.steps=1", "phases.warm-start.fit.steps=1"]
     invem("run", BLUR, "--smoke", *words, "--out", tmp_path / "run")
+
+
+def test_measurements_that_exist_already_come_with_their_masks(tmp_path):
+    from safetensors.torch import save_file
+
+    words = ["evaluate.metrics=[data-misfit]", "phases.em.fit.steps=2"]
+    recipe = ROOT / "recipes" / "inpainting.yaml"
+    invem("run", recipe, "--smoke", *words, "--out", tmp_path / "first")
+    stored = store.read(tmp_path / "first" / "measurements" / "train" / "00000.safetensors")
+    save_file({name: stored[name] for name in ("y", "A.mask")}, tmp_path / "mine.safetensors")
+    source = ["data=null", f"observations={{name: measurements, file: {tmp_path / 'mine.safetensors'}, test: 0.25}}"]
+    invem("run", recipe, "--smoke", *source, *words, "--out", tmp_path / "second")
+    again = store.read(tmp_path / "second" / "measurements" / "train" / "00000.safetensors")
+    assert torch.equal(again["A.mask"], stored["A.mask"][:48]) and torch.equal(again["y"], stored["y"][:48])
+    assert not (tmp_path / "second" / "truth").exists()
+    save_file({"y": stored["y"], "A.masc": stored["A.mask"]}, tmp_path / "mine.safetensors")
+    assert "A.masc is no tensor of random-mask" in invem("plan", recipe, *source, *words, code=2).stderr
+    save_file({"y": stored["y"][:, :, :4].contiguous(), "A.mask": stored["A.mask"]}, tmp_path / "mine.safetensors")
+    shaped = [source[0], source[1].replace("}", ", shape: [1, 8, 8]}")]
+    assert "the observations are (1, 4, 8)" in invem("plan", recipe, *shaped, *words, code=2).stderr

@@ -142,6 +142,7 @@ class _Source:
         self.data, self.error = data, error
         self.range, self.shape = data.range, tuple(data.shape)
         self.skipped: tuple[str, ...] = tuple(getattr(data, "skipped", ()))
+        self.measured: Callable[[Tensor], dict[str, Tensor]] | None = getattr(data, "measured", None)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -258,9 +259,13 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     def split(name: str) -> _Source:
         return _Source(data(name), lambda text: recipes.error(loaded, (where,), text))
 
-    warnings = []
+    warnings, given, measurement_shape = [], None, None
     if facts is None:
         train = split("train")
+        if where == "observations":
+            y = train[torch.tensor([0])].x
+            assert y is not None
+            given, measurement_shape = set(train.measured(torch.tensor([0]))) if train.measured else {"y"}, tuple(y.shape[1:])
         tested = recipe.evaluate.observations or any("reference" in metric.needs for metric in metrics.values())
         facts = Facts(train.shape, train.range, len(train), len(split("test")) if tested else 0)
         skipped = train.skipped
@@ -278,16 +283,20 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
 
     example = law(1, Rng.generator(0))
     measured = Measurement(example[0](torch.zeros(1, *shape)), *example)
-    if where == "observations":
-        if tuple(measured.y.shape[1:]) != shape:
-            builder.fail(("observations",), f"the measurements of {recipe.operator.name} have another shape than its signals")
+    if given is not None:
         two = [Measurement(torch.zeros(1), *law(2, Rng.generator(k))).tensors() for k in range(2)]
-        drawn = [name for name, tensor in two[0].items() if not torch.equal(tensor, two[1][name])]
+        if measurement_shape != (expected := tuple(measured.y.shape[1:])):
+            text = f"{recipe.operator.name} measures signals of shape {shape} as {expected}, and the observations are {measurement_shape}"
+            builder.fail(("observations",), text)
+        if unknown := given - two[0].keys():
+            text = f"{_list(unknown)} is no tensor of {recipe.operator.name} or {recipe.noise.name} (known: {', '.join(two[0])})"
+            builder.fail(("observations",), text)
+        drawn = [name for name, tensor in two[0].items() if name not in given and not torch.equal(tensor, two[1][name])]
         if drawn:
             builder.fail(
                 ("operator",),
-                f"{', '.join(drawn)} would be drawn anew, and the observations were made with others: "
-                "choose an operator and a noise that are the same for all observations",
+                f"{', '.join(drawn)} would be drawn anew, and the observations were made with others: give them beside y "
+                "(data set `measurements`), or choose an operator and a noise that are the same for all",
             )
     network(shape)
     silent = "var" in measured.noise.provides and not bool((measured.noise.var() > 0).all())

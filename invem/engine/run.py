@@ -209,6 +209,10 @@ class Run:
                 rng = Rng.generator(self.recipe.seed, "measure", split, block)
                 operator, noise = self._common(*self.plan.law(len(x), rng))
                 m = Measurement(x if self.plan.observed else noise.sample(operator(x), rng), operator, noise)
+                measured = getattr(data, "measured", None)
+                if self.plan.observed and measured is not None:
+                    rows = torch.arange(block * _BLOCK, block * _BLOCK + len(x))
+                    m = m.with_tensors(m.tensors() | measured(rows))
                 store.write(path, m.tensors())
             yield Record("measure", {"split": split, "done": min((block + 1) * _BLOCK, n), "total": n})
 

@@ -10,5 +10,6 @@ def invem_datasets() -> dict[str, str]:
         "digits": "invem_plugins.datasets.digits:digits",
         "fashion-mnist": "invem_plugins.datasets.fashion_mnist:fashion_mnist",
         "folder": "invem_plugins.datasets.folder:folder",
+        "measurements": "invem_plugins.datasets.measurements:measurements",
         "synthetic": "invem_plugins.datasets.synthetic:synthetic",
     }

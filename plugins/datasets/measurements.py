@@ -1,0 +1,87 @@
+"""Measurements that exist already, each with the operator and the noise that it was made with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Lt
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from invem import DataError, Example, RecipeError, examples
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """Measurements in memory.
+
+    Attributes:
+        tensors: "y", shape (N, *measurement shape), and the tensors of operator and noise that differ between observations, by their
+            path ("A.mask", "noise.sigma"), each with N first.
+        shape: The shape of one signal.
+    """
+
+    tensors: dict[str, Tensor]
+    shape: tuple[int, ...]
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
+    def __len__(self) -> int:
+        return len(self.tensors["y"])
+
+    def __getitem__(self, index: Tensor) -> Example:
+        return Example(self.tensors["y"][index])
+
+    def measured(self, index: Tensor) -> dict[str, Tensor]:
+        """Returns y and the other tensors of some observations."""
+        return {name: tensor[index] for name, tensor in self.tensors.items()}
+
+
+def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
+    save_file({"y": torch.linspace(-1, 1, 20 * 64).reshape(20, 1, 8, 8)}, folder / "y.safetensors")
+    return {"file": str(folder / "y.safetensors")}
+
+
+@examples(_example)
+def measurements(
+    split: str,
+    *,
+    file: str,
+    shape: list[Annotated[int, Ge(1)]] | None = None,
+    test: Annotated[float, Ge(0), Lt(1)] = 0.1,
+) -> Measurements:
+    """Reads measurements from a safetensors file, for a recipe's `observations`.
+
+    Args:
+        split: "train", or "test" for the last ones.
+        file: It holds `y` and, where the operator or the noise differs between observations, their tensors under the names that they
+            have in the `measurements/` of a run: `A.mask`, `A.kernel`, `noise.sigma`, each with one entry for each observation.
+        shape: The shape of one signal, where it is not that of a measurement.
+        test: The share that is held out.
+
+    Raises:
+        DataError: If the file is missing or damaged, or its tensors have different lengths.
+    """
+    if split not in ("train", "test"):
+        raise RecipeError(f"split '{split}' is not one of: train, test")
+    try:
+        tensors = load_file(Path(file).expanduser())
+    except FileNotFoundError:
+        raise DataError(f"{file} does not exist") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    n = len(tensors["y"]) if "y" in tensors and tensors["y"].ndim else 0
+    if not n:
+        raise DataError(f"{file} holds no tensor y with an observation in it")
+    for name, tensor in tensors.items():
+        if not tensor.ndim or len(tensor) != n:
+            raise DataError(f"{file}: {name} has the shape {tuple(tensor.shape)}, and there are {n} observations")
+        if not bool(tensor.isfinite().all()):
+            raise DataError(f"{file}: {name} has values that are not finite")
+    first = n - round(test * n)
+    rows = slice(0, first) if split == "train" else slice(first, n)
+    if not len(range(*rows.indices(n))):
+        raise DataError(f"none of the {n} observations of {file} is for {split}: change test ({test})")
+    signal = tuple(tensors["y"].shape[1:]) if shape is None else tuple(shape)
+    return Measurements({name: t[rows].float() if t.is_floating_point() else t[rows] for name, t in tensors.items()}, signal)
