@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from invem.diffusion import Denoise, generate, heun, reverse, start, start_given
     from invem.gaussian import Gaussian
     from invem.kspace import fourier, fourier_adjoint, kspace_mask
-    from invem.linalg import DPLR, Krylov, Solution, cg, gmres, sqrt_matvec
+    from invem.linalg import DPLR, Krylov, Solution, cg, gmres, least_norm, sqrt_matvec
     from invem.linear import Boundary, CircularConvolution, Convolution, Mask, Matrix, Separable, blur
     from invem.measurement import Example, Measurement
     from invem.metric import Metric, Outcome
@@ -99,6 +99,7 @@ __all__ = [
     "hookimpl",
     "image_shape",
     "kspace_mask",
+    "least_norm",
     "project",
     "reverse",
     "shared",
@@ -119,7 +120,7 @@ _MODULES = {
     "denoiser": ("Denoiser", "GaussianDenoiser", "Preconditioned"),
     "diffusion": ("Denoise", "generate", "heun", "reverse", "start", "start_given"),
     "gaussian": ("Gaussian",),
-    "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "sqrt_matvec"),
+    "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),
     "kspace": ("fourier", "fourier_adjoint", "kspace_mask"),
     "linear": ("Boundary", "CircularConvolution", "Convolution", "Mask", "Matrix", "Separable", "blur"),
     "measurement": ("Example", "Measurement"),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from invem.batched import Batched, Rng, shared, wide
+from invem.operator import LinearOperator
 
-__all__ = ["DPLR", "Krylov", "Solution", "cg", "gmres", "sqrt_matvec"]
+__all__ = ["DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"]
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -119,6 +120,19 @@ def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
     weights = (torch.linalg.pinv(h.masked_fill(broken[:, :, None], 0.0)) @ rhs).squeeze(-1)
     weights = weights.masked_fill(broken, torch.nan).to(b.dtype)
     return Krylov(torch.einsum("kbd,bk->bd", torch.stack(basis), weights), weights)
+
+
+def least_norm(A: LinearOperator, y: Tensor, iterations: int = 500, tol: float = 1e-7) -> Tensor:
+    """Returns A^+ y, shape (B, *shape), by conjugate gradients on A A^T, for operators that have no closed form of it.
+
+    Args:
+        A: A batch of B operators.
+        y: Measurements, shape (B, *measurement shape).
+        iterations: The largest number of iterations, each an application of A and of its adjoint.
+        tol: The residual at which a sample stops, relative to |y|.
+    """
+    z = cg(lambda u: A(A.adjoint(u.reshape(y.shape))).flatten(1), y.flatten(1), iterations, tol).x
+    return A.adjoint(z.reshape(y.shape))
 
 
 def _unit(w: Tensor, norm: Tensor, size: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Generator, Tensor
 
-from invem import Geometry, LinearOperator, RecipeError, backproject, cg, examples, image_shape, project
+from invem import Geometry, LinearOperator, RecipeError, backproject, examples, image_shape, least_norm, project
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,7 @@ class Radon(LinearOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         """Returns A^+ y: conjugate gradients on A A^T, because filtered back-projection alone does not satisfy A A^+ A = A."""
-        z = cg(lambda u: self(self.adjoint(u.reshape(y.shape))).flatten(1), y.flatten(1), 500, tol=1e-7).x
-        return self.adjoint(z.reshape(y.shape))
+        return least_norm(self, y)
 
 
 @examples({"angles": 6}, {"angles": 5, "limit": 90.0})
