@@ -123,16 +123,18 @@ def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
 
 
 def least_norm(A: LinearOperator, y: Tensor, iterations: int = 500, tol: float = 1e-7) -> Tensor:
-    """Returns A^+ y, shape (B, *shape), by conjugate gradients on A A^T, for operators that have no closed form of it.
+    """Returns A^+ y, shape (B, *shape), for operators that have no closed form of it.
+
+    Conjugate gradients on A^T A x = A^T y from zero, which has a solution for any y, noisy ones too; A A^T z = y has none for those.
 
     Args:
         A: A batch of B operators.
         y: Measurements, shape (B, *measurement shape).
         iterations: The largest number of iterations, each an application of A and of its adjoint.
-        tol: The residual at which a sample stops, relative to |y|.
+        tol: The residual at which a sample stops, relative to |A^T y|.
     """
-    z = cg(lambda u: A(A.adjoint(u.reshape(y.shape))).flatten(1), y.flatten(1), iterations, tol).x
-    return A.adjoint(z.reshape(y.shape))
+    b = A.adjoint(y)
+    return cg(lambda x: A.adjoint(A(x.reshape(b.shape))).flatten(1), b.flatten(1), iterations, tol).x.reshape(b.shape)
 
 
 def _unit(w: Tensor, norm: Tensor, size: Tensor) -> Tensor:

@@ -210,3 +210,14 @@ def test_the_score_of_a_measurement_is_the_gradient_of_its_likelihood():
         at = (0.3 * x + 0.1).requires_grad_()
         (expected,) = torch.autograd.grad(m.log_prob(at).sum(), at)
         assert torch.allclose(m.score(at.detach()), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["radon", "fan-beam"])
+def test_the_pseudo_inverse_of_noisy_projections_is_least_squares(name):
+    """More rays than pixels, so that noisy data are in no image's range: the fit is that of the dense pseudo-inverse."""
+    A = law(name, 1, (1, 6, 6), angles=12)
+    basis = torch.eye(36, dtype=torch.float64).reshape(36, 1, 6, 6)
+    dense = A(basis).flatten(1).T
+    y = normal(1, *A(basis).shape[1:])
+    best = dense @ torch.linalg.pinv(dense) @ y.flatten()
+    assert torch.allclose(A(A.pinv(y)).flatten(), best, atol=1e-4)

@@ -27,7 +27,7 @@ class FanBeam(LinearOperator):
         return backproject(self.geometry, y)
 
     def pinv(self, y: Tensor) -> Tensor:
-        """Returns A^+ y, by conjugate gradients on A A^T."""
+        """Returns A^+ y, by conjugate gradients."""
         return least_norm(self, y)
 
 

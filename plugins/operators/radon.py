@@ -42,7 +42,7 @@ class Radon(LinearOperator):
         return self.adjoint(filtered) * (step * self.shape[-1] ** 2)
 
     def pinv(self, y: Tensor) -> Tensor:
-        """Returns A^+ y: conjugate gradients on A A^T, because filtered back-projection alone does not satisfy A A^+ A = A."""
+        """Returns A^+ y: conjugate gradients, because filtered back-projection alone does not satisfy A A^+ A = A."""
         return least_norm(self, y)
 
 
