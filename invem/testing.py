@@ -231,7 +231,12 @@ def _pinv(case: _OperatorCase) -> Measured | None:
     if "pinv" not in case.A.provides:
         return None
     y = case.A(case.x)
-    return _distance(case.A(case.A.pinv(y)), y), 1e-3
+    left = 0.0
+    if case.linear:
+        # Of any y the pseudo-inverse is a least-squares fit: what is left over is orthogonal to the range of A.
+        rest, whole = case.A.adjoint(case.v - case.A(case.A.pinv(case.v))), case.A.adjoint(case.v)
+        left = float(rest.abs().max() / whole.abs().max().clamp(min=1e-12))
+    return max(_distance(case.A(case.A.pinv(y)), y), left), 1e-3
 
 
 def _svd(case: _OperatorCase) -> Measured | None:
