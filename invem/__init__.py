@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from invem.errors import (
     DataError,
     InvemError,
+    MissingExtra,
     NumericalError,
     PluginError,
     RecipeError,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from invem.batched import Batched, Index, Rng, shared
     from invem.compose import LinearStack, LinearSum, Stack, Sum, stack, total
     from invem.dataset import Dataset
-    from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned
+    from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned, level
     from invem.diffusion import Denoise, generate, heun, reverse, start, start_given
     from invem.gaussian import Gaussian
     from invem.kspace import fourier, fourier_adjoint, kspace_mask
@@ -67,6 +68,7 @@ __all__ = [
     "Matrix",
     "Measurement",
     "Metric",
+    "MissingExtra",
     "NoiseModel",
     "NumericalError",
     "Objective",
@@ -100,6 +102,7 @@ __all__ = [
     "image_shape",
     "kspace_mask",
     "least_norm",
+    "level",
     "project",
     "reverse",
     "shared",
@@ -117,7 +120,7 @@ _MODULES = {
     "batched": ("Batched", "Index", "Rng", "shared"),
     "compose": ("LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"),
     "dataset": ("Dataset",),
-    "denoiser": ("Denoiser", "GaussianDenoiser", "Preconditioned"),
+    "denoiser": ("Denoiser", "GaussianDenoiser", "Preconditioned", "level"),
     "diffusion": ("Denoise", "generate", "heun", "reverse", "start", "start_given"),
     "gaussian": ("Gaussian",),
     "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),

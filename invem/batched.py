@@ -36,9 +36,11 @@ class Batched:
         return self._map(lambda field, value: value if field else value[index])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves every tensor to `device` and every floating-point tensor to `dtype`."""
+        """Moves every tensor to `device`, every floating-point one to `dtype` and every complex one to that precision."""
 
         def move(_: bool, value: Tensor) -> Tensor:
+            if value.is_complex():
+                return value.to(device=device, dtype=dtype.to_complex() if dtype else None)
             return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
 
         return self._map(move)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from invem.errors import DataError, InvemError, RecipeError
+from invem.errors import DataError, InvemError, MissingExtra, RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -421,9 +421,16 @@ def plugin_check(
     from invem import testing
 
     rows = []
-    for component in _components(names):
-        for result in testing.check(component.kind, component.load()):
-            rows.append({"kind": component.kind, "name": component.name, **result._asdict()})
+    found = components(names)
+    for component in found:
+        try:
+            results = testing.check(component.kind, component.load())
+        except MissingExtra as error:
+            if len(found) == 1:
+                raise
+            typer.echo(f"{component.kind}/{component.name}: left out: {error}", err=True)
+            continue
+        rows += [{"kind": component.kind, "name": component.name, **result._asdict()} for result in results]
     if as_json:
         _print(rows, True)
     elif markdown:
@@ -451,7 +458,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [f"{row['kind']}/{row['name']}", row["contract"], word, number(row["value"]), number(row["tolerance"])]
 
 
-def _components(names: list[str]) -> "list[Component]":
+def components(names: list[str]) -> "list[Component]":
     """Finds components by name, kind/name, kind, or in a module that offers them."""
     from importlib import import_module
 

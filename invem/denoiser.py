@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from invem.errors import Unsupported
 from invem.gaussian import Gaussian
 
-__all__ = ["Denoiser", "GaussianDenoiser", "Preconditioned"]
+__all__ = ["Denoiser", "GaussianDenoiser", "Preconditioned", "level"]
 
 
 class Denoiser(nn.Module):

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 __all__ = [
     "DataError",
     "InvemError",
+    "MissingExtra",
     "NumericalError",
     "PluginError",
     "RecipeError",
@@ -40,6 +41,14 @@ class PluginError(InvemError):
     """A plugin or a component is missing, broken or offered twice."""
 
     exit_code = 3
+
+
+class MissingExtra(PluginError):
+    """A bridge needs a library that is not installed, or that does not import."""
+
+    def __init__(self, extra: str, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:200]
+        super().__init__(f"this needs {extra}, which does not import ({reason}); install it with: pip install 'invem[{extra}]'")
 
 
 class DataError(InvemError):

@@ -136,7 +136,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
         raise AssertionError(f"shape {tuple(a.shape)}, not {tuple(b.shape)}")
     if not a.numel():
         return 0.0
-    a, b = a.detach(), b.detach()
+    a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (a.detach(), b.detach()))
     return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-12))
 
 

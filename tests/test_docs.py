@@ -133,6 +133,16 @@ def test_every_hook_is_documented_with_its_signature():
         assert f"| `invem_{kind}{hook}` | `{factory}` |" in text
 
 
+def test_the_table_of_deepinv_is_that_of_its_results():
+    import subprocess
+    import sys
+
+    kept = ROOT / "docs" / "results" / "deepinv-contracts.json"
+    command = [sys.executable, ROOT / "benchmarks" / "deepinv_contracts.py", "--from", kept]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout in (ROOT / "docs" / "contracts.md").read_text("utf-8")
+
+
 def test_the_table_of_contracts_has_every_component_and_contract():
     from invem.testing import KINDS as CONTRACTS
 

@@ -21,6 +21,7 @@ LAYERS = [
     {"engine"},
     {"testing"},
     {"cli"},
+    {"pytest_plugin"},
     {"__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}

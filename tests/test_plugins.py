@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,8 @@ def test_a_stranger_is_used_and_a_broken_one_harms_nothing(site, tmp_path):
     assert used["line-scan"]["distribution"] == "invem-line-scan" and used["pull"]["version"] == "0.1.0"
     checked = json.loads(run("-m", "invem", "plugin", "check", "line-scan", "pull", "--json", env=env).stdout)
     assert checked and all(row["passed"] is not False for row in checked)
+    tests = run("-m", "pytest", "--invem", "line-scan", "-q", "-p", "no:cacheprovider", env=env, cwd=tmp_path)
+    assert re.search(r"1[0-9] passed", tests.stdout)
     rows = {row["name"]: row for row in json.loads(run("-m", "invem", "plugin", "list", "--json", env=env).stdout)}
     assert rows["broken"]["errors"] == ["RuntimeError: the driver is missing"]
     assert rows["line-scan"]["components"] == ["operators/line-scan"] and rows["line-scan"]["hooks"] == ["invem_operators"]
