@@ -70,7 +70,13 @@ def eigenvalues(names):
     return "\n".join(lines)
 
 
-KINDS = {"table": table, "seconds": seconds, "whole": whole, "eigenvalues": eigenvalues}
+def operators(names):
+    import operators as benchmark  # the script beside this one
+
+    return benchmark.table(json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")))
+
+
+KINDS = {"operators": operators, "table": table, "seconds": seconds, "whole": whole, "eigenvalues": eigenvalues}
 
 
 def renewed(text):

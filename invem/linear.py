@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from math import prod
 from typing import Literal
 
@@ -86,6 +86,36 @@ class Matrix(LinearOperator):
         )
 
 
+_BLOCK = 64
+_Bands = list[list[tuple[slice, Tensor]]]
+
+
+def _bands(matrix: Tensor) -> _Bands:
+    """A matrix as blocks of rows, each with the runs of columns that it uses: most of a large blur or sampling matrix is zero."""
+    if max(matrix.shape) < 2 * _BLOCK or matrix.device.type == "meta":
+        return [[(slice(None), matrix)]]
+    blocks: _Bands = []
+    rows = max(1, _BLOCK * min(matrix.shape) // matrix.shape[1])
+    for block in torch.split(matrix, rows):
+        used = block.any(0).nonzero()[:, 0] if block.any() else torch.zeros(1, dtype=torch.long)
+        ends = (used.diff() > _BLOCK).nonzero()[:, 0].tolist()
+        runs = [slice(int(used[a]), int(used[b]) + 1) for a, b in zip([0, *(e + 1 for e in ends)], [*ends, -1], strict=True)]
+        blocks.append([(run, block[:, run].contiguous()) for run in runs])
+    return blocks
+
+
+def _left(blocks: _Bands, x: Tensor) -> Tensor:
+    """Returns matrix @ x. x: (..., columns, k)."""
+    sums = [reduce(torch.add, [block @ x[..., run, :] for run, block in runs]) for runs in blocks]
+    return sums[0] if len(sums) == 1 else torch.cat(sums, -2)
+
+
+def _right(x: Tensor, blocks: _Bands) -> Tensor:
+    """Returns x @ matrix^T. x: (..., k, columns)."""
+    sums = [reduce(torch.add, [x[..., run] @ block.mT for run, block in runs]) for runs in blocks]
+    return sums[0] if len(sums) == 1 else torch.cat(sums, -1)
+
+
 @dataclass(frozen=True, eq=False)
 class Separable(LinearOperator):
     """A x = R x C^T for each channel: one small matrix an axis holds kernel, boundary and sampling, exactly.
@@ -101,10 +131,14 @@ class Separable(LinearOperator):
     rcond: float = 1e-4
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.rows @ (x @ self.columns.T)
+        return _left(self._bands[0], _right(x, self._bands[1]))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self.rows.T @ (y @ self.columns)
+        return _left(self._bands[2], _right(y, self._bands[3]))
+
+    @cached_property
+    def _bands(self) -> list["_Bands"]:
+        return [_bands(matrix) for matrix in (self.rows, self.columns, self.rows.T, self.columns.T)]
 
     @cached_property
     def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -221,3 +221,14 @@ def test_the_pseudo_inverse_of_noisy_projections_is_least_squares(name):
     y = normal(1, *A(basis).shape[1:])
     best = dense @ torch.linalg.pinv(dense) @ y.flatten()
     assert torch.allclose(A(A.pinv(y)).flatten(), best, atol=1e-4)
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "circular", "zero", "valid"])
+def test_a_large_separable_blur_is_its_matrices(boundary):
+    A = law("gaussian-blur", 2, (1, 130, 200), std=2.0, size=9, boundary=boundary).to(dtype=torch.float64)
+    assert len(A._bands[0]) > 1
+    x = normal(2, 1, 130, 200)
+    y = A.rows @ (x @ A.columns.T)
+    assert torch.allclose(A(x), y, atol=1e-12)
+    assert torch.allclose(A.adjoint(y), A.rows.T @ (y @ A.columns), atol=1e-12)
+    assert not Separable((1, 130, 130), torch.zeros(130, 130), torch.zeros(130, 130))(torch.ones(1, 1, 130, 130)).any()
