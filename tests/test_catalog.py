@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from invem.engine.catalog import KINDS, Catalog, Plugin, options_of
+from invem.engine.plan import resolve
+from invem.engine.recipe import load
 from invem.errors import PluginError, RecipeError
 
 CATALOG = Catalog.load()
@@ -92,3 +94,16 @@ def test_a_schedule_that_cannot_be_imported_harms_no_recipe_without_it(tmp_path,
     monkeypatch.setenv("INVEM_PLUGINS_DIR", str(tmp_path))
     loaded = recipe.load(Path(__file__).parent.parent / "recipes" / "blur.yaml")
     assert resolve(loaded, Catalog.load())["phases"][1]["sampler"]["schedule"]["name"] == "karras"
+
+
+def test_the_defaults_of_operators_in_a_list_are_written_out(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "data: digits\noperator: [{name: gaussian-blur, std: 1.0, size: 3}, downsample]\nnoise: gaussian\nnetwork: mlp\n"
+        "phases:\n  - {name: w, fit: {objective: gaussian-moments}}\n"
+    )
+    resolved = resolve(load(path), CATALOG)
+    assert resolved["operator"]["of"] == [
+        {"name": "gaussian-blur", "std": 1.0, "size": 3, "boundary": "reflect"},
+        {"name": "downsample", "factor": 2, "method": "average"},
+    ]

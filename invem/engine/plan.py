@@ -1,8 +1,9 @@
 """From a recipe to what will be done: every name, option and need is checked before anything is computed."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -343,17 +344,28 @@ def resolve(loaded: Loaded, catalog: Catalog) -> dict[str, Any]:
         place: Any = whole
         for step in path:
             place = place[step]
-        for option, value in values.items():
-            if _is_plain(value):
-                place[option] = value
-            elif isinstance(value, Schedule) and type(value) in names:
-                place[option] = {"name": names[type(value)], **{f.name: getattr(value, f.name) for f in fields(value)}}  # type: ignore[arg-type]
+        _write_out(place, values, names)
     return whole
+
+
+def _write_out(place: dict[str, Any], values: Mapping[str, Any], names: Mapping[Any, str]) -> None:
+    """Writes the value of every option of a component into the plain data that name the component."""
+    for option, value in values.items():
+        if _is_plain(value):
+            place[option] = value
+        elif isinstance(value, Schedule) and type(value) in names:
+            place[option] = {"name": names[type(value)], **{f.name: getattr(value, f.name) for f in fields(value)}}  # type: ignore[arg-type]
+        elif isinstance(value, list) and all(isinstance(part, partial) for part in value):
+            place[option] = [{"name": part} if isinstance(part, str) else dict(part) for part in place[option]]
+            for part, law in zip(place[option], value, strict=True):
+                _write_out(part, law.keywords, names)
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(_is_plain(item) for item in value.values())
     return value is None or isinstance(value, bool | int | float | str)
 
 
