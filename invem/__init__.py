@@ -24,18 +24,21 @@ if TYPE_CHECKING:
     from invem.batched import Batched, Index, Rng, shared
     from invem.compose import LinearStack, LinearSum, Stack, Sum, stack, total
     from invem.dataset import Dataset
-    from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned, level
-    from invem.diffusion import Denoise, generate, heun, reverse, start, start_given
+    from invem.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, level
+    from invem.diffusion import Denoise, Stepping, calls, generate, heun, integrate, multistep, predict_correct, reverse, start, start_given
     from invem.gaussian import Gaussian
     from invem.kspace import fourier, fourier_adjoint, kspace_mask
+    from invem.likelihood import nearest, nearest_draw, pull, strength
     from invem.linalg import DPLR, Krylov, Solution, cg, gmres, least_norm, sqrt_matvec
     from invem.linear import Boundary, CircularConvolution, Convolution, Mask, Matrix, Separable, blur
+    from invem.local import Covariance, Local, local
     from invem.measurement import Example, Measurement
     from invem.metric import Metric, Outcome
+    from invem.mixture import Mixture, PosteriorMoments
     from invem.noise import NoiseModel
     from invem.objective import Objective
     from invem.operator import SVD, Chain, LinearChain, LinearOperator, Operator, OperatorLaw, chain, image_shape
-    from invem.sampler import PosteriorSampler
+    from invem.sampler import GuidedSampler, PosteriorSampler
     from invem.schedule import Geometric, Karras, Schedule
     from invem.tomography import Geometry, backproject, project
 
@@ -47,6 +50,7 @@ __all__ = [
     "Chain",
     "CircularConvolution",
     "Convolution",
+    "Covariance",
     "DataError",
     "Dataset",
     "Denoise",
@@ -56,6 +60,7 @@ __all__ = [
     "GaussianDenoiser",
     "Geometric",
     "Geometry",
+    "GuidedSampler",
     "Index",
     "InvemError",
     "Karras",
@@ -64,11 +69,14 @@ __all__ = [
     "LinearOperator",
     "LinearStack",
     "LinearSum",
+    "Local",
     "Mask",
     "Matrix",
     "Measurement",
     "Metric",
     "MissingExtra",
+    "Mixture",
+    "MixtureDenoiser",
     "NoiseModel",
     "NumericalError",
     "Objective",
@@ -76,6 +84,7 @@ __all__ = [
     "OperatorLaw",
     "Outcome",
     "PluginError",
+    "PosteriorMoments",
     "PosteriorSampler",
     "Preconditioned",
     "RecipeError",
@@ -85,11 +94,13 @@ __all__ = [
     "Separable",
     "Solution",
     "Stack",
+    "Stepping",
     "Stopped",
     "Sum",
     "Unsupported",
     "backproject",
     "blur",
+    "calls",
     "cg",
     "chain",
     "examples",
@@ -100,16 +111,24 @@ __all__ = [
     "heun",
     "hookimpl",
     "image_shape",
+    "integrate",
     "kspace_mask",
     "least_norm",
     "level",
+    "local",
+    "multistep",
+    "nearest",
+    "nearest_draw",
+    "predict_correct",
     "project",
+    "pull",
     "reverse",
     "shared",
     "sqrt_matvec",
     "stack",
     "start",
     "start_given",
+    "strength",
     "suggest",
     "total",
 ]
@@ -120,8 +139,23 @@ _MODULES = {
     "batched": ("Batched", "Index", "Rng", "shared"),
     "compose": ("LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"),
     "dataset": ("Dataset",),
-    "denoiser": ("Denoiser", "GaussianDenoiser", "Preconditioned", "level"),
-    "diffusion": ("Denoise", "generate", "heun", "reverse", "start", "start_given"),
+    "denoiser": ("Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level"),
+    "diffusion": (
+        "Denoise",
+        "Stepping",
+        "calls",
+        "generate",
+        "heun",
+        "integrate",
+        "multistep",
+        "predict_correct",
+        "reverse",
+        "start",
+        "start_given",
+    ),
+    "likelihood": ("nearest", "nearest_draw", "pull", "strength"),
+    "local": ("Covariance", "Local", "local"),
+    "mixture": ("Mixture", "PosteriorMoments"),
     "gaussian": ("Gaussian",),
     "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),
     "kspace": ("fourier", "fourier_adjoint", "kspace_mask"),
@@ -131,7 +165,7 @@ _MODULES = {
     "noise": ("NoiseModel",),
     "objective": ("Objective",),
     "operator": ("SVD", "Chain", "LinearChain", "LinearOperator", "Operator", "OperatorLaw", "chain", "image_shape"),
-    "sampler": ("PosteriorSampler",),
+    "sampler": ("GuidedSampler", "PosteriorSampler"),
     "schedule": ("Geometric", "Karras", "Schedule"),
     "tomography": ("Geometry", "backproject", "project"),
 }

@@ -5,10 +5,13 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from invem.batched import Rng
 from invem.errors import Unsupported
 from invem.gaussian import Gaussian
+from invem.measurement import Measurement
+from invem.mixture import Mixture
 
-__all__ = ["Denoiser", "GaussianDenoiser", "Preconditioned", "level"]
+__all__ = ["Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level"]
 
 
 class Denoiser(nn.Module):
@@ -34,6 +37,14 @@ class Denoiser(nn.Module):
             raise Unsupported(f"{type(self).__name__} carries no fitted moments")
         return self.moments
 
+    def posterior(self, m: Measurement, rng: Rng) -> Tensor:
+        """Draws p(x | y) exactly, shape (B, *shape), for linear A and Gaussian noise. Only priors in closed form know how.
+
+        Raises:
+            Unsupported: If the prior is a network.
+        """
+        raise Unsupported(f"{type(self).__name__} has no posterior in closed form")
+
 
 def level(sigma: Tensor | float, x: Tensor) -> Tensor:
     """Returns sigma as (1 or B, 1, ...), of the dtype and on the device of x."""
@@ -49,6 +60,24 @@ class GaussianDenoiser(Denoiser):
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
         return self.moments.denoise(x_t, level(sigma, x_t))
+
+    def posterior(self, m: Measurement, rng: Rng) -> Tensor:
+        return self.moments.posterior(m, rng)
+
+
+class MixtureDenoiser(Denoiser):
+    """The exact denoiser of a mixture of Gaussians."""
+
+    def __init__(self, prior: Mixture) -> None:
+        super().__init__()
+        self.prior = prior
+        self.moments = prior.moments()
+
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        return self.prior.denoise(x_t, level(sigma, x_t))
+
+    def posterior(self, m: Measurement, rng: Rng) -> Tensor:
+        return self.prior.posterior(m, rng)
 
 
 class Preconditioned(Denoiser):

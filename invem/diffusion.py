@@ -3,8 +3,10 @@
 Levels are Python floats (float64), so that ratios of small levels keep their digits.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +15,22 @@ from invem.batched import Rng
 from invem.denoiser import Denoiser
 from invem.measurement import Measurement
 
-__all__ = ["Denoise", "generate", "heun", "reverse", "start", "start_given"]
+__all__ = [
+    "Denoise",
+    "Stepping",
+    "calls",
+    "generate",
+    "heun",
+    "integrate",
+    "multistep",
+    "predict_correct",
+    "reverse",
+    "start",
+    "start_given",
+]
 
 Denoise = Callable[[Tensor, float], Tensor]
+Stepping = Literal["ancestral", "euler", "heun", "churn", "predictor-corrector", "multistep", "multistep-sde"]
 
 
 def reverse(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, eta: float = 1.0) -> Tensor:
@@ -44,20 +59,94 @@ def reverse(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, eta: float 
     return denoise(x_t, levels[-1])
 
 
-def heun(denoise: Denoise, x_t: Tensor, sigmas: Tensor) -> Tensor:
-    """Integrates the probability flow dx/dsigma = (x - x_hat)/sigma by Heun's second-order rule (EDM, algorithm 1).
+def heun(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = None, churn: float = 0.0) -> Tensor:
+    """Integrates the probability flow dx/dsigma = (x - x_hat)/sigma by Heun's second-order rule (EDM, algorithm 2).
+
+    With `churn` it is stochastic: before a step from sigma in [0.05, 50] noise is added that lifts the state to
+    sigma (1 + min(churn/steps, sqrt 2 - 1)), which forgets errors of earlier steps (EDM, ImageNet-64: 40, the noise times 1.003).
 
     Args:
         denoise: (x_t, sigma) -> x_hat, called 2 steps - 1 times.
         x_t: The first state, at sigmas[0], shape (B, *shape).
         sigmas: Decreasing levels, shape (steps,); a last Euler step goes from sigmas[-1] to zero.
+        rng: B streams, for the churn.
+        churn: S_churn of EDM; 0 is deterministic.
     """
     levels: list[float] = sigmas.tolist()
+    lift = 1 + min(churn / len(levels), math.sqrt(2) - 1)
     for sigma, s in pairwise(levels):
+        if rng is not None and lift > 1 and 0.05 <= sigma <= 50:
+            x_t = x_t + 1.003 * sigma * (lift**2 - 1) ** 0.5 * rng.normal_like(x_t)
+            sigma = sigma * lift
         slope = (x_t - denoise(x_t, sigma)) / sigma
         guess = x_t + (s - sigma) * slope
         x_t = x_t + (s - sigma) / 2 * (slope + (guess - denoise(guess, s)) / s)
     return denoise(x_t, levels[-1])
+
+
+def multistep(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = None) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order in log sigma at one call a level.
+
+    With `rng` it is the stochastic form, SDE-DPM-Solver++(2M) of the same paper, by the midpoint rule.
+
+    Args:
+        denoise: (x_t, sigma) -> x_hat, called once a level.
+        x_t: The first state, at sigmas[0], shape (B, *shape).
+        sigmas: Decreasing levels, shape (steps,).
+        rng: B streams for the stochastic form.
+    """
+    levels: list[float] = sigmas.tolist()
+    last, h_last = None, 0.0
+    for sigma, s in pairwise(levels):
+        x_hat, h = denoise(x_t, sigma), math.log(sigma / s)
+        slope = 0.0 if last is None else (x_hat - last) * (h / (2 * h_last))
+        if rng is None:
+            x_t = s / sigma * x_t + (1 - s / sigma) * (x_hat + slope)
+        else:
+            keep = (s / sigma) ** 2
+            x_t = keep * x_t + (1 - keep) * (x_hat + slope) + s * (1 - keep) ** 0.5 * rng.normal_like(x_t)
+        last, h_last = x_hat, h
+    return denoise(x_t, levels[-1])
+
+
+def predict_correct(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, delta: float = 0.1) -> Tensor:
+    """Euler steps, each followed by one step of a Langevin chain at the new level (Song et al. 2021, arXiv 2011.13456, algorithm 1).
+
+    The corrector x <- x_hat + sqrt(1 - delta) (x - x_hat) + sqrt(delta) s z leaves N(x_hat, s^2 I) as it is.
+
+    Args:
+        denoise: (x_t, sigma) -> x_hat, called 2 steps - 1 times.
+        x_t: The first state, at sigmas[0], shape (B, *shape).
+        sigmas: Decreasing levels, shape (steps,).
+        rng: B streams.
+        delta: The share of the noise that a correction renews.
+    """
+    levels: list[float] = sigmas.tolist()
+    for sigma, s in pairwise(levels):
+        x_hat = denoise(x_t, sigma)
+        x_t = x_hat + s / sigma * (x_t - x_hat)
+        x_hat = denoise(x_t, s)
+        x_t = x_hat + (1 - delta) ** 0.5 * (x_t - x_hat) + delta**0.5 * s * rng.normal_like(x_t)
+    return denoise(x_t, levels[-1])
+
+
+def integrate(stepping: Stepping, denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng) -> Tensor:
+    """Runs the reverse diffusion by the rule of that name and returns the denoised last state, shape (B, *shape).
+
+    `reverse` (ancestral; euler is eta = 0), `heun` (churn: S_churn = 40), `predict_correct`, `multistep` (multistep-sde: with noise).
+    """
+    if stepping in ("ancestral", "euler"):
+        return reverse(denoise, x_t, sigmas, rng, eta=float(stepping == "ancestral"))
+    if stepping in ("heun", "churn"):
+        return heun(denoise, x_t, sigmas, rng, churn=40.0 if stepping == "churn" else 0.0)
+    if stepping == "predictor-corrector":
+        return predict_correct(denoise, x_t, sigmas, rng)
+    return multistep(denoise, x_t, sigmas, rng if stepping == "multistep-sde" else None)
+
+
+def calls(stepping: Stepping, steps: int) -> int:
+    """Returns how often `integrate` calls the denoiser on that many levels."""
+    return 2 * steps - 1 if stepping in ("heun", "churn", "predictor-corrector") else steps
 
 
 def start(denoiser: Denoiser, sigma: float, rng: Rng, shape: tuple[int, ...], like: Tensor) -> Tensor:

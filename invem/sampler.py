@@ -1,15 +1,20 @@
 """Posterior samplers: p(x | y) under a diffusion prior."""
 
 from abc import ABC, abstractmethod
-from typing import Self
+from dataclasses import dataclass
+from typing import Annotated, Self
 
+import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from invem.batched import Rng
 from invem.denoiser import Denoiser
+from invem.diffusion import Denoise, Stepping, calls, integrate, start, start_given
 from invem.measurement import Measurement
+from invem.schedule import Karras, Schedule
 
-__all__ = ["PosteriorSampler"]
+__all__ = ["GuidedSampler", "PosteriorSampler"]
 
 
 class PosteriorSampler(ABC):
@@ -20,7 +25,8 @@ class PosteriorSampler(ABC):
 
     Attributes:
         needs: What it calls on the measurement ("adjoint", "pinv", "svd", "vjp", "var") and on the denoiser ("moments"). The plan
-            compares it with what the operator, the noise and the denoiser provide, before anything runs.
+            compares it with what the operator, the noise and the denoiser provide, before anything runs. "closed form" is a prior whose
+            posterior is known exactly.
     """
 
     @property
@@ -40,3 +46,40 @@ class PosteriorSampler(ABC):
     def cost(self) -> tuple[int, int]:
         """Network forwards and network vector-Jacobian products for one draw, as the plan estimates them."""
         return (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedSampler(PosteriorSampler):
+    """A posterior sampler that is a denoiser of p(x | x_t, y), run by any rule of the reverse diffusion.
+
+    Attributes:
+        steps: Noise levels.
+        stepping: How the reverse diffusion is run (`integrate`).
+        schedule: The noise levels.
+    """
+
+    steps: Annotated[int, Ge(2)] = 64
+    stepping: Stepping = "heun"
+    schedule: Schedule = Karras()
+
+    @abstractmethod
+    def denoise(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Denoise:
+        """Returns (x_t, sigma) -> E[x | x_t, y], approximately, without a graph."""
+
+    @property
+    def products(self) -> int:
+        """Network vector-Jacobian products of one call of `denoise`."""
+        return 0
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        n = calls(self.stepping, self.steps)
+        return n, n * self.products
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        sigmas = self.schedule.grid(self.steps)
+        given = {"adjoint", "var"} <= self.needs and denoiser.moments is not None
+        first = float(sigmas[0])
+        x_t = start_given(denoiser, first, rng, m) if given else start(denoiser, first, rng, m.shape, m.y)
+        return integrate(self.stepping, self.denoise(denoiser, m, rng), x_t, sigmas, rng)

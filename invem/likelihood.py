@@ -1,0 +1,78 @@
+"""What a linear measurement with Gaussian noise says of a signal that is near a point: minimisers, draws and sizes, without the network."""
+
+from torch import Tensor
+
+from invem.batched import Rng
+from invem.linalg import cg, sqrt_matvec
+from invem.measurement import Measurement
+
+__all__ = ["nearest", "nearest_draw", "pull", "strength"]
+
+
+def pull(m: Measurement, r: Tensor, weight: Tensor | float, iterations: int = 100, tol: float = 1e-5) -> Tensor:
+    """Returns A^T (weight A A^T + S)^-1 r, shape (B, *shape), with S the covariance of the noise.
+
+    Args:
+        m: Linear A, Gaussian noise.
+        r: Residuals, shape of y.
+        weight: A variance, one number or (B, 1).
+        iterations: The most iterations of conjugate gradients, each an application of A and of its adjoint.
+        tol: The relative residual at which a sample stops.
+    """
+    var = m.noise.var().expand_as(m.y).flatten(1)
+
+    def matvec(u: Tensor) -> Tensor:
+        return weight * m.A(m.A.adjoint(u.reshape(m.y.shape))).flatten(1) + var * u
+
+    return m.A.adjoint(cg(matvec, r.flatten(1), iterations, tol).x.reshape(m.y.shape))
+
+
+def _wide(weight: Tensor | float, x: Tensor) -> Tensor | float:
+    return weight.reshape(-1, *[1] * (x.ndim - 1)) if isinstance(weight, Tensor) else weight
+
+
+def nearest(m: Measurement, x: Tensor, rho: Tensor | float) -> Tensor:
+    """Returns the z that minimises |y - A z|^2 in units of the noise plus |z - x|^2/rho^2, shape (B, *shape).
+
+    Args:
+        m: Linear A, Gaussian noise.
+        x: Where to be near to, shape (B, *shape).
+        rho: How near, a standard deviation: one number or (B, 1).
+    """
+    return x + _wide(rho**2, x) * pull(m, m.y - m.A(x), rho**2)
+
+
+def nearest_draw(m: Measurement, x: Tensor, rho: Tensor | float, rng: Rng, matched: bool = False) -> Tensor:
+    """Draws z from N(z; x, rho^2 I) p(y | z), normalised, by Matheron's rule, shape (B, *shape).
+
+    Args:
+        m: Linear A, Gaussian noise.
+        x: Shape (B, *shape).
+        rho: A standard deviation: one number or (B, 1).
+        rng: B streams.
+        matched: Whether p(y | z) has the covariance S - rho^2 A A^T in place of S, which needs rho to be at most 1/`strength`:
+            then y has the covariance S given x, and nothing is smoothed.
+    """
+    x = x + _wide(rho, x) * rng.normal_like(x)
+    e, var = rng.normal_like(m.y), m.noise.var().expand_as(m.y)
+    if not matched:
+        return x + _wide(rho**2, x) * pull(m, m.y + var.sqrt() * e - m.A(x), rho**2)
+    flat = var.flatten(1)
+
+    def matvec(v: Tensor) -> Tensor:
+        return flat * v - rho**2 * m.A(m.A.adjoint(v.reshape(e.shape))).flatten(1)
+
+    y = m.y + sqrt_matvec(matvec, e.flatten(1), min(flat.shape[1], 30)).reshape(e.shape)
+    return x + _wide(rho**2, x) * m.A.adjoint((y - m.A(x)) / var)
+
+
+def strength(m: Measurement, iterations: int = 30) -> Tensor:
+    """Returns the largest singular value of S^-1/2 A, shape (B, 1), by power iteration: one over the finest scale that y resolves."""
+    scale = m.noise.var().expand_as(m.y).rsqrt()
+    v = Rng.keyed("power", items=[0]).normal(*m.shape).to(m.y).expand(len(m), *m.shape)
+    size = v.flatten(1).norm(dim=1, keepdim=True)
+    for _ in range(iterations):
+        v = m.A.adjoint(scale.square() * m.A(v / _wide(size.clamp(min=1e-30), v)))
+        size = v.flatten(1).norm(dim=1, keepdim=True)
+    found: Tensor = size.sqrt()
+    return found

@@ -1,0 +1,130 @@
+"""A mixture of Gaussians on signals: a prior with several modes whose posterior is known exactly."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from invem.batched import Batched, Rng, shared, wide
+from invem.gaussian import Gaussian
+from invem.measurement import Measurement
+
+__all__ = ["Mixture", "PosteriorMoments"]
+
+
+class PosteriorMoments(NamedTuple):
+    """The exact posterior of a mixture under a linear measurement with Gaussian noise.
+
+    Attributes:
+        weights: The probabilities of the components given y, (B, K), float64.
+        mean: E[x | y], flattened, (B, d), float64.
+        cov: Cov[x | y], (B, d, d), float64.
+    """
+
+    weights: Tensor
+    mean: Tensor
+    cov: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture(Batched):
+    """sum_k w_k N(m_k, C_k) on signals of one shape.
+
+    Attributes:
+        weights: w, shape (K,), positive, summing to one.
+        means: m, shape (K, *shape).
+        covs: C over flattened signals, shape (K, d, d).
+    """
+
+    weights: Tensor = shared()
+    means: Tensor = shared()
+    covs: Tensor = shared()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one signal."""
+        return tuple(self.means.shape[1:])
+
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(wide(self.covs))
+        return values.clamp(min=0), vectors
+
+    def moments(self) -> Gaussian:
+        """Returns the Gaussian with the mean and the covariance of the mixture."""
+        m, w = wide(self.means.flatten(1)), wide(self.weights)
+        mean = w @ m
+        gap = m - mean
+        cov = torch.einsum("k,kij->ij", w, wide(self.covs)) + torch.einsum("k,ki,kj->ij", w, gap, gap)
+        return Gaussian.full(mean.reshape(self.shape).to(self.means), cov)
+
+    def sample(self, rng: Rng) -> Tensor:
+        """Draws one signal a stream, shape (B, *shape)."""
+        return self._draw(self._pick(wide(self.weights).log().expand(len(rng), -1), rng), rng)
+
+    def _pick(self, log_weights: Tensor, rng: Rng) -> Tensor:
+        """Draws a component of each row. log_weights: (B, K); returns (B,)."""
+        total = log_weights.softmax(-1).cumsum(-1)
+        u = rng.uniform(1, dtype=torch.float64).to(total) * total[:, -1:]
+        k: Tensor = (total < u).sum(-1).clamp(max=total.shape[1] - 1)
+        return k
+
+    def _draw(self, k: Tensor, rng: Rng) -> Tensor:
+        values, vectors = self._eigen
+        z = rng.normal(values.shape[1]).to(values) * values[k].sqrt()
+        x = torch.einsum("bij,bj->bi", vectors[k], z) + wide(self.means.flatten(1))[k]
+        return x.to(self.means).reshape(-1, *self.shape)
+
+    def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """Returns E[x | x_t]. sigma: one level, or (B, 1, ...)."""
+        values, vectors = self._eigen
+        var = wide(sigma).reshape(-1, 1, 1) ** 2
+        mean = wide(self.means.flatten(1))
+        z = torch.einsum("bki,kij->bkj", wide(x_t.flatten(1))[:, None] - mean, vectors)
+        total = values + var
+        log_r = wide(self.weights).log() - 0.5 * (z.square() / total + total.log()).sum(-1)
+        means = mean + torch.einsum("kij,bkj->bki", vectors, values / total * z)
+        return torch.einsum("bk,bki->bi", log_r.softmax(-1), means).to(x_t.dtype).reshape(x_t.shape)
+
+    def _evidence(self, m: Measurement) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns A (B, m, d), the noise variances (B, m) and log w_k + log p(y | k), (B, K)."""
+        b, d = len(m), math.prod(self.shape)
+        basis = torch.eye(d, dtype=m.y.dtype, device=m.y.device).reshape(d, 1, *self.shape)
+        A = wide(torch.stack([m.A(e.expand(b, *self.shape)).flatten(1) for e in basis], -1))
+        var = wide(m.noise.var().expand_as(m.y).flatten(1))
+        y = wide(m.y.flatten(1))
+        logs = []
+        for mean, cov in zip(wide(self.means.flatten(1)), wide(self.covs), strict=True):
+            chol = torch.linalg.cholesky(A @ cov @ A.mT + torch.diag_embed(var))
+            white = torch.linalg.solve_triangular(chol, (y - A @ mean)[..., None], upper=False)[..., 0]
+            logs.append(-0.5 * white.square().sum(-1) - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+        return A, var, wide(self.weights).log() + torch.stack(logs, -1)
+
+    def posterior(self, m: Measurement, rng: Rng) -> Tensor:
+        """Draws p(x | y) exactly, for linear A and Gaussian noise, shape (B, *shape).
+
+        A component given y, then Matheron's rule for its Gaussian.
+        """
+        A, var, log_weights = self._evidence(m)
+        k = self._pick(log_weights, rng)
+        x, cov = self._draw(k, rng), wide(self.covs)[k]
+        r = wide(m.y - m.A(x)).flatten(1) - var.sqrt() * wide(rng.normal_like(m.y)).flatten(1)
+        u = torch.linalg.solve(A @ cov @ A.mT + torch.diag_embed(var), r[..., None])
+        step: Tensor = (cov @ A.mT @ u)[..., 0]
+        return x + step.to(x).reshape(x.shape)
+
+    def posterior_moments(self, m: Measurement) -> PosteriorMoments:
+        """Returns the weights, the mean and the covariance of p(x | y)."""
+        A, var, log_weights = self._evidence(m)
+        weights, y = log_weights.softmax(-1), wide(m.y.flatten(1))
+        means, second = [], torch.zeros(1, dtype=A.dtype, device=A.device)
+        for w, mean, cov in zip(weights.T, wide(self.means.flatten(1)), wide(self.covs), strict=True):
+            gain = torch.linalg.solve(A @ cov @ A.mT + torch.diag_embed(var), A @ cov).mT
+            centre = mean + (gain @ (y - A @ mean)[..., None])[..., 0]
+            means.append(centre)
+            second = second + w[:, None, None] * (cov - gain @ A @ cov + centre[:, :, None] * centre[:, None])
+        mean = torch.einsum("bk,kbi->bi", weights, torch.stack(means))
+        return PosteriorMoments(weights, mean, second - mean[:, :, None] * mean[:, None])
