@@ -28,19 +28,20 @@ if TYPE_CHECKING:
     from invem.diffusion import Denoise, Stepping, calls, generate, heun, integrate, multistep, predict_correct, reverse, start, start_given
     from invem.gaussian import Gaussian
     from invem.kspace import fourier, fourier_adjoint, kspace_mask
-    from invem.likelihood import nearest, nearest_draw, pull, strength
+    from invem.likelihood import nearest, nearest_draw, pull, sharpness, strength
     from invem.linalg import DPLR, Krylov, Solution, cg, gmres, least_norm, sqrt_matvec
     from invem.linear import Boundary, CircularConvolution, Convolution, Mask, Matrix, Separable, blur
-    from invem.local import Covariance, Local, local
     from invem.measurement import Example, Measurement
     from invem.metric import Metric, Outcome
     from invem.mixture import Mixture, PosteriorMoments
     from invem.noise import NoiseModel
     from invem.objective import Objective
     from invem.operator import SVD, Chain, LinearChain, LinearOperator, Operator, OperatorLaw, chain, image_shape
+    from invem.particles import choose, resample
     from invem.sampler import GuidedSampler, PosteriorSampler
     from invem.schedule import Geometric, Karras, Schedule
     from invem.tomography import Geometry, backproject, project
+    from invem.tweedie import Covariance, Local, back, condition, local, prior_draw
 
 __all__ = [
     "DPLR",
@@ -98,11 +99,14 @@ __all__ = [
     "Stopped",
     "Sum",
     "Unsupported",
+    "back",
     "backproject",
     "blur",
     "calls",
     "cg",
     "chain",
+    "choose",
+    "condition",
     "examples",
     "fourier",
     "fourier_adjoint",
@@ -120,10 +124,13 @@ __all__ = [
     "nearest",
     "nearest_draw",
     "predict_correct",
+    "prior_draw",
     "project",
     "pull",
+    "resample",
     "reverse",
     "shared",
+    "sharpness",
     "sqrt_matvec",
     "stack",
     "start",
@@ -153,8 +160,8 @@ _MODULES = {
         "start",
         "start_given",
     ),
-    "likelihood": ("nearest", "nearest_draw", "pull", "strength"),
-    "local": ("Covariance", "Local", "local"),
+    "likelihood": ("nearest", "nearest_draw", "pull", "sharpness", "strength"),
+    "tweedie": ("Covariance", "Local", "back", "condition", "local", "prior_draw"),
     "mixture": ("Mixture", "PosteriorMoments"),
     "gaussian": ("Gaussian",),
     "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),
@@ -165,6 +172,7 @@ _MODULES = {
     "noise": ("NoiseModel",),
     "objective": ("Objective",),
     "operator": ("SVD", "Chain", "LinearChain", "LinearOperator", "Operator", "OperatorLaw", "chain", "image_shape"),
+    "particles": ("choose", "resample"),
     "sampler": ("GuidedSampler", "PosteriorSampler"),
     "schedule": ("Geometric", "Karras", "Schedule"),
     "tomography": ("Geometry", "backproject", "project"),

@@ -33,7 +33,7 @@ Denoise = Callable[[Tensor, float], Tensor]
 Stepping = Literal["ancestral", "euler", "heun", "churn", "predictor-corrector", "multistep", "multistep-sde"]
 
 
-def reverse(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, eta: float = 1.0) -> Tensor:
+def reverse(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, eta: float = 1.0, zeta: float | None = None) -> Tensor:
     """Steps from sigmas[0] down to sigmas[-1] and returns the denoised last state, shape (B, *shape).
 
     x_s = x_hat + (s/sigma) sqrt(1 - tau) (x_t - x_hat) + s sqrt(tau) z,  tau = eta (1 - s^2/sigma^2):
@@ -48,11 +48,13 @@ def reverse(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, eta: float 
         sigmas: Decreasing levels, shape (steps,).
         rng: B streams.
         eta: Between 0 and 1.
+        zeta: A constant tau in its place, as several posterior samplers have it. It does not preserve the prior as the steps grow: on a
+            standard normal the variance tends to (1 + sqrt(1 - zeta))/2.
     """
     levels: list[float] = sigmas.tolist()
     for sigma, s in pairwise(levels):
         x_hat = denoise(x_t, sigma)
-        tau = eta * (1 - s**2 / sigma**2)
+        tau = eta * (1 - s**2 / sigma**2) if zeta is None else zeta
         x_t = x_hat + s / sigma * (1 - tau) ** 0.5 * (x_t - x_hat)
         if tau > 0:
             x_t = x_t + s * tau**0.5 * rng.normal_like(x_t)

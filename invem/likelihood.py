@@ -1,12 +1,13 @@
 """What a linear measurement with Gaussian noise says of a signal that is near a point: minimisers, draws and sizes, without the network."""
 
+import torch
 from torch import Tensor
 
 from invem.batched import Rng
 from invem.linalg import cg, sqrt_matvec
 from invem.measurement import Measurement
 
-__all__ = ["nearest", "nearest_draw", "pull", "strength"]
+__all__ = ["nearest", "nearest_draw", "pull", "sharpness", "strength"]
 
 
 def pull(m: Measurement, r: Tensor, weight: Tensor | float, iterations: int = 100, tol: float = 1e-5) -> Tensor:
@@ -76,3 +77,21 @@ def strength(m: Measurement, iterations: int = 30) -> Tensor:
         size = v.flatten(1).norm(dim=1, keepdim=True)
     found: Tensor = size.sqrt()
     return found
+
+
+def sharpness(m: Measurement, x: Tensor, iterations: int = 10) -> Tensor:
+    """Returns the largest curvature of -log p(y | x) near x, shape (B, 1), by power iteration on differences of the score.
+
+    Args:
+        m: The likelihood.
+        x: Shape (B, *shape).
+        iterations: Evaluations of the score but one.
+    """
+    v = Rng.keyed("power", items=[0]).normal(*m.shape).to(x).expand_as(x)
+    score, h = m.score(x), 1e-2
+    size = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
+    for _ in range(iterations):
+        v = v / _wide(v.flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-30), v)
+        v = (score - m.score(x + h * v)) / h
+        size = v.flatten(1).norm(dim=1, keepdim=True)
+    return size

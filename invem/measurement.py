@@ -1,14 +1,16 @@
 """The whole of what a sampler may know: y, A and the noise law."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from invem.batched import Batched
+from invem.errors import Unsupported
 from invem.noise import NoiseModel
-from invem.operator import Operator
+from invem.operator import SVD, Operator
 
 __all__ = ["Example", "Measurement"]
 
@@ -37,8 +39,16 @@ class Measurement(Batched):
 
     @property
     def provides(self) -> frozenset[str]:
-        """The capabilities of the operator and of the noise together."""
-        return self.A.provides | self.noise.provides
+        """The capabilities of the operator and of the noise together, and "identity" where A changes nothing."""
+        same = set() if self.y.device.type == "meta" or not len(self) or self.y.shape[1:] != torch.Size(self.shape) else {"identity"}
+        if same:
+            probe = torch.linspace(-1, 1, self.y[0].numel()).to(self.y).reshape(self.y[:1].shape)
+            same = same if torch.equal(self.A[0](probe), probe) else set()
+        return self.A.provides | self.noise.provides | same
+
+    def floored(self, sigma: float) -> Self:
+        """Returns the same with a noise whose variance counts as at least sigma^2, for solvers that divide by it."""
+        return replace(self, noise=_Floored(self.noise, sigma**2))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Returns log p(y | x), shape (B,). x: (B, *shape)."""
@@ -50,6 +60,49 @@ class Measurement(Batched):
             clean = self.A(x).detach().requires_grad_()
             (grad,) = torch.autograd.grad(self.noise.log_prob(self.y, clean).sum(), clean)
         return self.A.vjp(x, grad)
+
+
+    def spectral_noise(self, svd: SVD) -> Tensor:
+        """Returns the standard deviation of the noise of y in each coordinate of V^T x, (B, d): noise/s, infinite where y is blind.
+
+        Raises:
+            Unsupported: If the noise is not of one level for all entries of an observation.
+        """
+        var = self.noise.var().expand_as(self.y).flatten(1)
+        if bool((var != var[:, :1]).any()):
+            raise Unsupported("in the singular basis the noise must have one level for all entries of an observation")
+        s = svd.s.expand(len(self), -1)
+        seen = s > 1e-6 * s.amax(1, keepdim=True)
+        kappa = torch.where(seen, var[:, :1].sqrt() / torch.where(seen, s, 1), torch.inf)
+        return _padded(kappa, self.shape, torch.inf)
+
+    def spectral_data(self, svd: SVD) -> Tensor:
+        """Returns U^T y / s in each coordinate of V^T x, shape (B, d), zero where y is blind."""
+        s = svd.s.expand(len(self), -1)
+        seen = s > 1e-6 * s.amax(1, keepdim=True)
+        return _padded(torch.where(seen, svd.ut(self.y) / torch.where(seen, s, 1), 0), self.shape, 0.0)
+
+
+def _padded(z: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
+    more = math.prod(shape) - z.shape[1]
+    return torch.cat([z, z.new_full((len(z), more), value)], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Floored(NoiseModel):
+    """A Gaussian noise whose variance counts as at least `least`."""
+
+    inner: NoiseModel
+    least: float
+
+    def sample(self, clean: Tensor, rng: Generator) -> Tensor:
+        return self.inner.sample(clean, rng)
+
+    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        return self.inner.log_prob(y, clean)
+
+    def var(self) -> Tensor:
+        return self.inner.var().clamp(min=self.least)
 
 
 class Example(NamedTuple):

@@ -24,9 +24,9 @@ class PosteriorSampler(ABC):
     interact. For K draws per observation, index the measurement: ``m[torch.arange(B).repeat_interleave(K)]``.
 
     Attributes:
-        needs: What it calls on the measurement ("adjoint", "pinv", "svd", "vjp", "var") and on the denoiser ("moments"). The plan
-            compares it with what the operator, the noise and the denoiser provide, before anything runs. "closed form" is a prior whose
-            posterior is known exactly.
+        needs: What it calls on the measurement ("adjoint", "pinv", "svd", "vjp", "var"; "identity" is an A that changes nothing) and on the
+            denoiser ("moments"; "closed form": a prior whose posterior is known exactly). The plan compares it with what operator,
+            noise and denoiser provide, before anything runs.
     """
 
     @property

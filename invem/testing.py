@@ -462,11 +462,12 @@ class _SamplerCase:
 
 
 def _measure(law: str, n: int, shape: tuple[int, ...]) -> Measurement:
-    """A mask or a projection of draws of the prior, with noise 0.2, from the operators that come with invem."""
+    """A mask, a projection or the whole of draws of the prior, with noise 0.2, from the operators that come with invem."""
     from invem.engine.catalog import Catalog
 
     catalog = Catalog.load()
-    options: dict[str, Any] = {"measurements": 3} if law == "random-projection" else {"keep": 0.5}
+    known: dict[str, dict[str, Any]] = {"random-projection": {"measurements": 3}, "random-mask": {"keep": 0.5}}
+    options = known.get(law, {})
     A = catalog.find("operators", law).load()(n, shape, Rng.generator("contracts", 3), **options)
     clean = A(_prior(shape).sample(Rng.keyed("contracts", "truth", items=range(n))))
     noise = catalog.find("noises", "gaussian").load()(n, tuple(clean.shape[1:]), Rng.generator(0), sigma=0.2)
@@ -474,13 +475,15 @@ def _measure(law: str, n: int, shape: tuple[int, ...]) -> Measurement:
 
 
 def _samplers(factory: Law, folder: Path) -> Iterator[tuple[str, _SamplerCase]]:
-    for law in ("random-mask", "random-projection"):
-        for label, options in _options(factory, (8,), folder):
+    found = False
+    for law in ("random-mask", "random-projection", "identity"):
+        for label, options in _options(factory, (8,), folder) if law != "identity" or not found else ():
             m = _measure(law, 4, (8,))
             sampler, denoiser = factory(**options), GaussianDenoiser(_prior((8,)))
-            if sampler.needs - m.provides - {"moments"}:
+            if sampler.needs - m.provides - {"moments", "closed form"}:
                 continue
             sampler = sampler.tune(denoiser, m, Rng.keyed("contracts", "tune", items=range(4)))
+            found = True
             yield f"{law}, {label}", _SamplerCase(sampler, denoiser, m)
 
 
@@ -514,18 +517,21 @@ def _enough(case: _SamplerCase) -> Measured:
     """With all that it does not declare taken away, it draws the same."""
     A = case.m.A
     hidden = {"adjoint", "pinv", "svd"} - case.sampler.needs
-    blind = type("Blind", (type(A),), {name: getattr(Operator, name) for name in hidden})
+    methods: dict[str, Any] = {name: getattr(Operator, name) for name in hidden}
+    if "adjoint" in hidden:
+        methods["vjp"] = Operator.vjp
+    blind = type("Blind", (type(A),), methods)
     values = {field.name: getattr(A, field.name) for field in dataclasses.fields(A)}
     x = case.sampler(case.denoiser, dataclasses.replace(case.m, A=blind(**values)), case.rng())
     return _distance(x, case.sampler(case.denoiser, case.m, case.rng())), 1e-6
 
 
 def _cost(case: _SamplerCase) -> Measured:
-    calls: list[int] = []
-    handle = case.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    rows: list[int] = []
+    handle = case.denoiser.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     case.sampler(case.denoiser, case.m, case.rng())
     handle.remove()
-    return float(abs(len(calls) - case.sampler.cost[0])), 0.0
+    return abs(sum(rows) / len(case.m) - case.sampler.cost[0]), 0.0
 
 
 def _exact(case: _SamplerCase) -> tuple[Tensor, Tensor, Tensor]:

@@ -175,6 +175,7 @@ def networks():
     mlp.moments = prior((8,))
     yield "mlp", mlp.eval(), random_projection(4, (8,), Rng.generator(0))
     yield "exact", GaussianDenoiser(prior((8,))), random_mask(4, (8,), Rng.generator(0))
+    yield "exact-identity", GaussianDenoiser(prior((8,))), identity(4, (8,), Rng.generator(0))
 
 
 CASES = {label: (denoiser, A) for label, denoiser, A in networks()}
@@ -190,10 +191,34 @@ def rng(n=4):
     return Rng.keyed("sample", items=range(n))
 
 
+QUICK = {
+    "split-gibbs": {"sweeps": 3, "levels": 2},
+    "matched-gibbs": {"sweeps": 3, "warm": 4},
+    "sfbd": {"steps": 4},
+    "sitcom": {"steps": 3, "inner": 4},
+    "daps": {"steps": 4, "inner": 5, "flow": 2},
+    "twisted-smc": {"steps": 6, "particles": 3},
+    "mcg-diff": {"steps": 6, "particles": 3},
+    "langevin": {"steps": 6, "inner": 2},
+    "exact": {},
+}
+
+
+def fitting(name, denoiser, m):
+    """A quick setting of a sampler, or a skip where the measurement or the prior does not have what it needs."""
+    if "identity" in m.provides and name != "sfbd":
+        pytest.skip("the identity is there for sfbd")
+    sampler = build(name, **QUICK.get(name, {"steps": 6}))
+    have = m.provides | {"moments"} | ({"closed form"} if isinstance(denoiser, GaussianDenoiser) else set())
+    if lacks := sampler.needs - have:
+        pytest.skip(f"it needs {', '.join(lacks)}")
+    return sampler.tune(denoiser, m, rng())
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_never_interact(name, case):
     denoiser, m = case
-    sampler = build(name, steps=6).tune(denoiser, m, rng())
+    sampler = fitting(name, denoiser, m)
     x = sampler(denoiser, m, rng())
     assert x.shape == (4, *m.shape)
     assert bool(x.isfinite().all())
@@ -202,13 +227,13 @@ def test_samples_never_interact(name, case):
     moved = sampler(denoiser, dataclasses.replace(m, y=y), rng())
     rest = torch.tensor([0, 2, 3])
     assert torch.allclose(moved[rest], x[rest], atol=1e-5)
-    assert not torch.allclose(moved[1], x[1], atol=1e-2)
+    assert name == "prior" or not torch.allclose(moved[1], x[1], atol=1e-2)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_batch_size_changes_nothing(name, case):
     denoiser, m = case
-    sampler = build(name, steps=6).tune(denoiser, m, rng())
+    sampler = fitting(name, denoiser, m)
     x = sampler(denoiser, m, rng())
     alone = torch.cat([sampler(denoiser, m[i], rng()[i]) for i in range(4)])
     assert torch.allclose(alone, x, atol=2e-4, rtol=1e-3)
@@ -219,7 +244,7 @@ def test_the_batch_size_changes_nothing(name, case):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_draw_is_its_random_numbers(name, case):
     denoiser, m = case
-    sampler = build(name, steps=6).tune(denoiser, m, rng())
+    sampler = fitting(name, denoiser, m)
     state = torch.random.get_rng_state()
     one, two = sampler(denoiser, m, rng()), sampler(denoiser, m, rng())
     assert torch.equal(one, two)
@@ -233,20 +258,21 @@ def test_a_draw_is_its_random_numbers(name, case):
 def test_what_a_sampler_declares_is_enough(name, case):
     """A measurement that provides nothing else is enough, and the cost that the plan prints is the cost."""
     denoiser, m = case
-    sampler = build(name, steps=6).tune(denoiser, m, rng())
+    sampler = fitting(name, denoiser, m)
     hidden = {"adjoint", "pinv", "svd"} - sampler.needs
     blind = dataclasses.replace(m, A=_hide(m.A, hidden))
-    calls = []
-    handle = denoiser.register_forward_hook(lambda *_: calls.append(1))
+    rows = []
+    handle = denoiser.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     try:
         assert bool(sampler(denoiser, blind, rng()).isfinite().all())
     finally:
         handle.remove()
-    assert len(calls) == sampler.cost[0]
+    assert sum(rows) == 4 * sampler.cost[0]
 
 
 def _hide(A, names):
     from invem import Operator
 
-    kind = type(f"Blind{type(A).__name__}", (type(A),), {name: getattr(Operator, name) for name in names})
+    methods = {name: getattr(Operator, name) for name in names} | ({"vjp": Operator.vjp} if "adjoint" in names else {})
+    kind = type(f"Blind{type(A).__name__}", (type(A),), methods)
     return kind(**{field.name: getattr(A, field.name) for field in dataclasses.fields(A)})

@@ -1,7 +1,7 @@
 """From a recipe to what will be done: every name, option and need is checked before anything is computed."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib import metadata
@@ -369,6 +369,16 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+def fits(catalog: Catalog, have: Set[str]) -> list[str]:
+    """Returns the samplers that at their defaults need no more than `have`."""
+    found = []
+    for name, offers in catalog.offers["samplers"].items():
+        with contextlib.suppress(InvemError, TypeError):
+            if len(offers) == 1 and offers[0].load()().needs <= have:
+                found.append(name)
+    return sorted(found)
+
+
 def _parts(recipe: Recipe) -> Iterator[tuple[str, Part, Path]]:
     """Yields kind, part and place of every component but the objectives."""
     for place, kind in (("data", "datasets"), ("observations", "datasets"), ("operator", "operators"), ("noise", "noises")):
@@ -440,13 +450,20 @@ def _needs(
     silent: bool,
 ) -> None:
     for i, stage in enumerate(stages):
-        if stage.sampler is not None and (lacks := stage.sampler.needs - provides - {"moments"}):
+        if stage.sampler is not None:
             assert stage.phase.sampler is not None
-            builder.fail(
-                ("phases", i, "sampler"),
-                f"{stage.phase.sampler.name} needs {_list(lacks)}, which {recipe.operator.name} with {recipe.noise.name} noise "
-                f"does not provide (it provides {_list(provides)})",
-            )
+            before = [s.objective for s in stages[:i] if s.objective is not None]
+            closed = bool(before) and before[-1].closed_form and (i == 0 or stage.phase.rounds == 1 or stage.objective is None)
+            closed |= bool(before) and before[-1].closed_form and stage.objective is not None and stage.objective.closed_form
+            can = provides | {"moments"} | ({"closed form"} if closed else set())
+            name = stage.phase.sampler.name
+            if lacks := stage.sampler.needs - can:
+                fitting = ", ".join(fits(builder.catalog, can)) or "none"
+                place = f"{recipe.operator.name} with {recipe.noise.name} noise"
+                reason = f"{name} needs {_list(lacks)}, which {place} does not provide (it provides {_list(provides)})"
+                if lacks == {"closed form"}:
+                    reason = f"{name} needs a prior in closed form, a Gaussian, and the prior is a network then"
+                builder.fail(("phases", i, "sampler"), f"{reason}; these fit: {fitting}")
         if stage.objective is not None and ("x" in stage.objective.needs or stage.on == "observations"):
             given = provides | {"measurement"} | ({"x"} if stage.on in ("draws", "clean") else set())
             if lacks := stage.objective.needs - given:

@@ -8,17 +8,20 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import (
+    Covariance,
     Denoiser,
     Karras,
+    Local,
     Measurement,
     PosteriorSampler,
     Rng,
     Schedule,
-    cg,
-    gmres,
-    heun,
+    back,
+    calls,
+    condition,
+    integrate,
+    local,
     reverse,
-    sqrt_matvec,
     start_given,
 )
 
@@ -38,24 +41,37 @@ class MMPS(PosteriorSampler):
     own mean and covariance is, and that one costs no product: ``covariance="switch"`` uses it above `switch`.
 
     Attributes:
-        steps: Noise levels. Heun calls the denoiser 2 steps - 1 times, the others once a level.
-        stepping: "heun" on the posterior mean; "corrected" ancestral, which steps with a draw of N(E[x | x_t, y], Cov[x | x_t, y]) and
-            is exact for Gaussian priors at any number of steps; or plain "ancestral", as published, whose draws are too narrow by
-            O(1/steps).
+        steps: Noise levels.
+        stepping: "corrected" ancestral steps with a draw of N(E[x | x_t, y], Cov[x | x_t, y]), exact for Gaussian priors at any number of
+            steps; "isotropic" and "diagonal", which know that covariance by its trace or diagonal alone, from Hutchinson probes; or any
+            rule of the reverse diffusion on the mean: "heun", or plain "ancestral" as published, whose draws are too narrow by O(1/steps).
         covariance: V by Jacobian products ("jacobian"), by the moments of the prior ("moments"), or by the one below and the other above
             `switch` ("switch").
         switch: The noise level above which "switch" uses the moments, in units of the data.
         solver: "gmres", whose residual never grows, or "cg" as published, which stops a sample at negative curvature.
         iterations: Krylov iterations with the network.
+        probes: Probes of "isotropic" and "diagonal", each a product more than a solution of the system.
         schedule: The noise levels. The noise of the data counts as at least the smallest of them.
     """
 
     steps: Annotated[int, Ge(2)] = 24
-    stepping: Literal["heun", "corrected", "ancestral"] = "corrected"
-    covariance: Literal["switch", "jacobian", "moments"] = "switch"
+    stepping: Literal[
+        "corrected",
+        "isotropic",
+        "diagonal",
+        "ancestral",
+        "euler",
+        "heun",
+        "churn",
+        "predictor-corrector",
+        "multistep",
+        "multistep-sde",
+    ] = "corrected"
+    covariance: Covariance = "switch"
     switch: Annotated[float, Gt(0)] = 0.3
     solver: Literal["gmres", "cg"] = "gmres"
     iterations: Annotated[int, Ge(1)] = 3
+    probes: Annotated[int, Ge(1)] = 1
     schedule: Schedule = Karras()
 
     @property
@@ -64,62 +80,40 @@ class MMPS(PosteriorSampler):
 
     @property
     def cost(self) -> tuple[int, int]:
-        forwards = 2 * self.steps - 1 if self.stepping == "heun" else self.steps
+        draws = self.stepping in ("corrected", "isotropic", "diagonal")
+        forwards = self.steps if draws else calls(self.stepping, self.steps)
         levels = self.schedule.grid(self.steps)
         low = {"switch": float((levels <= self.switch).double().mean()), "jacobian": 1.0, "moments": 0.0}[self.covariance]
-        products = self.iterations * (2 if self.stepping == "corrected" else 1) + (self.solver == "cg")
-        return forwards, round(forwards * low * products)
+        solve = self.iterations + (self.solver == "cg")
+        more = {"corrected": self.iterations, "isotropic": self.probes * (1 + solve), "diagonal": self.probes * (1 + solve)}
+        return forwards, round(forwards * low * (solve + more.get(self.stepping, 0)))
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         sigmas = self.schedule.grid(self.steps)
-        floor = float(sigmas[-1]) ** 2
-        var = m.noise.var().clamp(min=floor).expand_as(m.y).flatten(1)
-        exact = self.covariance == "moments"
-        draw = self.stepping == "corrected"
+        m = m.floored(float(sigmas[-1]))
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            """E[x | x_t, y], or a draw of N(E[x | x_t, y], Cov[x | x_t, y]) by Matheron's rule."""
-            cheap = exact or (self.covariance == "switch" and sigma > self.switch)
-            if cheap:
-                x = denoiser(x_t, sigma)
-                given = denoiser.known_moments().cov.given(sigma)
-                v = given.__call__
-                spread = given.draw(rng) if draw else None
-            else:
-                with torch.enable_grad():
-                    x_t = x_t.detach().requires_grad_()
-                    x_hat = denoiser(x_t, sigma)
-
-                def v(p: Tensor) -> Tensor:
-                    (g,) = torch.autograd.grad(x_hat, x_t, p.reshape(x_hat.shape), retain_graph=True)
-                    return sigma**2 * g.flatten(1)
-
-                x = x_hat.detach()
-                spread = sqrt_matvec(v, rng.normal_like(x.flatten(1)), self.iterations) if draw else None
-            r = (m.y - m.A(x)).flatten(1)
-            if spread is not None:
-                x = x + spread.reshape(x.shape)
-                r = (m.y - m.A(x)).flatten(1) - var.sqrt() * rng.normal_like(r)
-            pulled: list[Tensor] = []
-
-            def pull(u: Tensor) -> Tensor:
-                pulled.append(v(m.A.adjoint(u.reshape(m.y.shape)).flatten(1)))
-                return pulled[-1]
-
-            def matvec(u: Tensor) -> Tensor:
-                return var * u + m.A(pull(u).reshape(x.shape)).flatten(1)
-
-            if cheap:
-                step = pull(cg(matvec, r, 100, tol=1e-4).x)
-            elif self.solver == "cg":
-                step = pull(cg(matvec, r, self.iterations).x)
-            else:
-                weights = gmres(matvec, r, self.iterations).weights
-                step = torch.einsum("kbd,bk->bd", torch.stack(pulled), weights)
-            return x + step.reshape(x.shape)
+            here = local(denoiser, x_t, sigma, self.covariance, self.switch, self.iterations)
+            exact = self.stepping == "corrected" or (here.cheap and self.stepping in ("isotropic", "diagonal"))
+            x = condition(here, m, rng if exact else None, self.solver, self.iterations)
+            if exact or self.stepping not in ("isotropic", "diagonal"):
+                return x
+            return x + self._variance(here, m, rng, sigma).sqrt() * rng.normal_like(x)
 
         x_t = start_given(denoiser, float(sigmas[0]), rng, m)
-        if self.stepping == "heun":
-            return heun(posterior, x_t, sigmas)
-        return reverse(posterior, x_t, sigmas, rng)
+        if self.stepping in ("corrected", "isotropic", "diagonal"):
+            return reverse(posterior, x_t, sigmas, rng)
+        return integrate(self.stepping, posterior, x_t, sigmas, rng)
+
+    def _variance(self, here: Local, m: Measurement, rng: Rng, sigma: float) -> Tensor:
+        """The trace or the diagonal of Cov[x | x_t, y] = V - V A^T (A V A^T + S)^-1 A V, between 0 and sigma^2."""
+        total = torch.zeros_like(here.mean)
+        for _ in range(self.probes):
+            z = rng.normal_like(here.mean).sign()
+            v = here.cov(z.flatten(1)).reshape(z.shape)
+            total = total + z * (v - back(here, m, m.A(v), self.solver, self.iterations))
+        total = total / self.probes
+        if self.stepping == "isotropic":
+            total = total.flatten(1).mean(1).reshape(-1, *[1] * (total.ndim - 1)).expand_as(total)
+        return total.clamp(0, sigma**2)

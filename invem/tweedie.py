@@ -1,0 +1,158 @@
+"""N(x_hat, V): the Gaussian that stands for p(x | x_t), and what samplers do with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from invem.batched import Rng
+from invem.denoiser import Denoiser
+from invem.linalg import cg, gmres, sqrt_matvec
+from invem.measurement import Measurement
+
+__all__ = ["Covariance", "Local", "back", "condition", "local", "prior_draw"]
+
+Covariance = Literal["switch", "jacobian", "moments"]
+
+
+@dataclass(frozen=True, eq=False)
+class Local:
+    """The Gaussian that stands for p(x | x_t) at one noise level.
+
+    Attributes:
+        mean: x_hat = E[x | x_t], shape (B, *shape).
+        cov: v -> V v, both (B, d).
+        noise: Draws N(0, V), one a stream, shape (B, *shape).
+        cheap: Whether V costs no product with the network.
+    """
+
+    mean: Tensor
+    cov: Callable[[Tensor], Tensor]
+    noise: Callable[[Rng], Tensor]
+    cheap: bool
+
+    def draw(self, rng: Rng) -> Tensor:
+        """Draws N(x_hat, V), shape (B, *shape)."""
+        return self.mean + self.noise(rng)
+
+
+def local(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    sigma: Tensor | float,
+    covariance: Covariance = "switch",
+    switch: float = 0.3,
+    iterations: int = 3,
+) -> Local:
+    """Returns the Gaussian that stands for p(x | x_t): one call of the denoiser.
+
+    V = sigma^2 J with J the Jacobian of the denoiser (Tweedie), one vector-Jacobian product for each V v. Where sigma is large, J of a
+    trained network is wrong by more than (C^-1 + sigma^-2 I)^-1 is, with C the covariance of the prior, and that costs no product.
+
+    Args:
+        denoiser: (x_t, sigma) -> x_hat.
+        x_t: The state, shape (B, *shape).
+        sigma: Its noise level, in units of the data: one number, or (B, 1, ...) with the Jacobian.
+        covariance: V by the Jacobian, by the moments of the prior, or by the one below and the other above `switch`.
+        switch: A noise level.
+        iterations: Lanczos iterations for a draw, each a vector-Jacobian product.
+
+    Raises:
+        Unsupported: If the moments are needed and the denoiser carries none.
+    """
+    if covariance == "moments" or (covariance == "switch" and float(sigma) > switch):
+        given = denoiser.known_moments().cov.given(sigma)
+        x = denoiser(x_t, sigma)
+        return Local(x, given.__call__, lambda rng: given.draw(rng).reshape(x.shape), True)
+    with torch.enable_grad():
+        x_t = x_t.detach().requires_grad_()
+        x_hat = denoiser(x_t, sigma)
+
+    def cov(v: Tensor) -> Tensor:
+        (g,) = torch.autograd.grad(x_hat, x_t, v.reshape(x_hat.shape), retain_graph=True)
+        return (sigma**2 * g).flatten(1)
+
+    def noise(rng: Rng) -> Tensor:
+        return sqrt_matvec(cov, rng.normal_like(x_hat.flatten(1)), iterations).reshape(x_hat.shape)
+
+    return Local(x_hat.detach(), cov, noise, False)
+
+
+def condition(
+    here: Local, m: Measurement, rng: Rng | None = None, solver: Literal["gmres", "cg"] = "gmres", iterations: int = 3
+) -> Tensor:
+    """Returns the mean of N(x_hat, V) given y, or with `rng` a draw of it by Matheron's rule, shape (B, *shape).
+
+    x + V A^T (A V A^T + S)^-1 (y - A x), with x = x_hat for the mean (MMPS, arXiv 2405.13712) and a draw of N(x_hat, V), against
+    noisy y, for a draw. V A^T u is read off the Krylov basis, so that GMRES costs one product an iteration and no more.
+
+    Args:
+        here: The Gaussian.
+        m: Linear A, Gaussian noise.
+        rng: B streams, for a draw.
+        solver: "gmres", whose residual never grows, or "cg", which stops a sample at negative curvature.
+        iterations: Krylov iterations, where a product with V costs one with the network; where it costs none the system is solved.
+    """
+    x = here.mean
+    r = m.y - m.A(x)
+    if rng is not None:
+        x = x + here.noise(rng)
+        r = m.y - m.A(x) - m.noise.var().sqrt() * rng.normal_like(m.y)
+    return x + back(here, m, r, solver, iterations)
+
+
+def back(here: Local, m: Measurement, r: Tensor, solver: Literal["gmres", "cg"] = "gmres", iterations: int = 3) -> Tensor:
+    """Returns V A^T (A V A^T + S)^-1 r, shape (B, *shape); the arguments are those of `condition`."""
+    var = m.noise.var().expand_as(m.y).flatten(1)
+    pulled: list[Tensor] = []
+
+    def pull(u: Tensor) -> Tensor:
+        pulled.append(here.cov(m.A.adjoint(u.reshape(m.y.shape)).flatten(1)))
+        return pulled[-1]
+
+    def matvec(u: Tensor) -> Tensor:
+        return var * u + m.A(pull(u).reshape(here.mean.shape)).flatten(1)
+
+    flat = r.flatten(1)
+    if here.cheap:
+        step = pull(cg(matvec, flat, 100, tol=1e-4).x)
+    elif solver == "cg":
+        step = pull(cg(matvec, flat, iterations).x)
+    else:
+        weights = gmres(matvec, flat, iterations).weights
+        step = torch.einsum("kbd,bk->bd", torch.stack(pulled), weights)
+    return step.reshape(here.mean.shape)
+
+
+def prior_draw(
+    denoiser: Denoiser, x_t: Tensor, sigma: Tensor | float, steps: int, last: float, rng: Rng, switch: float = 0.3, iterations: int = 3
+) -> Tensor:
+    """Draws p(x | x_t), shape (B, *shape), by ancestral steps whose clean estimate is a draw of N(x_hat, V).
+
+    Exact for a Gaussian prior at any number of steps.
+
+    Args:
+        denoiser: (x_t, sigma) -> x_hat.
+        x_t: Shape (B, *shape).
+        sigma: The noise level of x_t: one number, or (B, 1).
+        steps: Noise levels, geometric, from sigma to `last`.
+        last: The last level; less than sigma.
+        rng: B streams.
+        switch: The level above which V comes from the moments of the prior, where sigma is one number and they are known.
+        iterations: Vector-Jacobian products of a draw.
+    """
+    one = not isinstance(sigma, Tensor)
+    first = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t.device)
+    levels = [first * (last / first) ** (k / max(steps - 1, 1)) for k in range(steps)]
+    for k, level in enumerate(levels):
+        now = level.to(x_t.dtype) if not one else float(level)
+        how: Covariance = "switch" if one and denoiser.moments is not None else "jacobian"
+        x = local(denoiser, x_t, now, how, switch, iterations).draw(rng)
+        if k + 1 == len(levels):
+            break
+        w = (levels[k + 1] / level) ** 2
+        noise = (levels[k + 1] * (1 - w).sqrt()).to(x_t.dtype)
+        x_t = x + w.to(x_t.dtype) * (x_t - x) + noise * rng.normal_like(x_t)
+    return x

@@ -1,0 +1,72 @@
+"""DAPS: decoupled annealing posterior sampling."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Interval
+from torch import Tensor
+
+from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, nearest_draw, reverse, sharpness, start
+
+
+@dataclass(frozen=True, kw_only=True)
+class DAPS(PosteriorSampler):
+    """Decoupled annealing posterior sampling (Zhang et al. 2025, arXiv 2407.01521, algorithm 1), for any A and any noise with a density.
+
+    At each level x_t is taken to the clean point h by a few Euler steps of the probability flow, a draw z of N(h, sigma^2 I) p(y | z) is
+    sought by a chain that begins at h, and the next state is z + s noise. N(h, sigma^2 I) is not p(x | x_t): with an exact draw the
+    variance of what y does not see comes out doubled, with few steps of the chain it is that of the flow.
+
+    Attributes:
+        steps: Noise levels of the outer loop.
+        flow: Euler steps from each level to the last, one call of the denoiser each.
+        kernel: "langevin"; "hmc", Langevin with momentum; or "exact", which needs a linear A and Gaussian noise.
+        inner: Steps of the chain, each a gradient of log p(y | z), without the network.
+        rate: Their length as a share of 1/(curvature of log p(y | z) + 1/sigma^2), the curvature found for each observation.
+        friction: How much of the momentum "hmc" loses in a step.
+        schedule: The noise levels.
+    """
+
+    steps: Annotated[int, Ge(2)] = 50
+    flow: Annotated[int, Ge(1)] = 5
+    kernel: Literal["langevin", "hmc", "exact"] = "langevin"
+    inner: Annotated[int, Ge(1)] = 50
+    rate: Annotated[float, Interval(gt=0, le=1)] = 0.3
+    friction: Annotated[float, Interval(gt=0, le=1)] = 0.3
+    schedule: Schedule = Karras()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"adjoint", "var"}) if self.kernel == "exact" else frozenset({"vjp"})
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.steps * self.flow, 0
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        sigmas: list[float] = self.schedule.grid(self.steps).tolist()
+        if self.kernel == "exact":
+            m = m.floored(sigmas[-1])
+        x_t = start(denoiser, sigmas[0], rng, m.shape, m.y)
+        for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+            levels = Karras(sigma_max=sigma, sigma_min=min(sigmas[-1], 0.5 * sigma)).grid(self.flow)
+            h = reverse(denoiser, x_t, levels, rng, eta=0.0)
+            z = nearest_draw(m, h, sigma, rng) if self.kernel == "exact" else self._chain(m, h, sigma, rng)
+            x_t = z + s * rng.normal_like(z) if s else z
+        return x_t
+
+    def _chain(self, m: Measurement, h: Tensor, sigma: float, rng: Rng) -> Tensor:
+        curvature = sharpness(m, h).reshape(-1, *[1] * (h.ndim - 1))
+        length = self.rate / (curvature + 1 / sigma**2)
+        z, u = h, rng.normal_like(h)
+        for _ in range(self.inner):
+            g = m.score(z) - (z - h) / sigma**2
+            if self.kernel == "langevin":
+                z = z + length * g + (2 * length).sqrt() * rng.normal_like(z)
+            else:
+                kept = 1 - self.friction
+                u = kept * u + length.sqrt() * g + (1 - kept**2) ** 0.5 * rng.normal_like(z)
+                z = z + length.sqrt() * u
+        return z

@@ -1,0 +1,67 @@
+"""DAPS-MM: decoupled annealing with moment matching."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from invem import (
+    Covariance,
+    Denoiser,
+    Karras,
+    Measurement,
+    PosteriorSampler,
+    Rng,
+    Schedule,
+    condition,
+    local,
+    reverse,
+    start_given,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DAPSMM(PosteriorSampler):
+    """DAPS (arXiv 2407.01521) with N(x_hat, V), V = Cov[x | x_t], in place of N(h, sigma^2 I), for linear A and Gaussian noise.
+
+    Each level draws x from N(x_hat, V) given y by Matheron's rule and goes on from x + s noise: all that a state keeps of the one before
+    is through x. Exact for a Gaussian prior at any number of steps.
+
+    Attributes:
+        steps: Noise levels, one call of the denoiser each.
+        covariance: V as in `mmps`.
+        switch: The noise level above which "switch" uses the moments of the prior, in units of the data.
+        solver: "gmres" or "cg".
+        iterations: Krylov iterations with the network; a draw of N(0, V) takes as many more.
+        schedule: The noise levels.
+    """
+
+    steps: Annotated[int, Ge(2)] = 32
+    covariance: Covariance = "switch"
+    switch: Annotated[float, Gt(0)] = 0.3
+    solver: Literal["gmres", "cg"] = "gmres"
+    iterations: Annotated[int, Ge(1)] = 3
+    schedule: Schedule = Karras()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"adjoint", "var"} | ({"moments"} if self.covariance != "jacobian" else set()))
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        levels = self.schedule.grid(self.steps)
+        low = {"switch": float((levels <= self.switch).double().mean()), "jacobian": 1.0, "moments": 0.0}[self.covariance]
+        return self.steps, round(self.steps * low * (2 * self.iterations + (self.solver == "cg")))
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        sigmas = self.schedule.grid(self.steps)
+        m = m.floored(float(sigmas[-1]))
+
+        def draw(x_t: Tensor, sigma: float) -> Tensor:
+            here = local(denoiser, x_t, sigma, self.covariance, self.switch, self.iterations)
+            return condition(here, m, rng, self.solver, self.iterations)
+
+        return reverse(draw, start_given(denoiser, float(sigmas[0]), rng, m), sigmas, rng, zeta=1.0)

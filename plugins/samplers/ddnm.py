@@ -1,0 +1,82 @@
+"""DDNM: denoising diffusion null-space models."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Interval
+from torch import Tensor
+
+from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, start
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDNM(PosteriorSampler):
+    """Denoising diffusion null-space models (Wang et al. 2023, arXiv 2212.00490), for linear A. No product with the network.
+
+    The range of A^T is replaced by what y says of it: x_hat <- A^+ y + (I - A^+ A) x_hat (algorithm 1). With `plus`, in the singular basis
+    and for Gaussian noise of one level (DDNM+, algorithm 2): a coordinate is replaced fully while the diffusion is noisier than y there, in
+    part after that, and the noise that y brings is taken off the noise of the step. With `travel` steps are undone and taken again.
+
+    Attributes:
+        steps: Noise levels, one call of the denoiser each, times 1 + `travel`.
+        plus: DDNM+; without it the noise in y stays in the result.
+        eta: The share of new noise in a step.
+        travel: How often each step is undone by new noise and repeated.
+        schedule: The noise levels.
+    """
+
+    steps: Annotated[int, Ge(2)] = 100
+    plus: bool = True
+    eta: Annotated[float, Interval(ge=0, le=1)] = 0.85
+    travel: Annotated[int, Ge(0)] = 0
+    schedule: Schedule = Karras()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"svd", "var"}) if self.plus else frozenset({"pinv"})
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return (self.steps - 1) * (1 + self.travel) + 1, 0
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        sigmas: list[float] = self.schedule.grid(self.steps).tolist()
+        step = self._plus(denoiser, m, rng) if self.plus else self._plain(denoiser, m, rng)
+        x_t = start(denoiser, sigmas[0], rng, m.shape, m.y)
+        for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+            for again in reversed(range(1 + (self.travel if s else 0))):
+                x_s = step(x_t, sigma, s)
+                x_t = x_s + (sigma**2 - s**2) ** 0.5 * rng.normal_like(x_t) if again else x_s
+        return x_t
+
+    def _plain(self, denoiser: Denoiser, m: Measurement, rng: Rng):  # noqa: ANN202
+        known = m.A.pinv(m.y)
+
+        def step(x_t: Tensor, sigma: float, s: float) -> Tensor:
+            x_hat = denoiser(x_t, sigma)
+            x = known + x_hat - m.A.pinv(m.A(x_hat))
+            return x + s * ((1 - self.eta**2) ** 0.5 * (x_t - x) / sigma + self.eta * rng.normal_like(x_t)) if s else x
+
+        return step
+
+    def _plus(self, denoiser: Denoiser, m: Measurement, rng: Rng):  # noqa: ANN202
+        svd = m.A.svd()
+        kappa, known = m.spectral_noise(svd), m.spectral_data(svd)
+        kept = (1 - self.eta**2) ** 0.5
+
+        def step(x_t: Tensor, sigma: float, s: float) -> Tensor:
+            z, g = svd.vt(x_t), svd.vt(denoiser(x_t, sigma))
+            level = s or sigma  # the last estimate is corrected at the last level
+            free = kappa.isinf()
+            fine = level >= kappa
+            share = torch.where(free, 0.0, torch.where(fine, 1.0, level * kept / kappa.clamp(min=1e-12)))
+            x = g + share * (known - g)
+            if not s:
+                return svd.v(x)
+            old = torch.where(free, s * kept / sigma * (z - g), 0.0)
+            new = torch.where(fine & ~free, (s**2 - kappa**2).clamp(min=0), (self.eta * s) ** 2).sqrt()
+            return svd.v(x + old + new * rng.normal_like(x))
+
+        return step

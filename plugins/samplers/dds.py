@@ -1,0 +1,59 @@
+"""DDS: decomposed diffusion sampling."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Interval
+from torch import Tensor
+
+from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, cg, start
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDS(PosteriorSampler):
+    """Decomposed diffusion sampling (Chung et al. 2024, arXiv 2303.05754, algorithm 1), for linear A. No product with the network.
+
+    The clean estimate is `iterations` steps of conjugate gradients on (I + gamma A^T A) z = x_hat + gamma A^T y from x_hat; a step then
+    takes sqrt(1 - eta^2) of the predicted noise and eta of new noise. The level of the noise in y is not used: gamma stands for the ratio
+    of variances, which is right at one level only.
+
+    Attributes:
+        steps: Noise levels, one call of the denoiser each.
+        gamma: The weight of the data.
+        iterations: Conjugate gradient iterations a step, without the network.
+        eta: The share of new noise in a step.
+        schedule: The noise levels.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"adjoint"})
+
+    steps: Annotated[int, Ge(2)] = 50
+    gamma: Annotated[float, Gt(0)] = 1.0
+    iterations: Annotated[int, Ge(1)] = 5
+    eta: Annotated[float, Interval(ge=0, le=1)] = 0.85
+    schedule: Schedule = Karras()
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.steps, 0
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        sigmas: list[float] = self.schedule.grid(self.steps).tolist()
+        known = m.A.adjoint(m.y)
+
+        def closer(x_hat: Tensor) -> Tensor:
+            def matvec(z: Tensor) -> Tensor:
+                return z + self.gamma * m.A.adjoint(m.A(z.reshape(x_hat.shape))).flatten(1)
+
+            b = (x_hat + self.gamma * known).flatten(1)
+            return cg(matvec, b, self.iterations, x0=x_hat.flatten(1)).x.reshape(x_hat.shape)
+
+        x_t = start(denoiser, sigmas[0], rng, m.shape, m.y)
+        for sigma, s in pairwise(sigmas):
+            x_hat = denoiser(x_t, sigma)
+            noise = (1 - self.eta**2) ** 0.5 * (x_t - x_hat) / sigma + self.eta * rng.normal_like(x_t)
+            x_t = closer(x_hat) + s * noise
+        return closer(denoiser(x_t, sigmas[-1]))

@@ -1,0 +1,47 @@
+"""DiffPIR: plug-and-play restoration by a diffusion model."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Interval
+from torch import Tensor
+
+from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, nearest, reverse, start_given
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffPIR(PosteriorSampler):
+    """DiffPIR (Zhu et al. 2023, arXiv 2305.08995, algorithm 1), for linear A and Gaussian noise. No product with the network.
+
+    The clean estimate minimises |y - A z|^2/(2 var) + lam |z - x_hat|^2/(2 sigma^2); a step then keeps the share 1 - zeta of the noise
+    and renews the rest. The method is biased: the covariance of x given x_t is taken as sigma^2 I / lam, and a constant zeta does not
+    preserve the prior.
+
+    Attributes:
+        steps: Noise levels, one call of the denoiser each.
+        lam: The weight of the prior (paper: 7 to 8).
+        zeta: The share of the noise that a step renews.
+        schedule: The noise levels.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var"})
+
+    steps: Annotated[int, Ge(2)] = 100
+    lam: Annotated[float, Gt(0)] = 7.0
+    zeta: Annotated[float, Interval(ge=0, le=1)] = 0.3
+    schedule: Schedule = Karras()
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.steps, 0
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        sigmas = self.schedule.grid(self.steps)
+        m = m.floored(float(sigmas[-1]))
+
+        def posterior(x_t: Tensor, sigma: float) -> Tensor:
+            return nearest(m, denoiser(x_t, sigma), sigma / self.lam**0.5)
+
+        return reverse(posterior, start_given(denoiser, float(sigmas[0]), rng, m), sigmas, rng, zeta=self.zeta)

@@ -1,0 +1,54 @@
+"""LGD: loss-guided diffusion by Monte Carlo."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from invem import Denoise, Denoiser, GuidedSampler, Measurement, Rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class LGD(GuidedSampler):
+    """Loss-guided diffusion (Song et al. 2023, ICML, algorithm 1), for any differentiable A and any noise with a density.
+
+    p(y | x_t) is taken as the mean of p(y | x_hat + r z) over `samples` draws of z, r = sigma/sqrt(1 + sigma^2), and its gradient goes
+    through the denoiser. With many measurements one draw outweighs the others, and the method becomes DPS at a random point.
+
+    Attributes:
+        steps: Noise levels.
+        stepping: How the reverse diffusion is run.
+        schedule: The noise levels.
+        samples: Draws for each state; each costs an application of A, none of the network.
+    """
+
+    samples: Annotated[int, Ge(1)] = 8
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"vjp"})
+
+    @property
+    def products(self) -> int:
+        return 1
+
+    def denoise(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Denoise:
+        rows = torch.arange(len(m)).repeat_interleave(self.samples)
+        several = m[rows]
+
+        def posterior(x_t: Tensor, sigma: float) -> Tensor:
+            with torch.enable_grad():
+                x_t = x_t.detach().requires_grad_()
+                x_hat = denoiser(x_t, sigma)
+            r = sigma / math.sqrt(1 + sigma**2)
+            x = x_hat.detach()[rows] + r * rng.normal(self.samples, *m.shape).to(x_t).flatten(0, 1)
+            weights = several.log_prob(x).reshape(-1, self.samples).softmax(1).flatten()
+            pulled = weights.reshape(-1, *[1] * (x.ndim - 1)) * several.score(x)
+            score = pulled.reshape(-1, self.samples, *m.shape).sum(1)
+            (grad,) = torch.autograd.grad(x_hat, x_t, score)
+            return x_hat.detach() + sigma**2 * grad
+
+        return posterior

@@ -1,0 +1,69 @@
+"""Noise-matched split Gibbs sampling: exact at a fixed rho."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Interval
+from torch import Tensor
+
+from invem import (
+    Denoiser,
+    Karras,
+    Measurement,
+    PosteriorSampler,
+    Rng,
+    condition,
+    local,
+    nearest_draw,
+    prior_draw,
+    reverse,
+    start_given,
+    strength,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedGibbs(PosteriorSampler):
+    """Split Gibbs sampling (as arXiv 2405.18782) in which the step of z knows that rho stands for a part of the noise.
+
+    z is drawn from N(z; x, rho^2 I) N(y; A z, S - rho^2 A A^T), which is a law for rho |S^-1/2 A| <= 1, so that y has the covariance S
+    given x: the law of x is the posterior itself at a fixed rho, with nothing to anneal. It mixes in about (spread of the posterior/rho)^2
+    sweeps, and so it begins with draws of DAPS-MM: a polish, for linear A and Gaussian noise.
+
+    Attributes:
+        sweeps: Sweeps of both steps.
+        share: rho |S^-1/2 A|, below 1.
+        levels: Noise levels of the draw of x given z, one call of the denoiser and three products each.
+        warm: Levels of the draws that the chain begins with, one call and up to six products each.
+        end: The last noise level, in units of the data.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var"})
+
+    sweeps: Annotated[int, Ge(1)] = 20
+    share: Annotated[float, Interval(gt=0, lt=1)] = 0.9
+    levels: Annotated[int, Ge(1)] = 2
+    warm: Annotated[int, Ge(2)] = 24
+    end: Annotated[float, Gt(0)] = 0.005
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.warm + self.sweeps * self.levels, 3 * self.sweeps * self.levels + 6 * self.warm
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        m = m.floored(self.end)
+        sigmas = Karras(sigma_min=self.end).grid(self.warm)
+        how = "jacobian" if denoiser.moments is None else "switch"
+
+        def draw(x_t: Tensor, sigma: float) -> Tensor:
+            return condition(local(denoiser, x_t, sigma, how), m, rng)
+
+        x = reverse(draw, start_given(denoiser, float(sigmas[0]), rng, m), sigmas, rng, zeta=1.0)
+        rho = self.share / strength(m)
+        # Where y resolves next to nothing rho has no bound but the scale of the data.
+        rho = rho.clamp(max=float(sigmas[0]))
+        for _ in range(self.sweeps):
+            x = prior_draw(denoiser, nearest_draw(m, x, rho, rng, matched=True), rho, self.levels, 0.2 * self.end, rng)
+        return x

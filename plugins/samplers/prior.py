@@ -1,0 +1,34 @@
+"""Draws of the prior, whatever y is: the floor."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
+from torch import Tensor
+
+from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, Stepping, calls, integrate, start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior(PosteriorSampler):
+    """Ignores the measurement: what a sampler must be better than, and the test of a rule of the reverse diffusion by itself.
+
+    Attributes:
+        steps: Noise levels.
+        stepping: How the reverse diffusion is run.
+        schedule: The noise levels.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    steps: Annotated[int, Ge(2)] = 32
+    stepping: Stepping = "heun"
+    schedule: Schedule = Karras()
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return calls(self.stepping, self.steps), 0
+
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        sigmas = self.schedule.grid(self.steps)
+        return integrate(self.stepping, denoiser, start(denoiser, float(sigmas[0]), rng, m.shape, m.y), sigmas, rng).detach()

@@ -1,0 +1,42 @@
+"""Tail denoising: the diffusion from the noise level of the data."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from invem import Denoiser, Measurement, PosteriorSampler, Rng, Unsupported, prior_draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFBD(PosteriorSampler):
+    """Tail denoising (SFBD, Lu et al. 2025, arXiv 2502.05446), for A = I and Gaussian noise of one level for an observation.
+
+    y is the state of the diffusion at the noise level of the data, so that p(x | y) is p(x | x_t): the reverse diffusion from there, with
+    no guidance and no bias but that of the prior.
+
+    Attributes:
+        steps: Noise levels from that of y down, one call of the denoiser and `iterations` products each.
+        end: The last noise level, in units of the data.
+        iterations: Products of a draw of N(0, Cov[x | x_t]).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"identity", "var"})
+
+    steps: Annotated[int, Ge(1)] = 16
+    end: Annotated[float, Gt(0)] = 0.005
+    iterations: Annotated[int, Ge(1)] = 3
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.steps, self.steps * self.iterations
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        var = m.noise.var().expand_as(m.y).flatten(1)
+        if "identity" not in m.provides or bool((var != var[:, :1]).any()):
+            raise Unsupported("sfbd denoises: it needs operator: identity, and noise of one level for all entries of an observation")
+        sigma = var[:, :1].sqrt().clamp(min=2 * self.end)
+        return prior_draw(denoiser, m.y, sigma, self.steps, self.end, rng, iterations=self.iterations)

@@ -1,0 +1,66 @@
+"""Split Gibbs sampling: PnP-DM and DPnP."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Interval
+from torch import Tensor
+
+from invem import Denoiser, Measurement, PosteriorSampler, Rng, nearest_draw, prior_draw, sharpness
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitGibbs(PosteriorSampler):
+    """PnP-DM (Wu et al. 2024, arXiv 2405.18782, algorithm 1), like DPnP (Xu & Chi 2024, arXiv 2403.17042), for any A and noise density.
+
+    In turn z ~ N(z; x, rho^2 I) p(y | z) and x ~ p(x | x + rho noise = z), rho from `first` down to `last` by the factor `decay` a sweep.
+    At a fixed rho the law of x is the posterior with the noise covariance S + rho^2 A A^T: exact as rho goes to zero, where it mixes
+    slowly.
+
+    Attributes:
+        sweeps: Sweeps of both steps.
+        first: The first rho, in units of the data.
+        last: The last rho.
+        decay: The factor of rho from sweep to sweep.
+        levels: Noise levels of the draw of x, from rho down; one call of the denoiser and three products each.
+        kernel: The draw of z: "exact", for a linear A and Gaussian noise, or "langevin".
+        inner: Steps of "langevin", each a gradient of log p(y | z).
+        end: The last noise level of the draw of x, in units of the data.
+    """
+
+    sweeps: Annotated[int, Ge(1)] = 60
+    first: Annotated[float, Gt(0)] = 5.0
+    last: Annotated[float, Gt(0)] = 0.05
+    decay: Annotated[float, Interval(gt=0, le=1)] = 0.9
+    levels: Annotated[int, Ge(1)] = 4
+    kernel: Literal["exact", "langevin"] = "exact"
+    inner: Annotated[int, Ge(1)] = 50
+    end: Annotated[float, Gt(0)] = 0.005
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"adjoint", "var"}) if self.kernel == "exact" else frozenset({"vjp"})
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.sweeps * self.levels, 3 * self.sweeps * self.levels
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        if self.kernel == "exact":
+            m = m.floored(self.end)
+        mean = denoiser.moments.mean if denoiser.moments is not None else torch.zeros(m.shape)
+        x = mean.to(m.y).expand(len(m), *m.shape) + self.first * rng.normal(*m.shape).to(m.y)
+        for k in range(self.sweeps):
+            rho = max(self.first * self.decay**k, self.last)
+            z = nearest_draw(m, x, rho, rng) if self.kernel == "exact" else self._langevin(m, x, rho, rng)
+            x = prior_draw(denoiser, z, rho, self.levels, min(self.end, 0.5 * rho), rng)
+        return x
+
+    def _langevin(self, m: Measurement, x: Tensor, rho: float, rng: Rng) -> Tensor:
+        length = 0.3 / (sharpness(m, x) + 1 / rho**2).reshape(-1, *[1] * (x.ndim - 1))
+        z = x
+        for _ in range(self.inner):
+            z = z + length * (m.score(z) - (z - x) / rho**2) + (2 * length).sqrt() * rng.normal_like(z)
+        return z

@@ -1,0 +1,78 @@
+"""TDS: the twisted diffusion sampler, sequential Monte Carlo."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, cg, choose, local, resample
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwistedSMC(PosteriorSampler):
+    """The twisted diffusion sampler (Wu et al. 2023, arXiv 2306.17775, algorithm 1), for linear A and Gaussian noise.
+
+    `particles` states for each draw are moved by guided ancestral steps and weighted by base/proposal times psi_s/psi_sigma, where
+    psi = N(y; A x_hat, S + A C_sigma A^T), C_sigma the covariance of x given x_t of the Gaussian with the prior's moments, stands for
+    p(y | x_t). They are resampled, systematically, when the effective number falls below half. At the end psi is replaced by the likelihood
+    and one particle is drawn. Exact as particles and steps grow; each draw has a filter of its own, so that draws are independent.
+
+    Attributes:
+        steps: Noise levels; each takes one call of the denoiser and one product for each particle.
+        particles: States for each draw.
+        schedule: The noise levels.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var", "moments"})
+
+    steps: Annotated[int, Ge(2)] = 64
+    particles: Annotated[int, Ge(1)] = 8
+    schedule: Schedule = Karras()
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return self.steps * self.particles, self.steps * self.particles
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        sigmas: list[float] = self.schedule.grid(self.steps).tolist()
+        k = self.particles
+        each = m.floored(sigmas[-1])[torch.arange(len(m)).repeat_interleave(k)]
+        prior = denoiser.known_moments()
+        var = each.noise.var().expand_as(each.y).flatten(1)
+
+        def normal() -> Tensor:
+            return rng.normal(k, *m.shape).to(m.y).flatten(0, 1)
+
+        def look(x_t: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+            """x_hat, E[x | x_t, y], and log psi but for what the particles share."""
+            here, given = local(denoiser, x_t, sigma, "jacobian"), prior.cov.given(sigma)
+            r = (each.y - each.A(here.mean)).flatten(1)
+
+            def matvec(u: Tensor) -> Tensor:
+                back = given(each.A.adjoint(u.reshape(each.y.shape)).flatten(1))
+                return var * u + each.A(back.reshape(x_t.shape)).flatten(1)
+
+            u = cg(matvec, r, 100, tol=1e-5).x
+            step = here.cov(each.A.adjoint(u.reshape(each.y.shape)).flatten(1)).reshape(x_t.shape)
+            return here.mean, here.mean + step, -0.5 * (r.double() * u).sum(1)
+
+        x_t = prior.mean + sigmas[0] * normal()
+        x_hat, guided, psi = look(x_t, sigmas[0])
+        weight = psi.reshape(-1, k)
+        for sigma, s in pairwise(sigmas):
+            rows, weight = resample(weight, rng)
+            x_t, x_hat, guided, psi = x_t[rows], x_hat[rows], guided[rows], psi[rows]
+            keep = s**2 / sigma**2
+            z, spread = normal(), s * (1 - keep) ** 0.5
+            shift = (1 - keep) * (guided - x_hat) / spread
+            x_t = guided + keep * (x_t - guided) + spread * z
+            ratio = (0.5 * (z.square() - (z + shift).square())).double().flatten(1).sum(1)
+            before = psi
+            x_hat, guided, psi = look(x_t, s)
+            weight = weight + (ratio + psi - before).reshape(-1, k)
+        likelihood = -0.5 * ((each.y - each.A(x_hat)).flatten(1).double().square() / var).sum(1)
+        return x_hat[choose(weight + (likelihood - psi).reshape(-1, k), rng)]
