@@ -25,6 +25,7 @@ def pull(m: Measurement, r: Tensor, weight: Tensor | float, iterations: int = 10
     def matvec(u: Tensor) -> Tensor:
         return weight * m.A(m.A.adjoint(u.reshape(m.y.shape))).flatten(1) + var * u
 
+    r = r if m.A.seen is None else r * m.A.seen
     return m.A.adjoint(cg(matvec, r.flatten(1), iterations, tol).x.reshape(m.y.shape))
 
 

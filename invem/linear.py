@@ -31,6 +31,10 @@ class Mask(LinearOperator):
 
     mask: Tensor
 
+    @property
+    def seen(self) -> Tensor:
+        return (self.mask != 0).to(self.mask.dtype)
+
     def __call__(self, x: Tensor) -> Tensor:
         return self.mask * x
 

@@ -46,6 +46,11 @@ class Measurement(Batched):
             same = same if torch.equal(self.A[0](probe), probe) else set()
         return self.A.provides | self.noise.provides | same
 
+    def residual(self, x: Tensor) -> Tensor:
+        """Returns y - A(x), shape of y, zero in the entries of y that no x has a part in: norms of it do not count their noise."""
+        r = self.y - self.A(x)
+        return r if self.A.seen is None else r * self.A.seen
+
     def floored(self, sigma: float) -> Self:
         """Returns the same with a noise whose variance counts as at least sigma^2, for solvers that divide by it."""
         return replace(self, noise=_Floored(self.noise, sigma**2))

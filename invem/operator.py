@@ -73,6 +73,11 @@ class Operator(Batched, ABC):
         """Returns the singular value decomposition of each operator."""
         raise Unsupported(f"{type(self).__name__} has no singular value decomposition")
 
+    @property
+    def seen(self) -> Tensor | None:
+        """One where an entry of y depends on x and zero where it is noise alone, broadcastable to y; None if all do."""
+        return None
+
     def __matmul__(self, other: "Operator") -> "Operator":
         """Returns A @ B, which applies B first."""
         return chain(other, self)
@@ -140,6 +145,10 @@ class LinearChain(LinearOperator):
         for part in reversed(self.parts):
             y = part.adjoint(y)
         return y
+
+    @property
+    def seen(self) -> Tensor | None:
+        return self.parts[-1].seen
 
 
 def chain(*parts: Operator) -> Operator:

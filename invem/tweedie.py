@@ -115,7 +115,8 @@ def back(here: Local, m: Measurement, r: Tensor, solver: Literal["gmres", "cg"] 
     def matvec(u: Tensor) -> Tensor:
         return var * u + m.A(pull(u).reshape(here.mean.shape)).flatten(1)
 
-    flat = r.flatten(1)
+    # Entries of y that are noise alone would take a part of the Krylov space.
+    flat = (r if m.A.seen is None else r * m.A.seen).flatten(1)
     if here.cheap:
         step = pull(cg(matvec, flat, 100, tol=1e-4).x)
     elif solver == "cg":

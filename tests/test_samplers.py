@@ -276,3 +276,13 @@ def _hide(A, names):
     methods = {name: getattr(Operator, name) for name in names} | ({"vjp": Operator.vjp} if "adjoint" in names else {})
     kind = type(f"Blind{type(A).__name__}", (type(A),), methods)
     return kind(**{field.name: getattr(A, field.name) for field in dataclasses.fields(A)})
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_hidden_entries_measure_has_no_effect(name):
+    """y is noise alone there, and a norm or a Krylov space that counts it depends on how much is hidden."""
+    denoiser = GaussianDenoiser(prior((8,)))
+    m = measure(random_mask(4, (8,), Rng.generator(0), keep=0.5), prior((8,)).sample(Rng.keyed("truth", items=range(4))))
+    sampler = fitting(name, denoiser, m)
+    moved = dataclasses.replace(m, y=m.y + 5 * (1 - m.A.seen))
+    assert torch.allclose(sampler(denoiser, moved, rng()), sampler(denoiser, m, rng()), atol=1e-4)

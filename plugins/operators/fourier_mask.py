@@ -20,6 +20,10 @@ class FourierMask(LinearOperator):
 
     mask: Tensor
 
+    @property
+    def seen(self) -> Tensor:
+        return self.mask
+
     def __call__(self, x: Tensor) -> Tensor:
         return self.mask * fourier(x)
 

@@ -24,6 +24,10 @@ class MultiCoilMRI(LinearOperator):
     mask: Tensor
     coils: Tensor = shared()
 
+    @property
+    def seen(self) -> Tensor:
+        return self.mask
+
     @cached_property
     def _phased(self) -> tuple[Tensor, Tensor]:
         """Coils and mask times the phases that centre both sides of the transform, in place of two shifts of every image."""

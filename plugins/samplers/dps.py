@@ -55,7 +55,7 @@ class DPS(PosteriorSampler):
         if self.weight != "auto":
             return self
         options = [dataclasses.replace(self, weight=weight) for weight in self.candidates]
-        misfits = [(m.y - m.A(option(denoiser, m, rng[:]))).square().mean() for option in options]
+        misfits = [m.residual(option(denoiser, m, rng[:])).square().mean() for option in options]
         return options[int(torch.stack(misfits).nan_to_num(nan=torch.inf).argmin())]
 
     @torch.no_grad()
@@ -68,7 +68,7 @@ class DPS(PosteriorSampler):
             with torch.enable_grad():
                 x_t = x_t.detach().requires_grad_()
                 x_hat = denoiser(x_t, sigma)
-                r = (m.y - m.A(x_hat)).flatten(1)
+                r = m.residual(x_hat).flatten(1)
                 if self.guidance == "norm":
                     misfit = r.square().sum(1).add(1e-12).sqrt()
                     strength = self.weight * ((1 + s**2) * (1 + sigma**2)) ** 0.5

@@ -43,7 +43,8 @@ class SITCOM(PosteriorSampler):
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         sigmas: list[float] = self.schedule.grid(self.steps).tolist()
-        goal = (m.noise.var().expand_as(m.y).sqrt() + 1e-3).square().flatten(1).sum(1)
+        goal = (m.noise.var().expand_as(m.y).sqrt() + 1e-3).square()
+        goal = (goal if m.A.seen is None else goal * m.A.seen).flatten(1).sum(1)
         x_t = start(denoiser, sigmas[0], rng, m.shape, m.y)
         for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             scale = (1 + sigma**2) ** 0.5
@@ -53,7 +54,7 @@ class SITCOM(PosteriorSampler):
                 with torch.enable_grad():
                     u = u.detach().requires_grad_()
                     x_hat = denoiser(scale * u, sigma)
-                    r = (m.y - m.A(x_hat)).flatten(1).square().sum(1)
+                    r = m.residual(x_hat).flatten(1).square().sum(1)
                     loss = r + self.lam * (scale * u - x_t).flatten(1).square().sum(1)
                     (grad,) = torch.autograd.grad(loss.sum(), u)
                 live = live & (r.detach() > goal)
