@@ -1,5 +1,5 @@
-"""Every sampler on a Gaussian prior, where most are affine in y and in their random numbers, so that mean and covariance of their law follow
-exactly, without Monte Carlo: the right ones must be right, and the biased ones must have their own bias.
+"""Every sampler on a Gaussian prior, where most are affine in y and in their random numbers, so that mean and covariance of their law
+follow exactly, without Monte Carlo: the right ones must be right, and the biased ones must have their own bias.
 
 The problem: d = 8, C_ij = 0.8^|i-j|, entries 0, 2, 3 and 6 seen with noise 0.1 (0.5).
 """
@@ -127,7 +127,8 @@ def test_dps_by_the_norm_has_the_spread_of_its_weight(weight, low, high):
     """Not affine, so by 8,000 draws; one thousand levels of the variance-preserving schedule, as published."""
     n = 8000
     m = seen_once(n, 0.1)
-    x = build("dps", steps=1000, weight=weight, schedule=CATALOG.find("schedules", "vp").load()())(DENOISER, m, Rng.keyed("d", items=range(n)))
+    schedule = CATALOG.find("schedules", "vp").load()()
+    x = build("dps", steps=1000, weight=weight, schedule=schedule)(DENOISER, m, Rng.keyed("d", items=range(n)))
     values = spread(x, 0.1)
     assert float(values[0]) == pytest.approx(low, rel=0.15, abs=0.02)
     assert float(values[-1]) == pytest.approx(high, rel=0.12)
@@ -173,7 +174,7 @@ def test_these_converge_to_the_posterior(name):
 
 @pytest.mark.parametrize("rho", [0.5, 4.0])
 def test_dps_by_the_likelihood_has_its_closed_form_in_one_dimension(rho):
-    """x ~ N(0, 1), y = x + n, rho = 1/noise^2: in the limit of many steps the mean is y (1 - e^-rho), the variance (1 - e^-2rho)/(2 rho)."""
+    """x ~ N(0, 1), y = x + n, rho = 1/noise^2: with many steps the mean is y (1 - e^-rho), the variance (1 - e^-2rho)/(2 rho)."""
     prior = GaussianDenoiser(Gaussian.full(torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)))
     sampler = build("dps", guidance="likelihood", steps=2000, schedule=FINE)
     count = Unit(torch.tensor([-1]))
