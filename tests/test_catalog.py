@@ -107,3 +107,23 @@ def test_the_defaults_of_operators_in_a_list_are_written_out(tmp_path):
         {"name": "gaussian-blur", "std": 1.0, "size": 3, "boundary": "reflect"},
         {"name": "downsample", "factor": 2, "method": "average"},
     ]
+
+
+def test_a_sampler_that_does_not_fit_is_refused_with_those_that_do(tmp_path):
+    from invem.engine.plan import make
+
+    path = tmp_path / "r.yaml"
+    text = (
+        "data: digits\noperator: {name: clip}\nnoise: gaussian\nnetwork: mlp\nclean: 8\nphases:\n"
+        "  - {name: w, fit: {objective: dsm, on: clean, steps: 1}}\n  - {name: em, sampler: mmps, fit: {objective: dsm, steps: 1}}\n"
+    )
+    path.write_text(text)
+    with pytest.raises(RecipeError, match="mmps needs adjoint, which clip with gaussian noise does not provide") as error:
+        make(load(path), CATALOG)
+    fitting = str(error.value).partition("these fit: ")[2].split(", ")
+    assert {"dps", "daps", "lgd", "sitcom"} <= set(fitting) and not {"mmps", "ddrm", "exact"} & set(fitting)
+    path.write_text(text.replace("clip", "identity").replace("mmps", "exact"))
+    with pytest.raises(RecipeError, match="exact needs a prior in closed form"):
+        make(load(path), CATALOG)
+    path.write_text(text.replace("clip", "identity").replace("mmps", "exact").replace("dsm, on: clean, steps: 1", "gaussian-moments"))
+    make(load(path), CATALOG)
