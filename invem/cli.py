@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from invem.engine.catalog import Catalog, Component
     from invem.engine.plan import Facts, Plan
+    from invem.engine.problems import Problem
     from invem.engine.recipe import Loaded
     from invem.engine.run import Run
 
@@ -337,6 +338,96 @@ def _observations(path: Path, run: "Run") -> "dict[str, Tensor]":
         raise DataError("there is no such file or folder") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"cannot be read: {error}") from error
+
+
+@app.command()
+def bench(
+    problem: Annotated[str, typer.Argument(metavar="PROBLEM|RECIPE|RUN", help="A built-in problem, a run, or a recipe that was run.")],
+    samplers: Annotated[str | None, typer.Option("--samplers", help="mmps,dps:weight=2,... or all that fit.")] = None,
+    steps: Annotated[str | None, typer.Option("--steps", help="16,64,256: run samplers with steps at each of these.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Sets of observations and random numbers.")] = 3,
+    observations: Annotated[int | None, typer.Option("--observations", min=1, help="Observations of each seed.")] = None,
+    draws: Annotated[int | None, typer.Option("--draws", min=2, help="Draws of each observation.")] = None,
+    budget: Annotated[int | None, typer.Option("--budget", min=1, help="The most network forwards and products a draw.")] = None,
+    tune: Annotated[int, typer.Option("--tune", min=0, help="Random trials of the options, on other observations.")] = 0,
+    truth: Annotated[str, typer.Option("--truth", help="held-out, or prior: draw the truth from the prior itself.")] = "held-out",
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="An earlier --json file: print what moved.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    device: Device = None,
+) -> None:
+    """Compare posterior samplers on one problem: cost, error, calibration."""
+    from invem.engine import bench as benches
+    from invem.engine import benchpage, store
+    from invem.engine.catalog import Catalog
+
+    if truth not in ("held-out", "prior"):
+        raise RecipeError(f"--truth: '{truth}' is not one of: held-out, prior")
+    levels = [_count(word, "--steps") for word in steps.split(",")] if steps is not None else []
+    before = benches.read(baseline) if baseline is not None else None
+    for path in (json_file, html_file):
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RecipeError(f"{path}: cannot be written: {error.strerror}") from error
+    catalog = Catalog.load()
+    for flaw in catalog.problems:
+        print(f"warning: {flaw}", file=sys.stderr)
+    for spec in benches.specs(samplers) if samplers is not None else []:
+        benches.parse(spec, catalog)  # a mistake is told before a prior is trained
+    opened = _problem(problem, truth, device, catalog)
+    n, k = benches.sizes(opened, observations, draws)
+    chosen, left = benches.settings(opened, catalog, samplers, levels, budget)
+    for line in left:
+        print(line, file=sys.stderr)
+    rows = []
+    for row in benches.bench(opened, chosen, catalog, seeds, n, k, tune):
+        done = f"{row.seconds * row.draws:.1f} s" if row.error is None else f"fails: {row.error}"
+        print(f"{row.setting}: {done}", file=sys.stderr, flush=True)
+        rows.append(row)
+    asked = {"seeds": list(range(seeds)), "observations": n, "draws": k, "budget": budget, "tune": tune}
+    found = benches.document(opened, rows, asked, left)
+    if json_file is not None:
+        store.write_text(json_file, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    if html_file is not None:
+        store.write_text(html_file, benchpage.page(found, {row.setting: row.pictures for row in rows}))
+    if markdown:
+        print(benchpage.markdown(found), end="")
+    else:
+        from rich.console import Console
+
+        console = Console()
+        Console(width=console.width if console.is_terminal else 200).print(benchpage.table(found))
+    if before is not None:
+        print("\n".join(benchpage.compare(found, before)) or "nothing moved by more than twice its standard error")
+
+
+def _count(word: str, option: str) -> int:
+    if not word.strip().isdecimal() or int(word) < 1:
+        raise RecipeError(f"{option}: '{word}' is not a whole number above 0")
+    return int(word)
+
+
+def _problem(name: str, truth: Any, device: str | None, catalog: "Catalog") -> "Problem":
+    """Finds what samplers are compared on: a run, the finished run of a recipe, or a built-in problem."""
+    from invem.engine import problems, yaml
+
+    if Path(name).is_dir():
+        return problems.of_run(_open(Path(name), device), truth)
+    if not name.endswith((".yaml", ".yml")):
+        return problems.build(name, catalog, truth, device or "auto")
+    run = Path("runs") / Path(name).stem
+    resolved = yaml.dump(_plan(Path(name), []).resolved)
+    if not (run / "run.json").is_file():
+        raise RecipeError(f"{name}: there is no finished run of it in {run}; carry it out first: invem run {name} --out {run}")
+    opened = _open(run, device)
+    if (run / "recipe.yaml").read_text("utf-8") != resolved:
+        raise RecipeError(f"{name}: {run} was begun with other settings; to bench that run as it is: invem bench {run}")
+    if not problems.finished(opened):
+        raise RecipeError(f"{name}: {run} is not finished; go on with it first: invem resume {run}")
+    return problems.of_run(opened, truth)
 
 
 @app.command(name="report")

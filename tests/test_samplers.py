@@ -299,7 +299,8 @@ def test_nonlinear_operators_are_taken_where_the_method_allows_it(name):
     denoiser = GaussianDenoiser(prior((8,)))
     m = measure(A, prior((8,)).sample(Rng.keyed("truth", items=range(n))))
     assert "adjoint" not in m.provides
-    options = {"kernel": "langevin", "sweeps": 20} if name == "split-gibbs" else {"langevin": {"steps": 100}, "dps": {"weight": 0.3}}.get(name, {})
+    special = {"split-gibbs": {"kernel": "langevin", "sweeps": 20}, "langevin": {"steps": 100}, "dps": {"weight": 0.3}}
+    options = special.get(name, {})
     sampler = build(name, **options)
     x, floor = sampler(denoiser, m, rng(n)), build("prior")(denoiser, m, rng(n))
     assert bool(x.isfinite().all())
