@@ -81,7 +81,12 @@ def local(
 
 
 def condition(
-    here: Local, m: Measurement, rng: Rng | None = None, solver: Literal["gmres", "cg"] = "gmres", iterations: int = 3
+    here: Local,
+    m: Measurement,
+    rng: Rng | None = None,
+    solver: Literal["gmres", "cg"] = "gmres",
+    iterations: int = 3,
+    guess: list[Tensor] | None = None,
 ) -> Tensor:
     """Returns the mean of N(x_hat, V) given y, or with `rng` a draw of it by Matheron's rule, shape (B, *shape).
 
@@ -94,17 +99,28 @@ def condition(
         rng: B streams, for a draw.
         solver: "gmres", whose residual never grows, or "cg", which stops a sample at negative curvature.
         iterations: Krylov iterations, where a product with V costs one with the network; where it costs none the system is solved.
+        guess: Where "cg" finds the solution of the step before and leaves its own.
     """
     x = here.mean
     r = m.y - m.A(x)
     if rng is not None:
         x = x + here.noise(rng)
         r = m.y - m.A(x) - m.noise.var().sqrt() * rng.normal_like(m.y)
-    return x + back(here, m, r, solver, iterations)
+    return x + back(here, m, r, solver, iterations, guess)
 
 
-def back(here: Local, m: Measurement, r: Tensor, solver: Literal["gmres", "cg"] = "gmres", iterations: int = 3) -> Tensor:
-    """Returns V A^T (A V A^T + S)^-1 r, shape (B, *shape); the arguments are those of `condition`."""
+def back(
+    here: Local,
+    m: Measurement,
+    r: Tensor,
+    solver: Literal["gmres", "cg"] = "gmres",
+    iterations: int = 3,
+    guess: list[Tensor] | None = None,
+) -> Tensor:
+    """Returns V A^T (A V A^T + S)^-1 r, shape (B, *shape); the arguments are those of `condition`.
+
+    With `guess`, a list of one solution or none, "cg" begins with it, at the cost of one product more, and leaves its own there.
+    """
     var = m.noise.var().expand_as(m.y).flatten(1)
     pulled: list[Tensor] = []
 
@@ -118,12 +134,16 @@ def back(here: Local, m: Measurement, r: Tensor, solver: Literal["gmres", "cg"] 
     # Entries of y that are noise alone would take a part of the Krylov space.
     flat = (r if m.A.seen is None else r * m.A.seen).flatten(1)
     if here.cheap:
-        step = pull(cg(matvec, flat, 100, tol=1e-4).x)
+        u = cg(matvec, flat, 100, tol=1e-4).x
+        step = pull(u)
     elif solver == "cg":
-        step = pull(cg(matvec, flat, iterations).x)
+        u = cg(matvec, flat, iterations, x0=guess[0] if guess else None).x
+        step = pull(u)
     else:
-        weights = gmres(matvec, flat, iterations).weights
+        u, weights = gmres(matvec, flat, iterations)
         step = torch.einsum("kbd,bk->bd", torch.stack(pulled), weights)
+    if guess is not None:
+        guess[:] = [u]
     return step.reshape(here.mean.shape)
 
 

@@ -318,3 +318,18 @@ def test_counting_noise_is_taken_by_those_that_need_a_density_alone():
     for name in ("daps", "lgd"):
         draws, floor = build(name)(denoiser, m, rng(n)), build("prior")(denoiser, m, rng(n))
         assert m.log_prob(draws).mean() > m.log_prob(floor).mean() + 1
+
+
+def test_a_warm_start_solves_better_for_the_same_iterations():
+    gaussian_prior, A = LAWS["projection"]()
+    m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
+    mean, _ = exact(gaussian_prior, m)
+    gaps = []
+    for warm in (False, True):
+        sampler = MMPS(stepping="euler", covariance="jacobian", solver="cg", iterations=1, warm=warm, steps=200)
+        rows = torch.zeros(500, dtype=torch.long)
+        x = sampler(GaussianDenoiser(gaussian_prior), m[rows], Rng.keyed("draw", items=range(500)))
+        gaps.append(float((x.double().mean(0) - mean).norm()))
+    assert gaps[1] < 0.7 * gaps[0]
+    with pytest.raises(RecipeError, match="warm is for"):
+        MMPS(warm=True)

@@ -14,6 +14,7 @@ from invem import (
     Local,
     Measurement,
     PosteriorSampler,
+    RecipeError,
     Rng,
     Schedule,
     back,
@@ -50,6 +51,8 @@ class MMPS(PosteriorSampler):
         switch: The noise level above which "switch" uses the moments, in units of the data.
         solver: "gmres", whose residual never grows, or "cg" as published, which stops a sample at negative curvature.
         iterations: Krylov iterations with the network.
+        warm: Whether "cg" begins each solution with that of the step before, at the cost of one product more; not with "corrected" steps,
+            whose right-hand sides are drawn anew.
         probes: Probes of "isotropic" and "diagonal", each a product more than a solution of the system.
         schedule: The noise levels. The noise of the data counts as at least the smallest of them.
     """
@@ -71,8 +74,13 @@ class MMPS(PosteriorSampler):
     switch: Annotated[float, Gt(0)] = 0.3
     solver: Literal["gmres", "cg"] = "gmres"
     iterations: Annotated[int, Ge(1)] = 3
+    warm: bool = False
     probes: Annotated[int, Ge(1)] = 1
     schedule: Schedule = Karras()
+
+    def __post_init__(self) -> None:
+        if self.warm and (self.solver != "cg" or self.stepping == "corrected"):
+            raise RecipeError("mmps: warm is for solver: cg, and for another stepping than corrected")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -85,18 +93,20 @@ class MMPS(PosteriorSampler):
         levels = self.schedule.grid(self.steps)
         low = {"switch": float((levels <= self.switch).double().mean()), "jacobian": 1.0, "moments": 0.0}[self.covariance]
         solve = self.iterations + (self.solver == "cg")
+        first = solve + self.warm
         more = {"corrected": self.iterations, "isotropic": self.probes * (1 + solve), "diagonal": self.probes * (1 + solve)}
-        return forwards, round(forwards * low * (solve + more.get(self.stepping, 0)))
+        return forwards, round(forwards * low * (first + more.get(self.stepping, 0)))
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         sigmas = self.schedule.grid(self.steps)
         m = m.floored(float(sigmas[-1]))
+        last: list[Tensor] = []
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
             here = local(denoiser, x_t, sigma, self.covariance, self.switch, self.iterations)
             exact = self.stepping == "corrected" or (here.cheap and self.stepping in ("isotropic", "diagonal"))
-            x = condition(here, m, rng if exact else None, self.solver, self.iterations)
+            x = condition(here, m, rng if exact else None, self.solver, self.iterations, last if self.warm else None)
             if exact or self.stepping not in ("isotropic", "diagonal"):
                 return x
             return x + self._variance(here, m, rng, sigma).sqrt() * rng.normal_like(x)
