@@ -76,7 +76,56 @@ def operators(names):
     return benchmark.table(json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")))
 
 
-KINDS = {"operators": operators, "table": table, "seconds": seconds, "whole": whole, "eigenvalues": eigenvalues}
+def bench(name):
+    return json.loads((DOCS / "results" / f"bench-{name}.json").read_text("utf-8"))
+
+
+def metric(names):
+    """One metric of every sampler on several problems; the first word names it, or "cost"."""
+    what, problems = names[0], [(name, bench(name)) for name in names[1:]]
+    settings = list(dict.fromkeys(row["setting"] for _, found in problems for row in found["rows"]))
+    lines = ["| sampler | " + " | ".join(name for name, _ in problems) + " |", "|---|" + "---:|" * len(problems)]
+    if all(found["floor"] and what in found["floor"] for _, found in problems):
+        lines.append("| *exact draws* | " + " | ".join(f"*{short(found['floor'][what])}*" for _, found in problems) + " |")
+    for setting in settings:
+        cells = []
+        for _, found in problems:
+            row = next((row for row in found["rows"] if row["setting"] == setting), None)
+            if row is None:
+                cells.append("")
+            elif what == "cost":
+                cells.append(f"{row['forwards']:.0f} + {row['products']:.0f}")
+            else:
+                lost = " (some not finite)" if row["failures"] else ""
+                cells.append("fails" if row["error"] else short(row["metrics"].get(what)) + lost)
+        lines.append(f"| `{setting}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def short(value):
+    if value is None or value["value"] is None:
+        return ""
+    error = f" ± {value['sem']:.1g}" if value["sem"] is not None else ""
+    return f"{value['value']:.3g}{error}"
+
+
+def quality(names):
+    """Cost, quality and calibration of every setting on one problem."""
+    shown = ("psnr", "psnr-draw", "misfit", "coverage-50", "coverage-90", "spread-error")
+    lines = ["| sampler | forwards + products | " + " | ".join(shown) + " |", "|---|---:|" + "---:|" * len(shown)]
+    for row in bench(names[0])["rows"]:
+        cells = " | ".join(short(row["metrics"].get(name)) for name in shown)
+        lines.append(f"| `{row['setting']}` | {row['forwards']:.0f} + {row['products']:.0f} | {cells} |")
+    return "\n".join(lines)
+
+
+def samplers(names):
+    import samplers as benchmark  # the script beside this one
+
+    return benchmark.table(json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")))
+
+
+KINDS = {"metric": metric, "quality": quality, "samplers": samplers, "operators": operators, "table": table, "seconds": seconds, "whole": whole, "eigenvalues": eigenvalues}
 
 
 def renewed(text):
