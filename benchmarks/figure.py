@@ -1,6 +1,6 @@
 """Draws the quality-against-cost plot of an `invem bench --json` file as SVG.
 
-    python benchmarks/figure.py docs/results/bench-digits.json docs/bench-digits.svg
+    python benchmarks/figure.py docs/results/bench-digits.json docs/digits-bench.svg
 """
 
 import json

@@ -25,7 +25,7 @@ from invem.linear import Mask
 ROOT = Path(__file__).parent.parent
 CATALOG = Catalog.load()
 CLOSED = [name for name in NAMES if name != "digits"]
-PAGE = (ROOT / "docs" / "bench.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "bench.md").read_text("utf-8").replace("\\|", "|")
 
 
 def offer(name, factory):
