@@ -125,7 +125,16 @@ def samplers(names):
     return benchmark.table(json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")))
 
 
-KINDS = {"metric": metric, "quality": quality, "samplers": samplers, "operators": operators, "table": table, "seconds": seconds, "whole": whole, "eigenvalues": eigenvalues}
+KINDS = {
+    "metric": metric,
+    "quality": quality,
+    "samplers": samplers,
+    "operators": operators,
+    "table": table,
+    "seconds": seconds,
+    "whole": whole,
+    "eigenvalues": eigenvalues,
+}
 
 
 def renewed(text):
