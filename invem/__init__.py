@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from invem.sampler import GuidedSampler, PosteriorSampler
     from invem.schedule import Geometric, Karras, Schedule
     from invem.tomography import Geometry, backproject, project
-    from invem.tweedie import Covariance, Local, back, condition, local, prior_draw
+    from invem.tweedie import Covariance, Local, back, condition, linearised, local, prior_draw
 
 __all__ = [
     "DPLR",
@@ -119,6 +119,7 @@ __all__ = [
     "kspace_mask",
     "least_norm",
     "level",
+    "linearised",
     "local",
     "multistep",
     "nearest",
@@ -161,7 +162,7 @@ _MODULES = {
         "start_given",
     ),
     "likelihood": ("nearest", "nearest_draw", "pull", "sharpness", "strength"),
-    "tweedie": ("Covariance", "Local", "back", "condition", "local", "prior_draw"),
+    "tweedie": ("Covariance", "Local", "back", "condition", "linearised", "local", "prior_draw"),
     "mixture": ("Mixture", "PosteriorMoments"),
     "gaussian": ("Gaussian",),
     "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),

@@ -1,7 +1,7 @@
 """N(x_hat, V): the Gaussian that stands for p(x | x_t), and what samplers do with it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -9,10 +9,12 @@ from torch import Tensor
 
 from invem.batched import Rng
 from invem.denoiser import Denoiser
+from invem.errors import Unsupported
 from invem.linalg import cg, gmres, sqrt_matvec
 from invem.measurement import Measurement
+from invem.operator import LinearOperator, Operator
 
-__all__ = ["Covariance", "Local", "back", "condition", "local", "prior_draw"]
+__all__ = ["Covariance", "Local", "back", "condition", "linearised", "local", "prior_draw"]
 
 Covariance = Literal["switch", "jacobian", "moments"]
 
@@ -107,6 +109,42 @@ def condition(
         x = x + here.noise(rng)
         r = m.y - m.A(x) - m.noise.var().sqrt() * rng.normal_like(m.y)
     return x + back(here, m, r, solver, iterations, guess)
+
+
+@dataclass(frozen=True, eq=False)
+class _Jacobian(LinearOperator):
+    """The derivative of an operator at a point.
+
+    Attributes:
+        A: The operator.
+        x: The point, shape (B, *shape).
+    """
+
+    A: Operator
+    x: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        pushed: Tensor = torch.func.jvp(self.A, (self.x,), (x,))[1]
+        return pushed
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.A.vjp(self.x, y)
+
+
+def linearised(m: Measurement, x: Tensor) -> Measurement:
+    """Returns the measurement with A(x) + J (. - x) in place of A, J its derivative at x.
+
+    Args:
+        m: A measurement with an A that can be differentiated.
+        x: Shape (B, *shape).
+
+    Raises:
+        Unsupported: If the derivative is a stand-in, as that of rounding.
+    """
+    if m.A.straight_through:
+        raise Unsupported(f"{type(m.A).__name__} has no derivative to linearise it by, only a stand-in for one")
+    J = _Jacobian(m.A.shape, m.A, x)
+    return replace(m, y=m.y - m.A(x) + J(x), A=J)
 
 
 def back(

@@ -15,7 +15,7 @@ from invem_plugins.operators.random_projection import random_projection
 from invem_plugins.samplers.dps import DPS
 from invem_plugins.samplers.mmps import MMPS
 
-from invem import Gaussian, GaussianDenoiser, Measurement, Preconditioned, RecipeError, Rng
+from invem import Gaussian, GaussianDenoiser, Measurement, Preconditioned, RecipeError, Rng, Unsupported
 from invem.engine.catalog import Catalog
 
 CATALOG = Catalog.load()
@@ -291,7 +291,7 @@ def test_what_hidden_entries_measure_has_no_effect(name):
 ANY = [name for name in SAMPLERS if name not in ("prior",) and build(name).needs <= {"vjp", "var"}]
 
 
-@pytest.mark.parametrize("name", [*ANY, "split-gibbs"])
+@pytest.mark.parametrize("name", [*ANY, "split-gibbs", "mmps"])
 def test_nonlinear_operators_are_taken_where_the_method_allows_it(name):
     """A clipped measurement with noise 0.1: the misfit of the draws is far below that of the prior's."""
     n = 64
@@ -300,6 +300,7 @@ def test_nonlinear_operators_are_taken_where_the_method_allows_it(name):
     m = measure(A, prior((8,)).sample(Rng.keyed("truth", items=range(n))))
     assert "adjoint" not in m.provides
     special = {"split-gibbs": {"kernel": "langevin", "sweeps": 20}, "langevin": {"steps": 100}, "dps": {"weight": 0.3}}
+    special["mmps"] = {"linearise": True}
     options = special.get(name, {})
     sampler = build(name, **options)
     x, floor = sampler(denoiser, m, rng(n)), build("prior")(denoiser, m, rng(n))
@@ -333,3 +334,16 @@ def test_a_warm_start_solves_better_for_the_same_iterations():
     assert gaps[1] < 0.7 * gaps[0]
     with pytest.raises(RecipeError, match="warm is for"):
         MMPS(warm=True)
+
+
+def test_a_linear_operator_is_its_own_linearisation():
+    gaussian_prior, A = LAWS["projection"]()
+    m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
+    rows, denoiser = torch.zeros(2000, dtype=torch.long), GaussianDenoiser(gaussian_prior)
+    x = MMPS(linearise=True)(denoiser, m[rows], Rng.keyed("draw", items=range(2000)))
+    shift, low, high = errors(x, *exact(gaussian_prior, m))
+    assert shift < 0.1 and low > 0.85 and high < 1.2
+    jpeg = CATALOG.find("operators", "jpeg").load()(2, (1, 8, 8), Rng.generator(0))
+    noisy = measure(jpeg, torch.zeros(2, 1, 8, 8))
+    with pytest.raises(Unsupported, match="no derivative"):
+        MMPS(linearise=True)(GaussianDenoiser(prior((1, 8, 8))), noisy, Rng.keyed("draw", items=range(2)))

@@ -21,8 +21,10 @@ from invem import (
     calls,
     condition,
     integrate,
+    linearised,
     local,
     reverse,
+    start,
     start_given,
 )
 
@@ -54,6 +56,7 @@ class MMPS(PosteriorSampler):
         warm: Whether "cg" begins each solution with that of the step before, at the cost of one product more; not with "corrected" steps,
             whose right-hand sides are drawn anew.
         probes: Probes of "isotropic" and "diagonal", each a product more than a solution of the system.
+        linearise: For an A that is not linear: its derivative at x_hat stands for it at each step.
         schedule: The noise levels. The noise of the data counts as at least the smallest of them.
     """
 
@@ -76,6 +79,7 @@ class MMPS(PosteriorSampler):
     iterations: Annotated[int, Ge(1)] = 3
     warm: bool = False
     probes: Annotated[int, Ge(1)] = 1
+    linearise: bool = False
     schedule: Schedule = Karras()
 
     def __post_init__(self) -> None:
@@ -84,7 +88,8 @@ class MMPS(PosteriorSampler):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"adjoint", "var"} | ({"moments"} if self.covariance != "jacobian" else set()))
+        operator = "vjp" if self.linearise else "adjoint"
+        return frozenset({operator, "var"} | ({"moments"} if self.covariance != "jacobian" else set()))
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -100,18 +105,20 @@ class MMPS(PosteriorSampler):
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         sigmas = self.schedule.grid(self.steps)
-        m = m.floored(float(sigmas[-1]))
+        given = m.floored(float(sigmas[-1]))
         last: list[Tensor] = []
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
             here = local(denoiser, x_t, sigma, self.covariance, self.switch, self.iterations)
+            m = linearised(given, here.mean) if self.linearise else given
             exact = self.stepping == "corrected" or (here.cheap and self.stepping in ("isotropic", "diagonal"))
             x = condition(here, m, rng if exact else None, self.solver, self.iterations, last if self.warm else None)
             if exact or self.stepping not in ("isotropic", "diagonal"):
                 return x
             return x + self._variance(here, m, rng, sigma).sqrt() * rng.normal_like(x)
 
-        x_t = start_given(denoiser, float(sigmas[0]), rng, m)
+        first = float(sigmas[0])
+        x_t = start(denoiser, first, rng, m.shape, m.y) if self.linearise else start_given(denoiser, first, rng, given)
         if self.stepping in ("corrected", "isotropic", "diagonal"):
             return reverse(posterior, x_t, sigmas, rng)
         return integrate(self.stepping, posterior, x_t, sigmas, rng)
