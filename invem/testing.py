@@ -456,6 +456,7 @@ class _SamplerCase:
     sampler: PosteriorSampler
     denoiser: Denoiser
     m: Measurement
+    white: Tensor | None = None
 
     def rng(self, *key: str) -> Rng:
         return Rng.keyed("contracts", *key, items=range(len(self.m)))
@@ -534,8 +535,10 @@ def _cost(case: _SamplerCase) -> Measured:
     return abs(sum(rows) / len(case.m) - case.sampler.cost[0]), 0.0
 
 
-def _exact(case: _SamplerCase) -> tuple[Tensor, Tensor, Tensor]:
-    """Whitened draws of the first observation: with an exact sampler of mean zero and covariance one."""
+def _exact(case: _SamplerCase) -> Tensor:
+    """Whitened draws of the first observation, drawn once: with an exact sampler of mean zero and covariance one."""
+    if case.white is not None:
+        return case.white
     n, d = 4000, math.prod(case.m.shape)
     m = case.m[torch.zeros(n, dtype=torch.long)]
     basis = torch.eye(d).reshape(d, *case.m.shape)
@@ -546,18 +549,16 @@ def _exact(case: _SamplerCase) -> tuple[Tensor, Tensor, Tensor]:
     gain = C @ A.T @ torch.linalg.inv(A @ C @ A.T + S)
     centre, cov = mean + gain @ (case.m.y[0].flatten().double() - A @ mean), C - gain @ A @ C
     x = case.sampler(case.denoiser, m, Rng.keyed("contracts", "exact", items=range(n))).flatten(1).double()
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(cov), (x - centre).T, upper=False).T
-    return white, centre, cov
+    case.white = torch.linalg.solve_triangular(torch.linalg.cholesky(cov), (x - centre).T, upper=False).T
+    return case.white
 
 
 def _bias(case: _SamplerCase) -> Measured:
-    white, _, _ = _exact(case)
-    return float(white.mean(0).abs().max()), None
+    return float(_exact(case).mean(0).abs().max()), None
 
 
 def _spread(case: _SamplerCase) -> Measured:
-    white, _, _ = _exact(case)
-    values = torch.linalg.eigvalsh(torch.cov(white.T))
+    values = torch.linalg.eigvalsh(torch.cov(_exact(case).T))
     return float((values - 1).abs().max()), None
 
 

@@ -30,7 +30,8 @@ class DPS(PosteriorSampler):
 
     Attributes:
         steps: Noise levels; the denoiser is called, and differentiated, once a level.
-        weight: The strength of the guidance, or "auto".
+        weight: The strength of the guidance, or "auto". Of the norm it is `scale` of the released code, and twice zeta' of the paper, whose
+            gradient is that of the square.
         guidance: "norm" or "likelihood"; the latter needs Gaussian noise.
         schedule: The noise levels.
     """
