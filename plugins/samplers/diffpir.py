@@ -20,8 +20,8 @@ class DiffPIR(PosteriorSampler):
 
     Attributes:
         steps: Noise levels, one call of the denoiser each.
-        lam: The weight of the prior (paper: 7 to 8; the released code has the noise of y on [0, 1] and sigma on [-1, 1], so that its 7 is 1.75
-            here).
+        lam: The weight of the prior (paper: 7 to 8; the released code has the noise of y on [0, 1] and sigma on [-1, 1], so that its 7
+            is 1.75 here).
         zeta: The share of the noise that a step renews.
         schedule: The noise levels.
     """
