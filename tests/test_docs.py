@@ -1,5 +1,6 @@
 """The documents: snippets run, tables say what the code says, commands exist, links lead somewhere."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -141,6 +142,19 @@ def test_the_table_of_deepinv_is_that_of_its_results():
     command = [sys.executable, ROOT / "benchmarks" / "deepinv_contracts.py", "--from", kept]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout in (ROOT / "docs" / "contracts.md").read_text("utf-8")
+
+
+def test_the_biases_of_samplers_are_those_of_the_file():
+    rows = json.loads((ROOT / "docs" / "results" / "biases.json").read_text("utf-8"))["rows"]
+    text = (ROOT / "docs" / "samplers.md").read_text("utf-8")
+    keys = {"daps": "daps, exact kernel", "split-gibbs": "split-gibbs, last 0.3", "dps": None}
+    found = re.findall(r"^\| `([\w-]+)`(?:, `guidance: (\w+)`)? \| [^|]* \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|", text, re.M)
+    names = {name for name, *_ in found} - {"sfbd", "exact"}
+    assert len(found) >= 18 and names >= {"mmps", "dps", "langevin", "red-diff"}
+    for name, guidance, *cells in found:
+        if name in names:
+            key = {"likelihood": "dps, likelihood", "norm": "dps, norm 0.3"}[guidance] if guidance else keys.get(name, name)
+            assert cells == [f"{abs(value):.2f}" for value in rows[key]], name
 
 
 def test_the_table_of_contracts_has_every_component_and_contract():
