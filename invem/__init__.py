@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from invem.metric import Metric, Outcome
     from invem.mixture import Mixture, PosteriorMoments
     from invem.noise import NoiseModel
-    from invem.objective import Objective
+    from invem.objective import Objective, edm_weight, matching, noise_levels
     from invem.operator import SVD, Chain, LinearChain, LinearOperator, Operator, OperatorLaw, chain, image_shape
     from invem.particles import choose, resample
     from invem.sampler import GuidedSampler, PosteriorSampler
@@ -107,6 +107,7 @@ __all__ = [
     "chain",
     "choose",
     "condition",
+    "edm_weight",
     "examples",
     "fourier",
     "fourier_adjoint",
@@ -121,9 +122,11 @@ __all__ = [
     "level",
     "linearised",
     "local",
+    "matching",
     "multistep",
     "nearest",
     "nearest_draw",
+    "noise_levels",
     "predict_correct",
     "prior_draw",
     "project",
@@ -171,7 +174,7 @@ _MODULES = {
     "measurement": ("Example", "Measurement"),
     "metric": ("Metric", "Outcome"),
     "noise": ("NoiseModel",),
-    "objective": ("Objective",),
+    "objective": ("Objective", "edm_weight", "matching", "noise_levels"),
     "operator": ("SVD", "Chain", "LinearChain", "LinearOperator", "Operator", "OperatorLaw", "chain", "image_shape"),
     "particles": ("choose", "resample"),
     "sampler": ("GuidedSampler", "PosteriorSampler"),

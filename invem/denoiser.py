@@ -18,14 +18,22 @@ class Denoiser(nn.Module):
     """A model of E[x | x + sigma z] for every noise level sigma.
 
     `moments`, where it is known, is the Gaussian with the mean and covariance of the prior that the denoiser stands for:
-    samplers use it in place of products with the Jacobian where the noise is large.
+    samplers use it in place of products with the Jacobian where the noise is large. `condition` is the number of tensors of the
+    signal's shape that `cond` holds, 0 if there is no such input.
     """
 
     moments: Gaussian | None = None
+    condition: int = 0
 
     @abstractmethod
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        """Returns x_hat. x_t: (B, *shape); sigma: one level, (B,), or (B, 1, ...), in units of the data."""
+        """Returns x_hat, shape (B, *shape).
+
+        Args:
+            x_t: The state, shape (B, *shape).
+            sigma: One level, (B,), or (B, 1, ...), in units of the data.
+            cond: What the network was given beside x_t by a conditional objective, shape (B, condition, *shape); None is zeros.
+        """
 
     def known_moments(self) -> Gaussian:
         """Returns `moments`.
@@ -97,6 +105,7 @@ class Preconditioned(Denoiser):
         super().__init__()
         self.backbone = backbone
         self.sigma_data = sigma_data
+        self.condition = int(getattr(backbone, "condition", 0))
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
         sigma = level(sigma, x_t)

@@ -35,6 +35,10 @@ class Mask(LinearOperator):
     def seen(self) -> Tensor:
         return (self.mask != 0).to(self.mask.dtype)
 
+    @property
+    def provides(self) -> frozenset[str]:
+        return super().provides | {"mask"}
+
     def __call__(self, x: Tensor) -> Tensor:
         return self.mask * x
 

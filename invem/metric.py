@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from invem.denoiser import Denoiser
 from invem.measurement import Example, Measurement
 
 __all__ = ["Metric", "Outcome"]
@@ -22,6 +23,10 @@ class Outcome:
         measurement: The N held-out measurements.
         samples: Unconditional samples of the prior, (M, *shape).
         reference: Clean signals to compare a distribution with, never seen in training, (R, *shape).
+        observed: Training observations, for comparisons that need no clean signal.
+        simulated: The samples, measured by operators and noise drawn anew: what observations the prior stands for. As many as `samples`.
+        trained: Signals that the prior was fitted to (posterior draws), (T, *shape).
+        denoiser: The prior.
         range: The lowest and highest value of a signal.
     """
 
@@ -31,6 +36,10 @@ class Outcome:
     measurement: Measurement | None = None
     samples: Tensor | None = None
     reference: Tensor | None = None
+    observed: Measurement | None = None
+    simulated: Measurement | None = None
+    trained: Tensor | None = None
+    denoiser: Denoiser | None = None
 
 
 class Metric(ABC):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from annotated_types import Ge
@@ -25,9 +25,12 @@ class PosteriorSampler(ABC):
 
     Attributes:
         needs: What it calls on the measurement ("adjoint", "pinv", "svd", "vjp", "var"; "identity" is an A that changes nothing) and on the
-            denoiser ("moments"; "closed form": a prior whose posterior is known exactly). The plan compares it with what operator,
-            noise and denoiser provide, before anything runs.
+            denoiser ("moments"; "closed form": a prior whose posterior is known exactly; "conditional": it was fitted to know
+            E[x | x_t, y]). The plan compares it with what operator, noise and denoiser provide, before anything runs.
+        prior: Whether it draws with the denoiser. A classical restoration does not, so that a first phase can begin with one.
     """
+
+    prior: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -15,26 +15,37 @@ class MLP(nn.Module):
         shape: The shape of one signal.
         width: The width of the hidden layers.
         depth: The number of residual blocks.
+        condition: Tensors of the signal's shape that the network is given beside x_t, for a conditional objective.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], *, width: Annotated[int, Ge(1)] = 256, depth: Annotated[int, Ge(1)] = 3
+        self,
+        shape: tuple[int, ...],
+        *,
+        width: Annotated[int, Ge(1)] = 256,
+        depth: Annotated[int, Ge(1)] = 3,
+        condition: Annotated[int, Ge(0)] = 0,
     ) -> None:
         super().__init__()
         d = math.prod(shape)
+        self.condition = condition
         self.register_buffer("frequencies", torch.exp(torch.linspace(-1.5, 3.5, 16)), persistent=False)
         self.level = nn.Sequential(nn.Linear(32, width), nn.SiLU())
-        self.enter = nn.Linear(d, width)
+        self.enter = nn.Linear((1 + condition) * d, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.leave = nn.Linear(width, d)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Maps (B, *shape) and c_noise (B,) to (B, *shape)."""
+        """Maps (B, *shape), c_noise (B,) and cond (B, condition, *shape), zeros if None, to (B, *shape)."""
         angle = c_noise[:, None] * self.get_buffer("frequencies")
         level = self.level(torch.cat([angle.cos(), angle.sin()], 1))
-        h = self.enter(x.flatten(1))
+        flat = x.flatten(1)
+        if self.condition:
+            given = flat.new_zeros(len(x), self.condition * flat.shape[1]) if cond is None else cond.flatten(1).to(x.dtype)
+            flat = torch.cat([flat, given], 1)
+        h = self.enter(flat)
         for block in self.blocks:
             h = block(h, level)
         out: Tensor = self.leave(h)

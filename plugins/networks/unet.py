@@ -22,6 +22,7 @@ class UNet(nn.Module):
         heads: Attention heads.
         dropout: The share of activations dropped in training.
         patch: The edge of the square patches that the input is cut into; 2 computes at half the resolution.
+        condition: Tensors of the signal's shape that the network is given beside x_t, for a conditional objective.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class UNet(nn.Module):
         heads: Annotated[int, Ge(1)] = 1,
         dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
         patch: Annotated[int, Ge(1)] = 1,
+        condition: Annotated[int, Ge(0)] = 0,
     ) -> None:
         super().__init__()
         if len(shape) != 3:
@@ -42,12 +44,12 @@ class UNet(nn.Module):
             raise RecipeError(f"unet: attention names levels 0 to {len(channels) - 1}, got {attention}")
         if any(channels[i] % heads for i in attention):
             raise RecipeError(f"unet: heads must divide the channels of the levels with attention, got {heads}")
-        self.patch = patch
+        self.patch, self.condition = patch, condition
         pixels = shape[0] * patch**2
         width = 4 * channels[0]
         self.register_buffer("frequencies", torch.exp(torch.linspace(-1.5, 3.5, 16)), persistent=False)
         self.level = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.enter = nn.Conv2d(pixels, channels[0], 3, padding=1)
+        self.enter = nn.Conv2d((1 + condition) * pixels, channels[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         before = channels[0]
         for i, c in enumerate(channels):
@@ -66,8 +68,11 @@ class UNet(nn.Module):
         nn.init.constant_(self.leave.bias, 0.0)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Maps (B, C, H, W) and c_noise (B,) to (B, C, H, W)."""
+        """Maps (B, C, H, W), c_noise (B,) and cond (B, condition, C, H, W), zeros if None, to (B, C, H, W)."""
         height, width = x.shape[-2:]
+        if self.condition:
+            given = x.new_zeros(len(x), self.condition, *x.shape[1:]) if cond is None else cond.to(x.dtype)
+            x = torch.cat([x, given.flatten(1, 2)], 1)
         x = pad(x, (0, -width % self.patch, 0, -height % self.patch))
         angle = c_noise[:, None] * self.get_buffer("frequencies")
         level = self.level(torch.cat([angle.cos(), angle.sin()], 1))
