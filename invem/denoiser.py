@@ -11,7 +11,7 @@ from invem.gaussian import Gaussian
 from invem.measurement import Measurement
 from invem.mixture import Mixture
 
-__all__ = ["Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level"]
+__all__ = ["Begun", "Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level"]
 
 
 class Denoiser(nn.Module):
@@ -19,11 +19,12 @@ class Denoiser(nn.Module):
 
     `moments`, where it is known, is the Gaussian with the mean and covariance of the prior that the denoiser stands for:
     samplers use it in place of products with the Jacobian where the noise is large. `condition` is the number of tensors of the
-    signal's shape that `cond` holds, 0 if there is no such input.
+    signal's shape that `cond` holds, 0 if there is no such input. `begin` is where posterior chains begin, if not at a draw of their own.
     """
 
     moments: Gaussian | None = None
     condition: int = 0
+    begin: Tensor | None = None
 
     @abstractmethod
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
@@ -71,6 +72,27 @@ class GaussianDenoiser(Denoiser):
 
     def posterior(self, m: Measurement, rng: Rng) -> Tensor:
         return self.moments.posterior(m, rng)
+
+
+class Begun(Denoiser):
+    """A prior whose posterior chains begin at given signals plus noise: the E-step of stochastic EM that goes on from the round before.
+
+    Args:
+        inner: The prior.
+        begin: One signal for each observation of the batch, shape (B, *shape).
+    """
+
+    def __init__(self, inner: Denoiser, begin: Tensor) -> None:
+        super().__init__()
+        self.inner, self.begin = inner, begin
+        self.moments, self.condition = inner.moments, inner.condition
+
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        out: Tensor = self.inner(x_t, sigma, cond)
+        return out
+
+    def posterior(self, m: Measurement, rng: Rng) -> Tensor:
+        return self.inner.posterior(m, rng)
 
 
 class MixtureDenoiser(Denoiser):

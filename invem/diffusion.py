@@ -154,9 +154,12 @@ def calls(stepping: Stepping, steps: int) -> int:
 def start(denoiser: Denoiser, sigma: float, rng: Rng, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Draws the first state of an unconditional chain, shape (B, *shape).
 
-    N(mean, C + sigma^2 I) where the moments of the prior are known, N(0, sigma^2 I) where they are not.
+    N(mean, C + sigma^2 I) where the moments of the prior are known, N(0, sigma^2 I) where they are not; sigma z around what the prior
+    says that chains begin with.
     """
     z = sigma * rng.normal(*shape).to(like)
+    if denoiser.begin is not None:
+        return z + denoiser.begin
     return z if denoiser.moments is None else z + denoiser.moments.sample(rng)
 
 
@@ -167,6 +170,8 @@ def start_given(denoiser: Denoiser, sigma: float, rng: Rng, m: Measurement) -> T
     a start that ignores y leaves an error of order 1/sigma in the mean of a deterministic chain. Without known moments, N(0, sigma^2 I).
     """
     z = sigma * rng.normal(*m.shape).to(m.y)
+    if denoiser.begin is not None:
+        return z + denoiser.begin
     return z if denoiser.moments is None else z + denoiser.moments.posterior(m, rng)
 
 

@@ -25,6 +25,7 @@ class Outcome:
         reference: Clean signals to compare a distribution with, never seen in training, (R, *shape).
         observed: Training observations, for comparisons that need no clean signal.
         simulated: The samples, measured by operators and noise drawn anew: what observations the prior stands for. As many as `samples`.
+        resimulated: One posterior draw given each of the first n observations of `simulated`, by the sampler that restores, (n, *shape).
         trained: Signals that the prior was fitted to (posterior draws), (T, *shape).
         denoiser: The prior.
         range: The lowest and highest value of a signal.
@@ -38,6 +39,7 @@ class Outcome:
     reference: Tensor | None = None
     observed: Measurement | None = None
     simulated: Measurement | None = None
+    resimulated: Tensor | None = None
     trained: Tensor | None = None
     denoiser: Denoiser | None = None
 
@@ -49,7 +51,7 @@ class Metric(ABC):
         needs: The parts of `Outcome` that it reads; "labels" if `prepare` needs labelled images, "image" if the signals must be images,
             "var" if the noise must be Gaussian and not zero.
         unit: The unit that a table prints, such as "dB".
-        higher_is_better: Which way is up.
+        higher_is_better: Which way is up, where there is no `target`.
     """
 
     unit: ClassVar[str] = ""
@@ -60,9 +62,14 @@ class Metric(ABC):
     def needs(self) -> frozenset[str]:
         """A class attribute, or a property where it depends on the options."""
 
+    @property
+    def target(self) -> float | None:
+        """The value of a perfect outcome where a value may miss it on both sides, such as the level of a coverage; None elsewhere."""
+        return None
+
     @abstractmethod
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns one value per observation, shape (N,), or one for the set, shape ()."""
+        """Returns one value per observation, shape (N,), or per sample, shape (M,), or one for the set, shape ()."""
 
     def prepare(self, training: Example) -> dict[str, Tensor]:
         """Returns tensors to compute once per run and keep with it, such as a feature network. training: clean training images."""

@@ -28,9 +28,12 @@ class PosteriorSampler(ABC):
             denoiser ("moments"; "closed form": a prior whose posterior is known exactly; "conditional": it was fitted to know
             E[x | x_t, y]). The plan compares it with what operator, noise and denoiser provide, before anything runs.
         prior: Whether it draws with the denoiser. A classical restoration does not, so that a first phase can begin with one.
+        begins: Whether its chains begin where `denoiser.begin` says, at the first level of its `schedule`, so that a round can go on from
+            the draws of the round before.
     """
 
     prior: ClassVar[bool] = True
+    begins: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -60,6 +63,8 @@ class GuidedSampler(PosteriorSampler):
         stepping: How the reverse diffusion is run (`integrate`).
         schedule: The noise levels.
     """
+
+    begins: ClassVar[bool] = True
 
     steps: Annotated[int, Ge(2)] = 64
     stepping: Stepping = "heun"

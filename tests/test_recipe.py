@@ -167,12 +167,12 @@ def test_a_recipe_can_be_changed_again(read):
         (
             "sede=1",
             "override 'sede=1': sede: unknown key; did you mean 'seed'? Allowed: seed, data, observations, "
-            "operator, noise, network, count, clean, sigma_data, phases, evaluate, compute, smoke, requires",
+            "operator, noise, network, count, clean, sigma_data, prior, assume, phases, evaluate, compute, smoke, requires",
         ),
         (
             "phases.em.ronds=2",
             "override 'phases.em.ronds=2': phases.1.ronds: unknown key; did you mean 'rounds'? "
-            "Allowed: name, rounds, sampler, fit, observations, draws, batch",
+            "Allowed: name, rounds, sampler, fit, observations, draws, batch, refresh, restart, anneal, overlap, calibrate, stop",
         ),
         (
             "compute.dev=cpu",

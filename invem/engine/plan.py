@@ -2,9 +2,10 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib import metadata
+from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from invem.batched import Rng
 from invem.dataset import Dataset
+from invem.denoiser import Denoiser
 from invem.engine import recipe as recipes
+from invem.engine import store
 from invem.engine.catalog import Catalog, Component, options_of, parse_options
-from invem.engine.recipe import Loaded, Part, Phase, Recipe
+from invem.engine.recipe import Fit, Loaded, Part, Phase, Recipe
 from invem.engine.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError
 from invem.measurement import Example, Measurement
@@ -39,6 +42,7 @@ class Stage:
         objective: What the phase fits, if it fits.
         on: What is learned from: "draws", "observations" or "clean".
         judge: The sampler of the held-out restorations, if there is one.
+        annealed: The samplers of the first rounds, where options change from round to round; `sampler` is that of all later ones.
     """
 
     phase: Phase
@@ -46,6 +50,11 @@ class Stage:
     objective: Objective | None
     on: str
     judge: PosteriorSampler | None
+    annealed: tuple[PosteriorSampler, ...] = ()
+
+    def at(self, r: int) -> PosteriorSampler | None:
+        """Returns the sampler of a round."""
+        return self.annealed[r] if r < len(self.annealed) else self.sampler
 
 
 class Facts(NamedTuple):
@@ -56,12 +65,14 @@ class Facts(NamedTuple):
         range: The lowest and the highest value of a signal.
         whole_train: The length of the training split.
         whole_test: The length of the test split; 0 if it is not used.
+        prior: What the first phase begins with: "" (nothing), "built", "gaussian" or "network".
     """
 
     shape: tuple[int, ...]
     range: tuple[float, float]
     whole_train: int
     whole_test: int
+    prior: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,8 @@ class Plan:
             if stage.sampler is not None:
                 n = min(phase.observations or self.train, self.train) * phase.draws
                 forwards, products = stage.sampler.cost
-                row |= {"draws a round": n, "forwards a draw": forwards, "vector-Jacobian products a draw": products}
+                row |= {"draws a round": max(round(n * phase.refresh), 1)}
+                row |= {"forwards a draw": forwards, "vector-Jacobian products a draw": products}
             if phase.fit is not None:
                 row |= {"objective": phase.fit.objective, "on": stage.on}
                 if stage.objective is not None and not stage.objective.closed_form:
@@ -268,7 +280,7 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
             assert y is not None
             given, measurement_shape = set(train.measured(torch.tensor([0]))) if train.measured else {"y"}, tuple(y.shape[1:])
         tested = recipe.evaluate.observations or any("reference" in metric.needs for metric in metrics.values())
-        facts = Facts(train.shape, train.range, len(train), len(split("test")) if tested else 0)
+        facts = Facts(train.shape, train.range, len(train), len(split("test")) if tested else 0, _prior(recipe, builder))
         skipped = train.skipped
     else:
         skipped = ()
@@ -299,9 +311,13 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
                 f"{', '.join(drawn)} would be drawn anew, and the observations were made with others: give them beside y "
                 "(data set `measurements`), or choose an operator and a noise that are the same for all",
             )
-    network(shape)
+    built = network(shape)
+    if facts.prior == "built" and not isinstance(built, Denoiser):
+        builder.fail(("prior",), f"{recipe.network.name} is built without weights: name a run, or a network that comes with its weights")
     silent = "var" in measured.noise.provides and not bool((measured.noise.var() > 0).all())
-    _needs(recipe, builder, stages, metrics, measured.provides, where == "data", len(shape) == 3, silent)
+    condition = int(getattr(built, "condition", 0))
+    own = (measured.provides, condition, facts.prior, where == "data", len(shape) == 3, silent)
+    stages = _needs(recipe, builder, stages, metrics, *own)
     builder.done()
     return Plan(
         loaded=loaded,
@@ -394,6 +410,17 @@ def _parts(recipe: Recipe) -> Iterator[tuple[str, Part, Path]]:
         yield "metrics", part, ("evaluate", "metrics", i)
 
 
+def _prior(recipe: Recipe, builder: _Builder) -> str:
+    """Returns what kind of prior the first phase begins with."""
+    if recipe.prior in (None, "network"):
+        return "built" if recipe.prior else ""
+    try:
+        return str(store.read_meta(store.last_denoiser(FilePath(str(recipe.prior)).expanduser()))[1]["kind"])
+    except DataError as error:
+        builder.fail(("prior",), str(error))
+        return ""
+
+
 def _requirements(recipe: Recipe, builder: _Builder) -> None:
     for i, text in enumerate(recipe.requires):
         try:
@@ -411,32 +438,105 @@ def _requirements(recipe: Recipe, builder: _Builder) -> None:
 
 
 def _stages(recipe: Recipe, builder: _Builder) -> list[Stage]:
-    judge = recipe.evaluate.sampler and builder.build("samplers", recipe.evaluate.sampler, ("evaluate", "sampler"))
-    samplers = [
-        builder.build("samplers", phase.sampler, ("phases", i, "sampler")) if phase.sampler else None
-        for i, phase in enumerate(recipe.phases)
-    ]
-    default = judge or next((s for s in samplers if s is not None), None)
+    judge: PosteriorSampler | None = None
+    if recipe.evaluate.sampler is not None:
+        judge = builder.build("samplers", recipe.evaluate.sampler, ("evaluate", "sampler"))
     stages = []
-    fitted = False
-    for i, (phase, sampler) in enumerate(zip(recipe.phases, samplers, strict=True)):
+    fitted = recipe.prior is not None
+    for i, phase in enumerate(recipe.phases):
+        path: Path = ("phases", i, "fit")
+        sampler, annealed = _annealed(phase, builder, i)
         objective, on = None, ""
-        if sampler is not None and not fitted:
+        if sampler is not None and sampler.prior and not fitted:
             builder.fail(("phases", i, "sampler"), "there is no prior to sample with yet: an earlier phase must fit one")
         if phase.fit is not None:
-            make = builder.factory("objectives", phase.fit.objective, phase.fit.options, ("phases", i, "fit"), named=False)
+            make = builder.factory("objectives", phase.fit.objective, phase.fit.options, path, named=False)
             objective = make() if make else None
-            on = phase.fit.on or ("draws" if sampler is not None else "observations")
-            path: Path = ("phases", i, "fit")
-            if on == "draws" and sampler is None:
-                builder.fail(path, "it learns from draws, but the phase has no sampler")
-            if on == "clean" and recipe.clean == 0:
-                builder.fail(path, "it learns from clean images, but the recipe grants none (`clean:` is 0)")
-            if on == "clean" and recipe.data is None:
-                builder.fail(path, "it learns from clean images, but there are only observations")
+            on = phase.fit.on or ("draws" if phase.sampler is not None else "observations")
+            _check_fit(recipe, builder, i, on, objective)
             fitted = True
-        stages.append(Stage(phase, sampler, objective, on, judge or sampler or default))
-    return stages
+        _check_policy(recipe, builder, i, sampler)
+        stages.append(Stage(phase, sampler, objective, on, None, annealed))
+    able = [judge, *(stage.sampler for stage in stages if stage.sampler is not None and stage.sampler.prior)]
+    return [replace(stage, judge=judge or stage.sampler or next((s for s in able if s is not None), None)) for stage in stages]
+
+
+def _annealed(phase: Phase, builder: _Builder, i: int) -> tuple[PosteriorSampler | None, tuple[PosteriorSampler, ...]]:
+    """Builds the sampler of a phase, and those of its first rounds where `anneal` changes options."""
+    if phase.sampler is None:
+        if phase.anneal:
+            builder.fail(("phases", i, "anneal"), "it changes options of the sampler, and the phase has none")
+        return None, ()
+    place: Path = ("phases", i, "sampler")
+    if phase.anneal:
+        rounds = max(len(values) for values in phase.anneal.values())
+        by_round = [{name: values[min(r, len(values) - 1)] for name, values in phase.anneal.items()} for r in range(rounds)]
+        name, own = phase.sampler.name, phase.sampler.options
+        made = [builder.factory("samplers", name, {**own, **now}, ("phases", i, "anneal"), named=False) for now in by_round]
+        builder.resolved.pop(("phases", i, "anneal"), None)
+        found = [make() for make in made if make is not None]
+        if len(found) < rounds:
+            return None, ()
+        part = phase.sampler.model_copy(update={"options": {**own, **by_round[-1]}})
+        return builder.build("samplers", part, place), tuple(found)
+    return builder.build("samplers", phase.sampler, place), ()
+
+
+def _check_fit(recipe: Recipe, builder: _Builder, i: int, on: str, objective: Objective | None) -> None:
+    phase, path = recipe.phases[i], ("phases", i, "fit")
+    assert phase.fit is not None
+    if on == "draws" and phase.sampler is None:
+        builder.fail(path, "it learns from draws, but the phase has no sampler")
+    if on == "clean" or phase.fit.clean:
+        if recipe.clean == 0:
+            builder.fail(path, "it learns from clean images, but the recipe grants none (`clean:` is 0)")
+        if recipe.data is None:
+            builder.fail(path, "it learns from clean images, but there are only observations")
+    if objective is None:
+        return
+    named = {name for name in ("flip", "shift", "keep", "clean") if getattr(phase.fit, name) != Fit.model_fields[name].default}
+    if objective.closed_form and named:
+        builder.fail(path, f"{phase.fit.objective} is solved in closed form, without {_list(named)}")
+    elif named & {"flip", "shift"} and (on == "observations" or "measurement" in objective.needs):
+        builder.fail(path, f"{phase.fit.objective} learns from measurements, which an image that is moved afterwards does not fit")
+
+
+def _check_policy(recipe: Recipe, builder: _Builder, i: int, sampler: PosteriorSampler | None) -> None:
+    phase = recipe.phases[i]
+    named = {n for n in ("refresh", "restart", "overlap") if getattr(phase, n) != Phase.model_fields[n].default}
+    if named and phase.sampler is None:
+        builder.fail(("phases", i), f"{_list(named)} is about posterior draws, and the phase has no sampler")
+    elif named & {"refresh", "restart"} and phase.observations is not None:
+        builder.fail(("phases", i), f"{_list(named - {'overlap'})} needs a draw of every observation: leave `observations` out")
+    elif "overlap" in named and (phase.fit is None or named & {"refresh", "restart"}):
+        builder.fail(("phases", i, "overlap"), "it needs a fit to run beside, and draws that do not depend on those of the round before")
+    if phase.restart is not None and sampler is not None:
+        schedule: Any = getattr(sampler, "schedule", None)
+        if not sampler.begins or not hasattr(schedule, "sigma_max"):
+            builder.fail(("phases", i, "restart"), "the sampler has no chain that could begin at a signal and another noise level")
+        elif not schedule.sigma_min < phase.restart <= schedule.sigma_max:
+            builder.fail(("phases", i, "restart"), f"the sampler's levels lie between {schedule.sigma_min:g} and {schedule.sigma_max:g}")
+    if phase.stop == "weight" and getattr(sampler, "weight", None) != "auto":
+        builder.fail(("phases", i, "stop"), "it follows the weight that the sampler tunes: dps with weight: auto")
+    if phase.stop == "auto":
+        if not any(part.name == "observation-distance" for part in recipe.evaluate.metrics):
+            builder.fail(("phases", i, "stop"), "it follows the metric observation-distance: add it to evaluate.metrics")
+        if recipe.evaluate.every != 1 or not recipe.evaluate.samples:
+            builder.fail(("phases", i, "stop"), "it needs an evaluation in every round: evaluate.every 1, and samples")
+
+
+def _abilities(stages: list[Stage], prior: str) -> list[tuple[frozenset[str], frozenset[str]]]:
+    """What the denoiser can do in every E-step of a stage, and after the stage."""
+    known = {"": set(), "network": {"moments"}, "built": set(), "gaussian": {"moments", "closed form"}}
+    before: frozenset[str] = frozenset(known[prior])
+    found = []
+    for stage in stages:
+        after = before
+        if stage.objective is not None:
+            after = frozenset({"moments"}) | (frozenset({"closed form"}) if stage.objective.closed_form else stage.objective.provides)
+        found.append((before & after if stage.phase.rounds > 1 else before, after))
+        before = after
+    return found
 
 
 def _needs(
@@ -445,44 +545,70 @@ def _needs(
     stages: list[Stage],
     metrics: dict[str, Metric],
     provides: frozenset[str],
+    condition: int,
+    prior: str,
     truth: bool,
     image: bool,
     silent: bool,
-) -> None:
-    for i, stage in enumerate(stages):
-        if stage.sampler is not None:
+) -> list[Stage]:
+    """Compares what components need with what there is; returns the stages with the sampler that can judge each."""
+    found = []
+    for i, (stage, (during, after)) in enumerate(zip(stages, _abilities(stages, prior), strict=True)):
+        for sampler in {id(s): s for s in (*stage.annealed, stage.sampler) if s is not None}.values():
             assert stage.phase.sampler is not None
-            before = [s.objective for s in stages[:i] if s.objective is not None]
-            closed = bool(before) and before[-1].closed_form and (i == 0 or stage.phase.rounds == 1 or stage.objective is None)
-            closed |= bool(before) and before[-1].closed_form and stage.objective is not None and stage.objective.closed_form
-            can = provides | {"moments"} | ({"closed form"} if closed else set())
+            can = provides | during
             name = stage.phase.sampler.name
-            if lacks := stage.sampler.needs - can:
+            if lacks := sampler.needs - can:
                 fitting = ", ".join(fits(builder.catalog, can)) or "none"
                 place = f"{recipe.operator.name} with {recipe.noise.name} noise"
                 reason = f"{name} needs {_list(lacks)}, which {place} does not provide (it provides {_list(provides)})"
                 if lacks == {"closed form"}:
                     reason = f"{name} needs a prior in closed form, a Gaussian, and the prior is a network then"
+                elif lacks == {"conditional"}:
+                    reason = f"{name} needs a prior that an earlier phase fitted by a conditional objective (cond-dsm)"
+                elif lacks == {"moments"}:
+                    reason = f"{name} needs the moments of the prior, and a network as it was built has none"
                 builder.fail(("phases", i, "sampler"), f"{reason}; these fit: {fitting}")
-        if stage.objective is not None and ("x" in stage.objective.needs or stage.on == "observations"):
-            given = provides | {"measurement"} | ({"x"} if stage.on in ("draws", "clean") else set())
-            if lacks := stage.objective.needs - given:
-                assert stage.phase.fit is not None
-                what = "signals to learn from: add a sampler to the phase, or `on: clean`" if "x" in lacks else _list(lacks)
-                builder.fail(("phases", i, "fit"), f"{stage.phase.fit.objective} needs {what}")
-    have = {"measurement"} | (provides & {"var"}) | ({"image"} if image else set())
+                break
+        if stage.objective is not None:
+            assert stage.phase.fit is not None
+            name, path = stage.phase.fit.objective, ("phases", i, "fit")
+            if "x" in stage.objective.needs or stage.on == "observations" or "measurement" in stage.objective.needs:
+                known = {"draws": {"x", "measurement"}, "clean": {"x"}, "observations": {"measurement"}}[stage.on]
+                given = provides | known
+                if lacks := stage.objective.needs - given:
+                    what = f"{_list(lacks)}, which {recipe.operator.name} with {recipe.noise.name} noise does not provide"
+                    if "x" in lacks:
+                        what = "signals to learn from: add a sampler to the phase, or `on: clean`"
+                    elif "measurement" in lacks:
+                        what = "measurements to learn from, and clean images have none: use dsm"
+                    builder.fail(path, f"{name} needs {what}")
+            if stage.objective.condition not in (0, condition):
+                builder.fail(path, f"{name} needs network.condition={stage.objective.condition} (it is {condition})")
+        judges = [s for s in (stage.judge, stage.sampler, *(s.sampler for s in stages)) if s is not None and s.prior]
+        found.append(replace(stage, judge=next((s for s in judges if not s.needs - provides - after), None)))
+    if recipe.evaluate.sampler is not None and all(s.judge is not stage.judge for s, stage in zip(found, stages, strict=True)):
+        lacks = frozenset.intersection(*(stages[0].judge.needs - provides - after for _, after in _abilities(stages, prior)))  # type: ignore[union-attr]
+        builder.fail(("evaluate", "sampler"), f"{recipe.evaluate.sampler.name} needs {_list(lacks)}, which this recipe does not provide")
+    have = {"measurement"} | (provides - {"vjp"}) | ({"image"} if image else set())
     if silent:
         have.discard("var")
     if truth:
         have |= {"truth", "reference", "labels"}
+    if any(stage.objective is not None for stage in stages):
+        have.add("denoiser")
+    if any(stage.on in ("draws", "clean") for stage in found):
+        have.add("trained")
     if recipe.evaluate.samples > 1:
-        have.add("samples")
-    if any(stage.judge is not None for stage in stages) and recipe.evaluate.observations:
-        have.add("draws")
+        have |= {"samples", "observed", "simulated"}
+    if any(stage.judge is not None for stage in found):
+        have |= {"draws"} if recipe.evaluate.observations else set()
+        have |= {"resimulated"} if recipe.evaluate.samples > 1 else set()
     for i, (name, metric) in enumerate(metrics.items()):
         if lacks := metric.needs - have:
             why = " (the noise is 0)" if silent and "var" in lacks else ""
             builder.fail(("evaluate", "metrics", i), f"{name} needs {_list(lacks)}, which this recipe does not have{why}")
+    return found
 
 
 def _list(names: frozenset[str] | set[str]) -> str:

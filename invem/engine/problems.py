@@ -282,8 +282,8 @@ def _digits(catalog: Catalog, device: str, truth: Truth) -> Problem:
 def finished(run: Run) -> bool:
     """Whether a run has the last prior of its recipe."""
     fits = [(p, stage) for p, stage in enumerate(run.plan.stages) if stage.objective is not None]
-    p, stage = fits[-1] if fits else (0, run.plan.stages[0])
-    return (run.out / f"{p}-{stage.phase.rounds - 1:03d}-denoiser" / "denoiser.safetensors").exists()
+    p, _ = fits[-1] if fits else (0, run.plan.stages[0])
+    return (run.out / f"{p}-{run.rounds(p) - 1:03d}-denoiser" / "denoiser.safetensors").exists()
 
 
 def of_run(run: Run, truth: Truth = "held-out") -> Problem:

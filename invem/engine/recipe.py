@@ -130,6 +130,16 @@ class Fit(_Open):
     start: Literal["ema", "warm", "fresh"] = Field(
         default="ema", description="Weights a round starts from: the averaged, the raw or newly drawn ones."
     )
+    keep: bool = Field(
+        default=False, description="Whether optimiser and moving average go on from the round before; they begin anew otherwise."
+    )
+    clean: float = Field(default=0.0, ge=0, lt=1, description="Share of each batch that are granted clean images.")
+    flip: Literal["none", "horizontal", "both"] = Field(
+        default="none", description="Which axes of an image are mirrored at random, after its reconstruction."
+    )
+    shift: int = Field(
+        default=0, ge=0, description="Largest random shift of an image in pixels, after its reconstruction; the border is repeated."
+    )
     moments: int = Field(default=64, ge=0, description="Rank of the Gaussian fitted to the training signals.")
     checkpoint: int = Field(default=200, ge=1, description="Steps between checkpoints.")
 
@@ -149,6 +159,30 @@ class Phase(_Model):
     )
     draws: int = Field(default=1, ge=1, description="Posterior draws per observation.")
     batch: int = Field(default=128, ge=1, description="Observations that are sampled at once.")
+    refresh: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the draws that are drawn anew in each round after the first: 1 is batch EM, a small one online EM.",
+    )
+    restart: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Noise level at which chains begin, from the draw of the round before; null is the sampler's own start.",
+    )
+    anneal: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default={}, description="Options of the sampler by round: a list for each, whose last item stays."
+    )
+    overlap: bool = Field(
+        default=False,
+        description="Whether the E-step of the next round runs beside the M-step of this one, with the prior of the round before.",
+    )
+    calibrate: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
+        default={},
+        description="Options of operator and noise that are estimated from the observations in each round, with their bounds.",
+    )
+    stop: Literal["never", "auto", "weight"] = Field(
+        default="never", description="What ends the phase before its last round, see below."
+    )
 
     @field_validator("fit")
     @classmethod
@@ -205,6 +239,15 @@ class Recipe(_Model):
     sigma_data: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         default="auto",
         description="Standard deviation of the signals, for the preconditioning of the network.",
+    )
+    prior: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What the first phase begins with: the directory of a run, or `network` for the network as it was built.",
+    )
+    assume: dict[str, float] = Field(
+        default={},
+        description="Options of operator and noise that differ from the truth by which `data` are measured: what is believed at first.",
     )
     phases: list[Phase] = Field(min_length=1, description="What is done, in order.")
     evaluate: Evaluate = Field(default=Evaluate(), description="What is measured after a round.")

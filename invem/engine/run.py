@@ -6,12 +6,15 @@ is derived from (seed, purpose, phase, round, item), so that it goes on with the
 
 import copy
 import ctypes
+import dataclasses
 import json
 import math
 import os
 import platform
+import queue
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,22 +25,26 @@ from torch import Tensor, nn
 
 from invem.batched import Batched, Rng
 from invem.dataset import Dataset
-from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned
+from invem.denoiser import Begun, Denoiser, GaussianDenoiser, Preconditioned
 from invem.diffusion import generate
 from invem.engine import store, yaml
 from invem.engine.plan import Plan, Stage
+from invem.engine.recipe import Fit
 from invem.errors import DataError, NumericalError, RecipeError, Stopped
 from invem.gaussian import Gaussian
 from invem.linalg import DPLR
 from invem.measurement import Example, Measurement
 from invem.metric import Outcome
 from invem.noise import NoiseModel
+from invem.objective import Objective
 from invem.operator import Operator
+from invem.sampler import PosteriorSampler
 from invem.schedule import Karras
 
 __all__ = ["Record", "Run", "environment", "results", "run"]
 
 _BLOCK = 1024
+_RESIMULATED = 512
 
 
 class Record(NamedTuple):
@@ -142,6 +149,7 @@ class Run:
         self.device = torch.device(_device(compute.device))
         accelerated = self.device.type == "cuda"
         self.bfloat16 = compute.precision == "bfloat16" or (compute.precision == "auto" and accelerated)
+        self._cancelled = False
         self.compile = accelerated if compute.compile == "auto" else compute.compile
 
     def _rng(self, *key: int | str, items: Iterable[int]) -> Rng:
@@ -149,7 +157,7 @@ class Run:
 
     def _check(self) -> None:
         code = self.stop()
-        if code:
+        if code or self._cancelled:
             raise Stopped(f"stopped; go on with: invem resume {self.out}", code)
 
     def _log(self, event: str, **data: Any) -> Record:
@@ -171,34 +179,131 @@ class Run:
         yield from self._prepare()
         if not (self.out / "observations.json").exists():
             yield self._judge_observations()
-        denoiser: Denoiser | None = None
+        denoiser = self._prior()
         for p, stage in enumerate(self.plan.stages):
             for r in range(stage.phase.rounds):
                 folder = self.out / f"{p}-{r:03d}-denoiser" / "denoiser.safetensors"
-                if stage.sampler is not None and denoiser is not None and not folder.exists():
+                before = denoiser
+                if stage.sampler is not None and not folder.exists():
                     yield from self._sample(p, r, stage, denoiser)
                 if stage.objective is not None:
                     if not folder.exists():
-                        yield from self._fit(p, r, stage, denoiser)
+                        ahead = stage.phase.overlap and r + 1 < stage.phase.rounds
+                        fit = self._fit(p, r, stage, denoiser)
+                        yield from self._beside(fit, self._sample(p, r + 1, stage, before)) if ahead else fit
                     denoiser = self.denoiser(folder)
-                last = r + 1 == stage.phase.rounds
+                stopped = self._stopped(p, r, stage)
+                last = r + 1 == stage.phase.rounds or stopped
                 quick = stage.objective is not None and stage.objective.closed_form
                 due = last or (not quick and (r + 1) % self.recipe.evaluate.every == 0)
                 if due and denoiser is not None and (self.plan.test or self.recipe.evaluate.samples):
                     yield from self._evaluate(p, r, stage, denoiser)
+                if stopped or self._stopped(p, r, stage):
+                    yield Record("stop", {"phase": p, "name": stage.phase.name, "round": r})
+                    break
         self._collect()
         yield Record("done", {"run": str(self.out)})
 
+    def rounds(self, p: int) -> int:
+        """Returns how many rounds a phase has: those of the recipe, or fewer if it was ended before."""
+        path = self.out / f"{p}-stop.json"
+        return int(store.read_json(path)["rounds"]) if path.exists() else self.plan.stages[p].phase.rounds
+
+    def _stopped(self, p: int, r: int, stage: Stage) -> bool:
+        """Decides, from the files of the rounds so far, whether a phase ends before its last round."""
+        if stage.phase.stop == "never" or r + 1 == stage.phase.rounds:
+            return False
+        path = self.out / f"{p}-stop.json"
+        if path.exists():
+            return r + 1 >= int(store.read_json(path)["rounds"])
+        rounds = range(r + 1)
+        reason = None
+        if stage.phase.stop == "weight":
+            reason = _weight_says(store.read_json(self.out / f"{p}-{k:03d}-samples" / "sampler.json")["weight"] for k in rounds)
+        elif all((self.out / f"{p}-{k:03d}-evaluation" / "metrics.json").exists() for k in rounds):
+            found = [store.read_json(self.out / f"{p}-{k:03d}-evaluation" / "metrics.json")["metrics"] for k in rounds]
+            label = next(label for label in found[0] if label.startswith("observation-distance"))
+            reason = _distance_says([metrics[label]["value"] for metrics in found])
+        if reason is not None:
+            store.write_json(path, {"rounds": r + 1, "reason": reason})
+            self._log("stop", phase=p, name=stage.phase.name, round=r, reason=reason)
+        return reason is not None
+
+    def _beside(self, main: Iterator[Record], other: Iterator[Record]) -> Iterator[Record]:
+        """Carries out two steps at once, each of which leaves the same files as alone."""
+        done: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
+        threads = torch.get_num_threads()
+
+        def work() -> None:
+            torch.set_num_threads(threads)
+            try:
+                for record in other:
+                    done.put(record)
+                done.put(None)
+            except BaseException as error:
+                done.put(error)
+
+        thread = threading.Thread(target=work, name="e-step", daemon=True)
+        thread.start()
+        ended = False
+        try:
+            for record in main:
+                yield record
+                while not done.empty():
+                    found = done.get()
+                    ended = ended or not isinstance(found, Record)
+                    if isinstance(found, BaseException):
+                        raise found
+                    if found is not None:
+                        yield found
+            while not ended:
+                found = done.get()
+                if isinstance(found, BaseException):
+                    raise found
+                if found is None:
+                    break
+                yield found
+        finally:
+            self._cancelled = True
+            thread.join()
+            self._cancelled = False
+
     def denoiser(self, path: Path) -> Denoiser:
-        """Reads a fitted denoiser, with the averaged weights, in evaluation mode."""
+        """Reads a fitted denoiser of this run, with the averaged weights, in evaluation mode."""
+        p = int(path.parent.name.split("-")[0]) if path.parent.name.endswith("-denoiser") else None
+        return self._read(path, self.plan.stages[p].objective if p is not None else None)
+
+    def _read(self, path: Path, objective: Objective | None) -> Denoiser:
         tensors, meta = store.read_meta(path)
         moments = Gaussian(tensors["moments.mean"], DPLR(tensors["moments.diag"], tensors["moments.factor"])).to(self.device)
         if meta["kind"] == "gaussian":
             return GaussianDenoiser(moments)
-        denoiser = self._network(meta["sigma_data"])
-        denoiser.load_state_dict(_part(tensors, "network."))
-        denoiser.moments = moments
+        network = self._network(meta["sigma_data"])
+        try:
+            network.load_state_dict(_part(tensors, "network."))
+        except RuntimeError as error:
+            raise RecipeError(f"{path}: it is of another network than the recipe's: {' '.join(str(error).split())[:200]}") from error
+        denoiser = network if objective is None else objective.wrap(network, None)
+        denoiser.load_state_dict(_part(tensors, "wrap."), strict=False)
+        network.moments = denoiser.moments = moments
         return denoiser.to(self.device).eval().requires_grad_(False)
+
+    def _prior(self) -> Denoiser | None:
+        """Returns the prior that the first phase begins with, and keeps a copy of what another run learned."""
+        named = self.recipe.prior
+        if named is None:
+            return None
+        if named == "network":
+            return self._network(0.5).to(self.device).eval().requires_grad_(False)
+        path = self.out / "prior.safetensors"
+        if not path.exists():
+            tensors, meta = store.read_meta(store.last_denoiser(Path(named).expanduser()))
+            if tuple(tensors["moments.mean"].shape) != tuple(self.plan.shape):
+                raise RecipeError(f"prior {named}: it is of signals of shape {tuple(tensors['moments.mean'].shape)}, not {self.plan.shape}")
+            if _part(tensors, "wrap."):
+                raise RecipeError(f"prior {named}: its objective put a module around the network; go on from it in the same recipe")
+            store.write(path, tensors, meta)
+        return self.denoiser(path)
 
     def last_denoiser(self) -> Denoiser:
         """Reads the newest finished denoiser of the run.
@@ -206,10 +311,14 @@ class Run:
         Raises:
             DataError: If no round is finished.
         """
-        found = sorted(self.out.glob("*-*-denoiser/denoiser.safetensors"), key=lambda f: [int(w) for w in f.parent.name.split("-")[:2]])
-        if not found:
-            raise DataError(f"{self.out}: no denoiser is finished yet; go on with: invem resume {self.out}")
-        return self.denoiser(found[-1])
+        try:
+            return self.denoiser(store.last_denoiser(self.out))
+        except DataError as error:
+            if (self.out / "prior.safetensors").exists() or self.recipe.prior == "network":
+                prior = self._prior()
+                assert prior is not None
+                return prior
+            raise DataError(f"{error}; go on with: invem resume {self.out}") from None
 
     def _network(self, sigma_data: float, *key: int) -> Denoiser:
         with torch.random.fork_rng(devices=[]):
@@ -297,38 +406,76 @@ class Run:
             return torch.arange(n)
         return torch.randperm(self.plan.train, generator=Rng.generator(self.recipe.seed, "subset", p, r))[:n].sort().values
 
-    def _sample(self, p: int, r: int, stage: Stage, denoiser: Denoiser) -> Iterator[Record]:
-        assert stage.sampler is not None
+    def _renewed(self, p: int, r: int, stage: Stage) -> Tensor:
+        """Returns the rows of a phase's draws that a round draws anew, ascending."""
+        n = len(self._subset(p, r, stage)) * stage.phase.draws
+        if stage.phase.refresh == 1 or r == 0:
+            return torch.arange(n)
+        # The rounds go through a permutation, so that every draw has its turn.
+        k = max(round(stage.phase.refresh * n), 1)
+        return _batch_index(n, k, r - 1, self.recipe.seed, "refresh", p).sort().values
+
+    def _draws(self, p: int, r: int, stage: Stage) -> Tensor:
+        """Returns the draws that a round learns from, shape (N, *shape)."""
         folder = self.out / f"{p}-{r:03d}-samples"
-        index = self._subset(p, r, stage).repeat_interleave(stage.phase.draws)
-        shards = _pieces(index, stage.phase.batch)
+        if (folder / "pool.safetensors").exists():
+            return store.read(folder / "pool.safetensors")["x"]
+        new = torch.cat([store.read(file)["x"] for file in sorted(folder.glob("[0-9]*.safetensors"))])
+        if stage.phase.refresh == 1:
+            return new
+        pool = new
+        if r > 0:
+            pool = self._draws(p, r - 1, stage)
+            pool[self._renewed(p, r, stage)] = new
+        store.write(folder / "pool.safetensors", {"x": pool})
+        if r > 1:
+            (self.out / f"{p}-{r - 2:03d}-samples" / "pool.safetensors").unlink(missing_ok=True)
+        return pool
+
+    def _sample(self, p: int, r: int, stage: Stage, denoiser: Denoiser | None) -> Iterator[Record]:
+        sampler = stage.at(r)
+        assert sampler is not None
+        folder = self.out / f"{p}-{r:03d}-samples"
+        rows = self._renewed(p, r, stage)
+        index = self._subset(p, r, stage).repeat_interleave(stage.phase.draws)[rows]
+        shards = _pieces(torch.arange(len(index)), stage.phase.batch)
         if all((folder / f"{k:05d}.safetensors").exists() for k in range(len(shards))):
             return
         m = self.measurement("train")
+        if denoiser is None:
+            denoiser = GaussianDenoiser(Gaussian.standard(self.plan.shape).to(self.device))
+        begin = None
+        if stage.phase.restart is not None and r > 0:
+            begin = self._draws(p, r - 1, stage)[rows]
+            sampler = _from(sampler, stage.phase.restart)
         tuned = folder / "sampler.json"
         few = min(16, len(m))
-        sampler = stage.sampler.tune(denoiser, m[torch.arange(few)].to(self.device), self._rng("tune", p, r, items=range(few)))
+        sampler = sampler.tune(denoiser, m[torch.arange(few)].to(self.device), self._rng("tune", p, r, items=range(few)))
         if not tuned.exists():
-            store.write_json(tuned, {"sampler": repr(sampler)})
+            store.write_json(tuned, {"sampler": repr(sampler), "weight": getattr(sampler, "weight", None)})
         clock, done = _Clock(), 0
+        misfit: list[Tensor] = []
         for k, shard in enumerate(shards):
             path = folder / f"{k:05d}.safetensors"
             done += len(shard)
             if path.exists():
                 continue
             self._check()
-            first = k * stage.phase.batch
-            rng = self._rng("e-step", p, r, items=range(first, first + len(shard)))
-            x = sampler(denoiser, m[shard].to(self.device), rng)
+            prior = denoiser if begin is None else Begun(denoiser, begin[shard].to(self.device))
+            here = m[index[shard]].to(self.device)
+            x = sampler(prior, here, self._rng("e-step", p, r, items=shard.tolist()))
             bad = ~x.flatten(1).isfinite().all(1)
             if bad.any():
-                again = self._rng("e-step-again", p, r, items=range(first, first + len(shard)))
-                x = torch.where(bad.reshape(-1, *[1] * (x.ndim - 1)), sampler(denoiser, m[shard].to(self.device), again), x)
+                again = sampler(prior, here, self._rng("e-step-again", p, r, items=shard.tolist()))
+                x = torch.where(bad.reshape(-1, *[1] * (x.ndim - 1)), again, x)
                 if not bool(x.isfinite().all()):
                     raise NumericalError(f"phase {stage.phase.name}, round {r}: {int(bad.sum())} draws of shard {k} are not finite, twice")
             store.write(path, {"x": x})
+            misfit.append(_misfit(here, x))
             yield Record("e-step", {"phase": p, "name": stage.phase.name, "round": r, "done": done, "total": len(index)})
-        yield self._log("e-step", phase=p, name=stage.phase.name, round=r, draws=len(index), **clock.read())
+        name = {"phase": p, "name": stage.phase.name, "round": r}
+        residual = _finite(torch.cat(misfit).double().mean()) if misfit else None
+        yield self._log("e-step", **name, draws=len(index), residual=residual, **clock.read())
 
     # M-step
 
@@ -340,8 +487,7 @@ class Run:
         if stage.on == "clean":
             x = self._clean()
         elif stage.on == "draws":
-            files = sorted((self.out / f"{p}-{r:03d}-samples").glob("*.safetensors"))
-            x = torch.cat([store.read(file)["x"] for file in files])
+            x = self._draws(p, r, stage)
             m = self.measurement("train")[self._subset(p, r, stage).repeat_interleave(stage.phase.draws)]
             if len(x) > 1 and bool((x == x[:1]).all()):
                 raise NumericalError(f"phase {stage.phase.name}, round {r}: all draws are the same: refusing to learn from them")
@@ -363,15 +509,19 @@ class Run:
             store.write(path, _moments(moments), {"kind": "gaussian"})
             yield self._log("fit", **name, **clock.read(), std=float(moments.cov.diag.mean().sqrt()))
             return
-        yield from self._train(p, r, stage, path, x, m)
+        yield from self._train(p, r, stage, path, x, m, before)
         yield self._log("fit", **name, steps=stage.phase.fit.steps, **clock.read())
 
-    def _train(self, p: int, r: int, stage: Stage, path: Path, x: Tensor | None, m: Measurement | None) -> Iterator[Record]:
+    def _train(
+        self, p: int, r: int, stage: Stage, path: Path, x: Tensor | None, m: Measurement | None, before: Denoiser | None
+    ) -> Iterator[Record]:
         assert stage.objective is not None and stage.phase.fit is not None
         fit, seed = stage.phase.fit, self.recipe.seed
         n = len(x) if x is not None else len(m or ())
         previous = self._previous_network(p, r)
-        moments = Gaussian.fit(x, fit.moments) if x is not None else None
+        # What is learned from measurements alone keeps the moments of the prior before, a Gaussian warm start.
+        moments = Gaussian.fit(x, fit.moments) if x is not None else before.moments if before is not None else None
+        moments = moments.to("cpu") if moments is not None else None
         if previous is not None and previous[1]["sigma_data"]:
             sigma_data = float(previous[1]["sigma_data"])
         elif self.recipe.sigma_data != "auto":
@@ -379,24 +529,38 @@ class Run:
         else:
             spread = moments.cov.diag + moments.cov.factor.square().sum(1) if moments is not None else torch.tensor(0.25)
             sigma_data = round(float(spread.mean().sqrt()), 4)
-        denoiser = self._network(sigma_data, *((p, r) if fit.start == "fresh" else (p,)))
+        network = self._network(sigma_data, *((p, r) if fit.start == "fresh" else (p,)))
         if previous is not None and fit.start != "fresh":
-            denoiser.load_state_dict(_part(previous[0], "network." if fit.start == "ema" else "raw."))
-        denoiser.to(self.device).train()
-        denoiser.moments = moments.to(self.device) if moments is not None else None
-        average = copy.deepcopy(denoiser).requires_grad_(False)
+            network.load_state_dict(_part(previous[0], "network." if fit.start == "ema" else "raw."))
+        average = copy.deepcopy(network)
+        if previous is not None and fit.start == "warm" and fit.keep:
+            average.load_state_dict(_part(previous[0], "network."))
+        denoiser = stage.objective.wrap(network, m).to(self.device).train()
+        network.moments = denoiser.moments = moments.to(self.device) if moments is not None else None
+        average.to(self.device).requires_grad_(False)
         parameters = [w for w in denoiser.parameters() if w.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=fit.lr, weight_decay=fit.weight_decay)
-        first = self._load_checkpoint(path.parent, denoiser, average, optimizer)
+        past = 0
+        if fit.keep and previous is not None and fit.start != "fresh":
+            past = int(previous[1].get("steps", 0))
+            _load_optimizer(optimizer, _part(previous[0], "adam."))
+        first = self._load_checkpoint(path.parent, network, average, optimizer)
         model: Any = torch.compile(denoiser) if self.compile else denoiser
+        clean = self._clean() if fit.clean else None
+        granted = min(max(round(fit.clean * min(fit.batch, n)), 1), fit.batch - 1) if fit.clean else 0
         losses: list[Tensor] = []
         for step in range(first, fit.steps):
             if self.stop():
-                self._save_checkpoint(path.parent, step, denoiser, average, optimizer)
+                self._save_checkpoint(path.parent, step, network, average, optimizer)
                 self._check()
-            index = _batch_index(n, min(fit.batch, n), step, seed, p, r)
+            index = _batch_index(n, min(fit.batch, n) - granted, step, seed, p, r)
             rng = self._rng("m-step", p, r, step, items=range(len(index)))
-            batch = Example(_at(x, index, self.device), _at(m, index, self.device))
+            moved = None if x is None else _moved(x[index], fit, self._rng("augment", p, r, step, items=range(len(index))))
+            batches = [(Example(None if moved is None else moved.to(self.device), _at(m, index, self.device)), rng)]
+            if clean is not None:
+                chosen = _batch_index(len(clean), granted, step, seed, "clean", p, r)
+                moved = _moved(clean[chosen], fit, self._rng("augment-clean", p, r, step, items=range(granted)))
+                batches.append((Example(moved.to(self.device)), self._rng("m-step-clean", p, r, step, items=range(granted))))
             for group in optimizer.param_groups:
                 group["lr"] = fit.lr * _rate(step, fit.steps, fit.warmup, fit.decay)
             with (
@@ -404,18 +568,19 @@ class Run:
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
             ):
                 torch.random.manual_seed(rng.seeds[0])
-                loss = stage.objective.loss(model, batch, rng).mean()
+                loss = torch.cat([stage.objective.loss(model, batch, streams) for batch, streams in batches]).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(parameters, fit.clip)
             if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
                 raise NumericalError(f"phase {stage.phase.name}, round {r}, step {step}: the loss or its gradient is not finite")
             optimizer.step()
-            decay = min(fit.ema, (1 + step) / (10 + step))  # a short average at first, so that none of the start is left in it
+            age = past + step
+            decay = min(fit.ema, (1 + age) / (10 + age))  # a short average at first, so that none of the start is left in it
             with torch.no_grad():
-                for mean, weight in zip(average.parameters(), denoiser.parameters(), strict=True):
+                for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
                     mean.lerp_(weight, 1 - decay)
-                for kept, buffer in zip(average.buffers(), denoiser.buffers(), strict=True):
+                for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
                     kept.copy_(buffer)
             losses.append(loss.detach())
             done = step + 1
@@ -425,11 +590,15 @@ class Run:
                 name = {"phase": p, "name": stage.phase.name, "round": r, "step": done, "total": fit.steps, "loss": value}
                 yield self._log("loss", **name)
             if done % fit.checkpoint == 0 and done < fit.steps:
-                self._save_checkpoint(path.parent, done, denoiser, average, optimizer)
+                self._save_checkpoint(path.parent, done, network, average, optimizer)
         if moments is None:
             moments = Gaussian.standard(self.plan.shape, sigma_data)
-        tensors = _named("network.", average.state_dict()) | _named("raw.", denoiser.state_dict()) | _moments(moments)
-        store.write(path, tensors, {"kind": "network", "sigma_data": sigma_data})
+        tensors = _named("network.", average.state_dict()) | _named("raw.", network.state_dict()) | _moments(moments)
+        own = {tensor.data_ptr() for tensor in network.state_dict().values()}
+        tensors |= _named("wrap.", {name: t for name, t in denoiser.state_dict().items() if t.data_ptr() not in own})
+        if fit.keep:
+            tensors |= _optimizer(optimizer)
+        store.write(path, tensors, {"kind": "network", "sigma_data": sigma_data, "steps": past + fit.steps})
         for file in path.parent.glob("step-*.safetensors"):
             file.unlink()
 
@@ -441,12 +610,18 @@ class Run:
                     tensors, meta = store.read_meta(path)
                     if meta["kind"] == "network":
                         return tensors, meta
+        if self.recipe.prior == "network":
+            tensors = self._network(0.5).state_dict()
+            return _named("network.", tensors) | _named("raw.", tensors), {"kind": "network", "sigma_data": 0}
+        path = self.out / "prior.safetensors"
+        if path.exists():
+            tensors, meta = store.read_meta(path)
+            if meta["kind"] == "network":
+                return tensors, meta
         return None
 
     def _save_checkpoint(self, folder: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        tensors = _named("model.", model.state_dict()) | _named("average.", average.state_dict())
-        for i, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        tensors = _named("model.", model.state_dict()) | _named("average.", average.state_dict()) | _optimizer(optimizer)
         store.write(folder / f"step-{step:08d}.safetensors", tensors, {"step": step})
         for file in sorted(folder.glob("step-*.safetensors"))[:-2]:
             file.unlink()
@@ -459,11 +634,7 @@ class Run:
                 continue
             model.load_state_dict(_part(tensors, "model."))
             average.load_state_dict(_part(tensors, "average."))
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in _part(tensors, "adam.").items():
-                i, _, key = name.partition(".")
-                state.setdefault(int(i), {})[key] = tensor
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            _load_optimizer(optimizer, _part(tensors, "adam."))
             return int(meta["step"])
         return 0
 
@@ -489,11 +660,12 @@ class Run:
         data = self._data("test")
         return data[torch.arange(min(len(data), 10000))].x
 
-    def _judge(self, outcome: Outcome, strict: bool = True) -> dict[str, Any]:
+    def _judge(self, outcome: Outcome, unless: Set[str] | None = None) -> dict[str, Any]:
+        """Computes the metrics. One that needs what there is not is left out: all such, or those that need one of `unless`."""
         values: dict[str, Any] = {}
         for (label, metric), state in zip(self.plan.metrics.items(), self._states(), strict=True):
             if missing := [need for need in metric.needs if getattr(outcome, need, True) is None]:
-                if strict:
+                if unless is not None and not unless & set(missing):
                     raise DataError(f"{self.out}: {label} needs {', '.join(missing)}, which the run does not have")
                 continue
             value = metric(outcome, state).double()
@@ -515,7 +687,7 @@ class Run:
             if m.y.shape[1:] == torch.Size(self.plan.shape):
                 truth, reference = self._truth(), self._reference()
                 train = self.measurement("train").y[: self.recipe.evaluate.samples] if reference is not None else None
-                values = self._judge(Outcome(self._range, truth, m.y[:, None], None, train, reference), strict=False)
+                values = self._judge(Outcome(self._range, truth, m.y[:, None], None, train, reference))
         record = {"phase": None, "name": "observations", "round": None, "metrics": values}
         store.write_json(self.out / "observations.json", record)
         self._collect()
@@ -562,11 +734,46 @@ class Run:
                 samples = self.generate(denoiser, options.samples, ("generate", p, r))
                 store.write(path, {"x": _whole(samples, f"{phase}: unconditional samples")})
             samples = store.read(path)["x"]
-        values = self._judge(Outcome(self._range, self._truth(), draws, m, samples, self._reference()))
+        outcome = Outcome(self._range, self._truth(), draws, m, samples, self._reference(), denoiser=denoiser)
+        if samples is not None:
+            outcome = yield from self._simulate(p, r, stage, denoiser, samples, outcome, folder)
+        values = self._judge(outcome, unless=frozenset({"draws", "trained", "resimulated"}))
         store.write_json(folder / "metrics.json", {**name, "metrics": values})
         self._collect()
         self._log("evaluate", **name, **clock.read())
         yield Record("evaluate", {**name, "metrics": values})
+
+    def _simulate(
+        self, p: int, r: int, stage: Stage, denoiser: Denoiser, samples: Tensor, outcome: Outcome, folder: Path
+    ) -> Generator[Record, None, Outcome]:
+        """Adds what is judged without a clean signal: real and simulated observations, restorations of the latter, and what was learned."""
+        wanted = frozenset[str]().union(*(metric.needs for metric in self.plan.metrics.values()))
+        if wanted & {"observed", "simulated", "resimulated"}:
+            real = self.measurement("train")
+            real = real[torch.arange(min(len(real), len(samples)))]
+            n = len(samples)
+            rng = Rng.generator(self.recipe.seed, "simulate", p, r)
+            if self.plan.observed:
+                rows = torch.randint(len(real), (n,), generator=rng)
+                operator, noise = real.A[rows], real.noise[rows]
+            else:
+                operator, noise = self._common(*self.plan.law(n, rng))
+            simulated = Measurement(noise.sample(operator(samples), rng), operator, noise)
+            outcome = dataclasses.replace(outcome, observed=real, simulated=simulated)
+            if "resimulated" in wanted and stage.judge is not None:
+                path = folder / "resimulated.safetensors"
+                if not path.exists():
+                    few, parts = simulated[torch.arange(min(n, _RESIMULATED))], []
+                    for index in _pieces(torch.arange(len(few)), self.recipe.evaluate.batch):
+                        self._check()
+                        rng_of = self._rng("resimulate", p, r, items=index.tolist())
+                        parts.append(stage.judge(denoiser, few[index].to(self.device), rng_of).cpu())
+                        yield Record("restore", {"name": stage.phase.name, "round": r, "done": int(index[-1]) + 1, "total": len(few)})
+                    store.write(path, {"x": _whole(torch.cat(parts), f"phase {stage.phase.name}, round {r}: restorations of simulations")})
+                outcome = dataclasses.replace(outcome, resimulated=store.read(path)["x"])
+        if "trained" in wanted and stage.on in ("draws", "clean"):
+            outcome = dataclasses.replace(outcome, trained=self._clean() if stage.on == "clean" else self._draws(p, r, stage))
+        return outcome
 
     def observed(self, tensors: Mapping[str, Tensor]) -> Measurement:
         """Completes new observations with the operator and the noise of the recipe.
@@ -660,12 +867,12 @@ def _device(name: str) -> str:
     return name
 
 
-def _batch_index(n: int, batch: int, step: int, seed: int, p: int, r: int) -> Tensor:
+def _batch_index(n: int, batch: int, step: int, *key: int | str) -> Tensor:
     """Returns the examples of one step: a permutation for each pass, found from the step alone."""
     places = torch.arange(step * batch, (step + 1) * batch)
     out = torch.empty_like(places)
     for epoch in range(int(places[0]) // n, int(places[-1]) // n + 1):
-        order = torch.randperm(n, generator=Rng.generator(seed, "order", p, r, epoch))
+        order = torch.randperm(n, generator=Rng.generator(key[0], "order", *key[1:], epoch))
         mine = places // n == epoch
         out[mine] = order[places[mine] % n]
     return out
@@ -677,6 +884,69 @@ def _rate(step: int, steps: int, warmup: int, decay: str) -> float:
     done = step / steps
     fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[decay]
     return rise * fall
+
+
+def _moved(x: Tensor, fit: Fit, rng: Rng) -> Tensor:
+    """Mirrors and shifts images at random, each by its own stream; the border is repeated. x: (B, C, H, W) where anything is asked for."""
+    for axis in {"none": (), "horizontal": (-1,), "both": (-1, -2)}[fit.flip]:
+        x = torch.where(rng.uniform(*[1] * (x.ndim - 1)) < 0.5, x, x.flip(axis))
+    if fit.shift:
+        for axis in (-1, -2):
+            size = x.shape[axis]
+            by = (rng.uniform(*[1] * (x.ndim - 1)) * (2 * fit.shift + 1)).long() - fit.shift
+            place = torch.arange(size).reshape([size if a == axis else 1 for a in range(-x.ndim, 0)])
+            x = x.gather(axis, (place + by).clamp(0, size - 1).expand(x.shape))
+    return x
+
+
+def _misfit(m: Measurement, x: Tensor) -> Tensor:
+    """Returns the mean squared residual in units of the noise, over the entries that x has a part in, shape (B,); empty if unknown."""
+    if "var" not in m.noise.provides or not bool((m.noise.var() > 0).all()):
+        return x.new_empty(0)
+    r = (m.residual(x).square() / m.noise.var()).flatten(1)
+    seen = torch.ones_like(m.y) if m.A.seen is None else m.A.seen.expand_as(m.y)
+    return r.sum(1) / seen.flatten(1).sum(1).clamp(min=1)
+
+
+def _from(sampler: PosteriorSampler, sigma: float) -> PosteriorSampler:
+    """Returns a sampler whose chains begin at a noise level."""
+    parts: Any = sampler
+    restarted: PosteriorSampler = dataclasses.replace(parts, schedule=dataclasses.replace(parts.schedule, sigma_max=sigma))
+    return restarted
+
+
+def _weight_says(weights: Iterable[float]) -> str | None:
+    """Returns why a phase ends (arXiv 2407.01014, section 4.3), or None: the weight is below 1, or none was lower for 3 rounds."""
+    found = list(weights)
+    if found[-1] < 1:
+        return f"the weight of the likelihood is {found[-1]:g}, below 1"
+    if len(found) > 3 and min(found[-3:]) >= min(found[:-3]):
+        return "the weight of the likelihood has not decreased for 3 rounds"
+    return None
+
+
+def _distance_says(distances: list[float | None]) -> str | None:
+    """Returns why a phase ends, or None: simulated observations as near as real ones are to each other, or no nearer for 2 rounds."""
+    found = [value if value is not None else math.inf for value in distances]
+    if found[-1] <= 1.05:
+        return f"observations simulated from the prior are as near to the real ones as those are to each other ({found[-1]:.3g})"
+    if len(found) > 2 and min(found[-2:]) > 0.98 * min(found[:-2]):
+        return "the distance of simulated observations to the real ones has not fallen by 2 % in 2 rounds"
+    return None
+
+
+def _optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"adam.{i}.{key}": torch.as_tensor(value) for i, values in state.items() for key, value in values.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        i, _, key = name.partition(".")
+        state.setdefault(int(i), {})[key] = tensor
+    if state:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _at(value: Any, index: Tensor, device: torch.device) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from invem.errors import DataError, InvemError, RecipeError, ResourceError
 
-__all__ = ["append_json", "lock", "read", "read_json", "read_meta", "write", "write_arrays", "write_json", "write_text"]
+__all__ = ["append_json", "last_denoiser", "lock", "read", "read_json", "read_meta", "write", "write_arrays", "write_json", "write_text"]
 
 _HEADER_LIMIT = 8 * 2**20
 
@@ -98,6 +98,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"{path}: damaged: its digest does not match its content")
     meta: dict[str, Any] = json.loads(words[64:])
     return tensors, meta
+
+
+def last_denoiser(run: Path) -> Path:
+    """Returns the file of the newest finished denoiser of a run.
+
+    Raises:
+        DataError: If there is none.
+    """
+    found = sorted(run.glob("*-*-denoiser/denoiser.safetensors"), key=lambda f: [int(w) for w in f.parent.name.split("-")[:2]])
+    if not found:
+        raise DataError(f"{run}: no denoiser is finished in it")
+    return found[-1]
 
 
 def write_arrays(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """DAPS: decoupled annealing posterior sampling."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Interval
@@ -27,6 +27,8 @@ class DAPS(PosteriorSampler):
         friction: How much of the momentum "hmc" loses in a step.
         schedule: The noise levels.
     """
+
+    begins: ClassVar[bool] = True
 
     steps: Annotated[int, Ge(2)] = 50
     flow: Annotated[int, Ge(1)] = 5

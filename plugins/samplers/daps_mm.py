@@ -1,7 +1,7 @@
 """DAPS-MM: decoupled annealing with moment matching."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -37,6 +37,8 @@ class DAPSMM(PosteriorSampler):
         iterations: Krylov iterations with the network; a draw of N(0, V) takes as many more.
         schedule: The noise levels.
     """
+
+    begins: ClassVar[bool] = True
 
     steps: Annotated[int, Ge(2)] = 32
     covariance: Covariance = "switch"

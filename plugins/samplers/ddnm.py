@@ -1,7 +1,7 @@
 """DDNM: denoising diffusion null-space models."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Interval
@@ -25,6 +25,8 @@ class DDNM(PosteriorSampler):
         travel: How often each step is undone by new noise and repeated.
         schedule: The noise levels.
     """
+
+    begins: ClassVar[bool] = True
 
     steps: Annotated[int, Ge(2)] = 100
     plus: bool = True

@@ -29,6 +29,8 @@ class DDS(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint"})
 
+    begins: ClassVar[bool] = True
+
     steps: Annotated[int, Ge(2)] = 50
     gamma: Annotated[float, Gt(0)] = 1.0
     iterations: Annotated[int, Ge(1)] = 5

@@ -28,6 +28,8 @@ class DiffPIR(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var"})
 
+    begins: ClassVar[bool] = True
+
     steps: Annotated[int, Ge(2)] = 100
     lam: Annotated[float, Gt(0)] = 7.0
     zeta: Annotated[float, Interval(ge=0, le=1)] = 0.3

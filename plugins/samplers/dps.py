@@ -36,6 +36,8 @@ class DPS(PosteriorSampler):
         schedule: The noise levels.
     """
 
+    begins: ClassVar[bool] = True
+
     steps: Annotated[int, Ge(2)] = 256
     weight: Annotated[float, Gt(0)] | Literal["auto"] = 1.0
     guidance: Literal["norm", "likelihood"] = "norm"

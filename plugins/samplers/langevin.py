@@ -27,6 +27,8 @@ class AnnealedLangevin(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"vjp", "var"})
 
+    begins: ClassVar[bool] = True
+
     steps: Annotated[int, Ge(2)] = 100
     inner: Annotated[int, Ge(1)] = 5
     rate: Annotated[float, Interval(gt=0, le=1)] = 0.2

@@ -1,7 +1,7 @@
 """MMPS: moment-matching posterior sampling."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -59,6 +59,8 @@ class MMPS(PosteriorSampler):
         linearise: For an A that is not linear: its derivative at x_hat stands for it at each step.
         schedule: The noise levels. The noise of the data counts as at least the smallest of them.
     """
+
+    begins: ClassVar[bool] = True
 
     steps: Annotated[int, Ge(2)] = 24
     stepping: Literal[

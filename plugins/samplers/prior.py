@@ -21,6 +21,8 @@ class Prior(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    begins: ClassVar[bool] = True
+
     steps: Annotated[int, Ge(2)] = 32
     stepping: Stepping = "heun"
     schedule: Schedule = Karras()

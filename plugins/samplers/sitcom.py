@@ -1,7 +1,7 @@
 """SITCOM: step-wise triple-consistent sampling."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
@@ -25,6 +25,8 @@ class SITCOM(PosteriorSampler):
         lam: The weight of staying near x_t.
         schedule: The noise levels.
     """
+
+    begins: ClassVar[bool] = True
 
     steps: Annotated[int, Ge(2)] = 20
     inner: Annotated[int, Ge(1)] = 20

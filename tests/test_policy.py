@@ -1,0 +1,276 @@
+"""EM policies: what of a round is drawn anew, where chains begin, what the weights begin with, and what ends a phase."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from invem_plugins.objectives.dsm import DSM
+
+from invem import GaussianDenoiser, Rng
+from invem.denoiser import Begun
+from invem.engine import store
+from invem.engine.catalog import Catalog
+from invem.engine.plan import make
+from invem.engine.recipe import Fit, load
+from invem.engine.run import Run, _distance_says, _moved, _weight_says, run
+from invem.errors import DataError, NumericalError, RecipeError
+from invem.testing import _measure, _prior
+
+CATALOG = Catalog.load()
+RECIPE = """
+data: {name: synthetic, size: 6, train: 32, test: 8}
+operator: {name: random-mask, keep: 0.6}
+noise: {name: gaussian, sigma: 0.1}
+network: {name: mlp, width: 16, depth: 1}
+clean: 6
+phases:
+  - {name: warm, rounds: 2, fit: {objective: gaussian-moments, rank: 4}}
+  - name: em
+    rounds: 3
+    batch: 8
+    sampler: {name: mmps, steps: 4}
+    fit: {objective: dsm, steps: 6, batch: 8, moments: 4}
+evaluate: {metrics: [data-misfit], samples: 8, observations: 4, draws: 1, posterior: 0, steps: 3}
+"""
+
+
+def plan(tmp_path, *overrides):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return make(load(path, list(overrides)), CATALOG)
+
+
+def carried_out(tmp_path, *overrides, out="run", stop=lambda: 0):
+    made = plan(tmp_path, *overrides)
+    for _ in run(made, tmp_path / out, stop):
+        pass
+    return Run(made, tmp_path / out)
+
+
+def steps(done, p=1):
+    return [done._draws(p, r, done.plan.stages[p]) for r in range(done.rounds(p))]
+
+
+def refusal(tmp_path, *overrides):
+    with pytest.raises(RecipeError) as found:
+        plan(tmp_path, *overrides)
+    return str(found.value)
+
+
+def test_refresh_renews_a_share_of_the_draws_and_all_have_their_turn(tmp_path):
+    done = carried_out(tmp_path, "phases.em.refresh=0.25", "phases.em.rounds=5")
+    draws = steps(done)
+    changed = [(a != b).flatten(1).any(1) for a, b in itertools.pairwise(draws)]
+    assert [int(rows.sum()) for rows in changed] == [8, 8, 8, 8]
+    assert bool(torch.stack(changed).any(0).all())
+    kept = [(tmp_path / "run" / f"1-{r:03d}-samples" / "pool.safetensors").exists() for r in range(5)]
+    assert kept[-2:] == [True, True] and len(list((tmp_path / "run").glob("*/pool.safetensors"))) <= 5
+
+
+def test_chains_restarted_at_a_small_noise_stay_near_the_draw_of_the_round_before(tmp_path):
+    near = steps(carried_out(tmp_path, "phases.em.restart=0.02", out="near"))
+    far = steps(carried_out(tmp_path, out="far"))
+    assert torch.equal(near[0], far[0])
+    moved = [float((draws[1] - draws[0]).square().mean().sqrt()) for draws in (near, far)]
+    assert moved[0] < 0.1 < moved[1]
+
+
+@pytest.mark.parametrize("name", sorted(CATALOG.offers["samplers"]))
+def test_every_sampler_with_a_schedule_begins_where_the_prior_says(name):
+    import dataclasses
+
+    sampler = CATALOG.find("samplers", name).load()()
+    if not hasattr(getattr(sampler, "schedule", None), "sigma_max") or sampler.needs - {"adjoint", "var", "moments", "vjp", "svd", "pinv"}:
+        assert not sampler.begins or "conditional" in sampler.needs
+        return
+    sampler = dataclasses.replace(sampler, schedule=dataclasses.replace(sampler.schedule, sigma_max=0.02))
+    m, prior = _measure("random-mask", 4, (8,)), GaussianDenoiser(_prior((8,)))
+    places = (torch.zeros(8), torch.full((8,), 3.0))
+    near, far = (sampler(Begun(prior, at.expand(4, 8)), m, Rng.keyed("begin", items=range(4))) for at in places)
+    assert (float((far - near).mean()) > 0.1) == sampler.begins
+
+
+def test_kept_optimiser_and_average_go_on(tmp_path):
+    kept = carried_out(tmp_path, "phases.em.fit.keep=true", "phases.em.fit.start=warm", out="kept")
+    tensors, meta = store.read_meta(tmp_path / "kept" / "1-002-denoiser" / "denoiser.safetensors")
+    assert meta["steps"] == 18 and float(tensors["adam.0.step"]) == 18
+    reset = carried_out(tmp_path, "phases.em.fit.start=warm", out="reset")
+    assert not any(name.startswith("adam.") for name in store.read(tmp_path / "reset" / "1-002-denoiser" / "denoiser.safetensors"))
+    assert torch.equal(steps(kept)[1], steps(reset)[1]) and not torch.equal(steps(kept)[2], steps(reset)[2])
+
+
+def test_a_share_of_each_batch_is_granted_clean_images(tmp_path, monkeypatch):
+    seen, loss = [], DSM.loss
+
+    def spy(self, denoiser, batch, rng):
+        seen.append((len(batch.x), batch.measurement is None, batch.x))
+        return loss(self, denoiser, batch, rng)
+
+    monkeypatch.setattr(DSM, "loss", spy)
+    done = carried_out(tmp_path, "phases.em.fit.clean=0.25", "phases.em.rounds=1")
+    assert [rows[:2] for rows in seen] == [(6, False), (2, True)] * 6
+    granted = done._clean().flatten(1)
+    for _, clean, x in seen:
+        assert bool((torch.cdist(x.flatten(1), granted).min(1).values < 1e-4).all()) == clean
+
+
+def test_images_are_mirrored_and_shifted_each_by_its_own_stream():
+    x = torch.arange(2 * 5 * 5, dtype=torch.float32).reshape(1, 2, 5, 5).expand(64, -1, -1, -1)
+    fit = Fit(objective="dsm", flip="horizontal")
+    out = _moved(x, fit, Rng.keyed("a", items=range(64)))
+    flipped = (out == x.flip(-1)).flatten(1).all(1)
+    assert bool(((out == x).flatten(1).all(1) | flipped).all()) and 15 < int(flipped.sum()) < 49
+    out = _moved(x, Fit(objective="dsm", shift=2), Rng.keyed("a", items=range(64)))
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
+    places = [(i, j) for i in range(5) for j in range(5)]
+    hits = torch.stack([(out == padded[..., i : i + 5, j : j + 5]).flatten(1).all(1) for i, j in places])
+    assert bool((hits.sum(0) >= 1).all()) and int(hits.any(1).sum()) > 20
+    alone = _moved(x[:1], Fit(objective="dsm", shift=2, flip="both"), Rng.keyed("a", items=[7]))
+    among = _moved(x, Fit(objective="dsm", shift=2, flip="both"), Rng.keyed("a", items=range(64)))[7:8]
+    assert torch.equal(alone, among)
+
+
+def test_annealed_options_change_by_round_and_the_last_stay(tmp_path):
+    done = carried_out(tmp_path, "phases.em.anneal={stepping: [ancestral, heun], steps: [3, 4, 5]}")
+    said = [store.read_json(tmp_path / "run" / f"1-{r:03d}-samples" / "sampler.json")["sampler"] for r in range(3)]
+    assert ["ancestral" in said[0], "heun" in said[1], "heun" in said[2]] == [True] * 3
+    assert [f"steps={k}" in said[k - 3] for k in (3, 4, 5)] == [True] * 3
+    assert done.plan.resolved["phases"][1]["anneal"] == {"stepping": ["ancestral", "heun"], "steps": [3, 4, 5]}
+    assert "phases.1.anneal" in refusal(tmp_path, "phases.em.anneal={stepping: [quick]}")
+
+
+def test_overlapping_rounds_use_the_prior_of_the_round_before(tmp_path):
+    overlapped = carried_out(tmp_path, "phases.em.overlap=true", out="a")
+    plain = carried_out(tmp_path, out="b")
+    assert torch.equal(steps(overlapped)[0], steps(plain)[0])
+    stage = overlapped.plan.stages[1]
+    m = overlapped.measurement("train")
+    warm = overlapped.denoiser(tmp_path / "a" / "0-001-denoiser" / "denoiser.safetensors")
+    rng = overlapped._rng("e-step", 1, 1, items=range(8))
+    with torch.no_grad():
+        expected = stage.sampler(warm, m[torch.arange(8)], rng)
+    assert torch.equal(steps(overlapped)[1][:8], expected) and not torch.equal(steps(plain)[1], steps(overlapped)[1])
+    again = carried_out(tmp_path, "phases.em.overlap=true", out="c")
+    assert all(torch.equal(a, c) for a, c in zip(steps(overlapped), steps(again), strict=True))
+
+
+def test_a_failure_beside_the_fit_is_the_run_s(tmp_path, monkeypatch):
+    from invem_plugins.samplers.mmps import MMPS
+
+    whole, calls = MMPS.__call__, []
+
+    def broken(self, denoiser, m, rng):
+        calls.append(1)
+        x = whole(self, denoiser, m, rng)
+        return x if len(calls) <= 4 else x * float("nan")
+
+    monkeypatch.setattr(MMPS, "__call__", broken)
+    with pytest.raises(NumericalError, match="not finite"):
+        carried_out(tmp_path, "phases.em.overlap=true")
+
+
+ALONE = "phases=[{name: em, batch: 8, sampler: {name: mmps, steps: 4}, fit: {objective: dsm, steps: 6, batch: 8, moments: 4}}]"
+
+
+def test_a_run_begins_with_the_prior_of_another(tmp_path):
+    first = carried_out(tmp_path, out="first")
+    second = carried_out(tmp_path, f"prior={tmp_path / 'first'}", ALONE, out="second")
+    last = first.last_denoiser()
+    begun = second.denoiser(tmp_path / "second" / "prior.safetensors")
+    x = torch.zeros(2, 1, 6, 6)
+    assert torch.equal(last(x, 0.5), begun(x, 0.5))
+    assert "no denoiser is finished" in refusal(tmp_path, f"prior={tmp_path / 'nowhere'}", ALONE)
+    with pytest.raises(RecipeError, match="another network"):
+        carried_out(tmp_path, f"prior={tmp_path / 'first'}", ALONE, "network.width=8", out="third")
+    assert "without weights" in refusal(tmp_path, "prior=network", ALONE)
+    carried_out(tmp_path, "phases=[{name: warm, fit: {objective: gaussian-moments, rank: 4}}]", "evaluate.metrics=[]", out="gaussian")
+    exact = ALONE.replace("name: mmps, steps: 4", "name: exact")
+    plan(tmp_path, f"prior={tmp_path / 'gaussian'}", exact, "evaluate.metrics=[]")
+    assert "closed form" in refusal(tmp_path, f"prior={tmp_path / 'first'}", exact, "evaluate.metrics=[]")
+
+
+def test_a_copy_of_the_prior_is_enough_to_go_on(tmp_path):
+    import shutil
+
+    carried_out(tmp_path, out="first")
+    second = carried_out(tmp_path, f"prior={tmp_path / 'first'}", ALONE, out="second")
+    shutil.rmtree(tmp_path / "first")
+    (tmp_path / "second" / "0-000-denoiser" / "denoiser.safetensors").unlink()
+    facts = second.plan.facts
+    again = make(load(tmp_path / "second" / "recipe.yaml"), CATALOG, facts)
+    for _ in run(again, tmp_path / "second"):
+        pass
+    assert Run(again, tmp_path / "second").last_denoiser() is not None
+
+
+def test_what_ends_a_phase():
+    assert _weight_says([10, 3]) is None and "below 1" in _weight_says([10, 0.3])
+    assert _weight_says([10, 3, 3]) is None
+    assert "3 rounds" in _weight_says([10, 3, 3, 10, 3]) and _weight_says([10, 10, 3, 10]) is None
+    assert _distance_says([3.0, 2.0, 1.5]) is None and "near" in _distance_says([3.0, 1.04])
+    assert "2 rounds" in _distance_says([3.0, 2.0, 1.99, 2.1]) and _distance_says([3.0, 3.0]) is None
+
+
+def test_the_weight_that_dps_tunes_ends_its_phase(tmp_path):
+    dps = "phases.em.sampler={name: dps, steps: 3, weight: auto, guidance: likelihood}"
+    done = carried_out(tmp_path, dps, "phases.em.stop=weight", "phases.em.rounds=6")
+    weights = [store.read_json(p)["weight"] for p in sorted((tmp_path / "run").glob("1-*-samples/sampler.json"))]
+    assert len(weights) == done.rounds(1) and (done.rounds(1) == 6 or _weight_says(weights))
+    assert "weight: auto" in refusal(tmp_path, "phases.em.stop=weight")
+
+
+def test_observations_alone_end_a_phase(tmp_path):
+    metric = "evaluate.metrics=[{name: observation-distance}]"
+    done = carried_out(tmp_path, metric, "phases.em.stop=auto", "phases.em.rounds=5", "evaluate.samples=32")
+    found = [row for row in map(json.loads, Path(tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if row["name"] == "em"]
+    values = [row["metrics"]["observation-distance"]["value"] for row in found]
+    assert len(values) == done.rounds(1) and (len(values) == 5 or _distance_says(values))
+    if len(values) < 5:
+        assert store.read_json(tmp_path / "run" / "1-stop.json")["rounds"] == len(values)
+    assert "observation-distance" in refusal(tmp_path, "phases.em.stop=auto")
+    assert "every 1" in refusal(tmp_path, metric, "phases.em.stop=auto", "evaluate.every=2")
+
+
+@pytest.mark.parametrize(
+    "overrides, reason",
+    [
+        (["phases.em.refresh=0.5", "phases.em.observations=8"], "a draw of every observation"),
+        (["phases.warm.refresh=0.5"], "has no sampler"),
+        (["phases.em.restart=50.0"], "lie between"),
+        (["phases.em.sampler=exact", "phases.em.restart=1.0"], "no chain"),
+        (["phases.em.overlap=true", "phases.em.refresh=0.5"], "do not depend"),
+        (["phases.warm.anneal={steps: [1]}"], "the phase has none"),
+        (["phases.em.fit.clean=0.5", "clean=0"], "grants none"),
+        (["phases.warm.fit.shift=1"], "closed form"),
+        (["phases.warm=null"], "mapping"),
+    ],
+)
+def test_policies_that_cannot_be_are_refused_with_their_reason(tmp_path, overrides, reason):
+    assert reason in refusal(tmp_path, *overrides)
+
+
+def test_a_killed_run_goes_on_with_its_pool(tmp_path):
+    whole = carried_out(tmp_path, "phases.em.refresh=0.5", out="whole")
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return 143 if len(asked) > 16 else 0
+
+    from invem.errors import Stopped
+
+    with pytest.raises(Stopped):
+        carried_out(tmp_path, "phases.em.refresh=0.5", out="killed", stop=stop)
+    again = make(load(tmp_path / "killed" / "recipe.yaml"), CATALOG, whole.plan.facts)
+    for _ in run(again, tmp_path / "killed"):
+        pass
+    assert torch.equal(steps(Run(again, tmp_path / "killed"))[-1], steps(whole)[-1])
+
+
+def test_a_missing_draw_is_named(tmp_path):
+    done = carried_out(tmp_path)
+    (tmp_path / "run" / "1-000-samples" / "00001.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"00001\.safetensors"):
+        done._draws(1, 0, done.plan.stages[1])
