@@ -78,7 +78,7 @@ def noise_levels(rng: Rng, x: Tensor, p_mean: float = -1.2, p_std: float = 1.2, 
     if bool((floor > 0).any()):
         # A normal given z > c is symmetric to one given z < -c, whose distribution function keeps its digits.
         share = torch.special.ndtr(-(floor.log() - p_mean) / p_std)
-        z = -torch.special.ndtri((share * torch.special.ndtr(z)).clamp(min=1e-300))
+        z = torch.where(floor > 0, -torch.special.ndtri((share * torch.special.ndtr(-z)).clamp(min=1e-300)), z)
     return (p_mean + p_std * z).exp().reshape(-1, *[1] * (x.ndim - 1)).to(x)
 
 

@@ -1,26 +1,30 @@
 """From a recipe to what will be done: every name, option and need is checked before anything is computed."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path as FilePath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from packaging.requirements import InvalidRequirement, Requirement
-from torch import Tensor
+from torch import Tensor, nn
 
 from invem.batched import Rng
 from invem.dataset import Dataset
-from invem.denoiser import Denoiser
+from invem.denoiser import Denoiser, Preconditioned
 from invem.engine import recipe as recipes
 from invem.engine import store
+from invem.engine.calibrate import Parameters, changed, number
 from invem.engine.catalog import Catalog, Component, options_of, parse_options
 from invem.engine.recipe import Fit, Loaded, Part, Phase, Recipe
 from invem.engine.yaml import Path
-from invem.errors import DataError, InvemError, PluginError, RecipeError
+from invem.errors import DataError, InvemError, PluginError, RecipeError, Unsupported
+from invem.gaussian import Gaussian
 from invem.measurement import Example, Measurement
 from invem.metric import Metric
 from invem.noise import NoiseModel
@@ -30,6 +34,9 @@ from invem.sampler import PosteriorSampler
 from invem.schedule import Schedule
 
 __all__ = ["Facts", "Plan", "Stage", "make", "resolve"]
+
+_ASKED = 16  # calls of the denoiser after which a component that has refused nothing counts as willing
+_DRAWN = 64  # operators that must all be the identity for it to be one
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,9 @@ class Plan:
         loaded: The recipe as it was read.
         data: The data set of a split.
         observed: Whether the data set holds measurements, not signals.
-        law: Draws n measurements' operators and noise laws: (n, rng) -> (Operator, NoiseModel).
+        law: Draws n measurements' operators and noise laws: (n, rng) -> (Operator, NoiseModel); with a third argument, at other values
+            of their options, by keys such as "operator.std".
+        options: The options of "operator" and "noise" with their values.
         network: Builds a new network.
         stages: The phases.
         metrics: The metrics by label.
@@ -98,7 +107,8 @@ class Plan:
     loaded: Loaded
     data: Callable[[str], Dataset]
     observed: bool
-    law: Callable[[int, Any], tuple[Operator, NoiseModel]]
+    law: Callable[..., tuple[Operator, NoiseModel]]
+    options: Mapping[str, Mapping[str, Any]]
     network: Callable[[], Any]
     stages: list[Stage]
     metrics: dict[str, Metric]
@@ -196,9 +206,9 @@ class _Builder:
         self.resolved[path] = values
         self._record(component, options)
 
-        def make(*args: Any) -> Any:
+        def make(*args: Any, **other: Any) -> Any:
             try:
-                return build(*args, **values)
+                return build(*args, **{**values, **other})
             except (ValueError, TypeError, RuntimeError, RecipeError, DataError) as error:
                 raise recipes.error(self.loaded, path, str(error)) from error
 
@@ -273,6 +283,7 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         return _Source(data(name), lambda text: recipes.error(loaded, (where,), text))
 
     warnings, given, measurement_shape = [], None, None
+    begun = facts is not None
     if facts is None:
         train = split("train")
         if where == "observations":
@@ -280,7 +291,7 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
             assert y is not None
             given, measurement_shape = set(train.measured(torch.tensor([0]))) if train.measured else {"y"}, tuple(y.shape[1:])
         tested = recipe.evaluate.observations or any("reference" in metric.needs for metric in metrics.values())
-        facts = Facts(train.shape, train.range, len(train), len(split("test")) if tested else 0, _prior(recipe, builder))
+        facts = Facts(train.shape, train.range, len(train), len(split("test")) if tested else 0)
         skipped = train.skipped
     else:
         skipped = ()
@@ -289,12 +300,17 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
         warnings.append(f"{where}: {len(skipped)} broken file{'s' * (len(skipped) > 1)} left out: {shown}")
 
-    def law(n: int, rng: Any) -> tuple[Operator, NoiseModel]:
-        drawn: Operator = operator(n, shape, rng)
-        clean = drawn[0](torch.zeros(1, *shape)) if n else torch.zeros(1, *shape)
-        return drawn, noise(n, tuple(clean.shape[1:]), rng)
+    options = {kind: builder.resolved[(kind,)] for kind in ("operator", "noise")}
 
-    example = law(1, Rng.generator(0))
+    def law(n: int, rng: Any, theta: Mapping[str, float] = MappingProxyType({})) -> tuple[Operator, NoiseModel]:
+        of_operator, of_noise = (_at(options, kind, theta) for kind in ("operator", "noise"))
+        drawn: Operator = operator(n, shape, rng, **of_operator)
+        clean = drawn[0](torch.zeros(1, *shape)) if n else torch.zeros(1, *shape)
+        return drawn, noise(n, tuple(clean.shape[1:]), rng, **of_noise)
+
+    _believed(recipe, builder, options)
+    builder.done()
+    example = law(1, Rng.generator(0), recipe.assume)
     measured = Measurement(example[0](torch.zeros(1, *shape)), *example)
     if given is not None:
         two = [Measurement(torch.zeros(1), *law(2, Rng.generator(k))).tensors() for k in range(2)]
@@ -312,11 +328,19 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
                 "(data set `measurements`), or choose an operator and a noise that are the same for all",
             )
     built = network(shape)
+    if not begun:
+        facts = facts._replace(prior=_prior(recipe, builder, built, shape))
     if facts.prior == "built" and not isinstance(built, Denoiser):
         builder.fail(("prior",), f"{recipe.network.name} is built without weights: name a run, or a network that comes with its weights")
+    provides = measured.provides
+    if "identity" in provides:
+        # A mask can show all of one signal and not of the next.
+        probe = torch.linspace(-1, 1, math.prod(shape)).reshape(1, *shape).expand(_DRAWN, *shape)
+        many = law(_DRAWN, Rng.generator(0))[0](probe)
+        provides = provides if torch.equal(many, probe) else provides - {"identity"}
     silent = "var" in measured.noise.provides and not bool((measured.noise.var() > 0).all())
     condition = int(getattr(built, "condition", 0))
-    own = (measured.provides, condition, facts.prior, where == "data", len(shape) == 3, silent)
+    own = (provides, condition, facts.prior, where == "data", len(shape) == 3, silent, measured if _is_odd(measured) else None)
     stages = _needs(recipe, builder, stages, metrics, *own)
     builder.done()
     return Plan(
@@ -324,6 +348,7 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         data=split,
         observed=where == "observations",
         law=law,
+        options=options,
         network=lambda: network(shape),
         stages=stages,
         metrics=metrics,
@@ -385,14 +410,94 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def fits(catalog: Catalog, have: Set[str]) -> list[str]:
-    """Returns the samplers that at their defaults need no more than `have`."""
-    found = []
-    for name, offers in catalog.offers["samplers"].items():
+def fits(catalog: Catalog, have: Set[str], asked: Measurement | None = None) -> list[str]:
+    """Returns the samplers that at their defaults need no more than `have`, and do not refuse the measurement `asked`."""
+    return [name for name, sampler in _defaults(catalog) if sampler.needs <= have and _refusal(sampler, asked) is None]
+
+
+def _classical(catalog: Catalog) -> list[str]:
+    """Returns the samplers that need no prior."""
+    return [name for name, sampler in _defaults(catalog) if not sampler.prior]
+
+
+def _defaults(catalog: Catalog) -> Iterator[tuple[str, PosteriorSampler]]:
+    """Yields every sampler at its defaults, by name."""
+    for name, offers in sorted(catalog.offers["samplers"].items()):
         with contextlib.suppress(InvemError, TypeError):
-            if len(offers) == 1 and offers[0].load()().needs <= have:
-                found.append(name)
-    return sorted(found)
+            if len(offers) == 1:
+                yield name, offers[0].load()()
+
+
+class _Enough(Exception):
+    """A component asked the denoiser so often that it refuses nothing."""
+
+
+class _Blank(Denoiser):
+    """Knows nothing and costs nothing: what a component is asked with before a run."""
+
+    def __init__(self, part: PosteriorSampler | Objective, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.left = _ASKED
+        self.moments = Gaussian.standard(shape) if "moments" in part.needs else None
+        self.condition = 2 if "conditional" in part.needs else getattr(part, "condition", 0)
+
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        if not self.left:
+            raise _Enough
+        self.left -= 1
+        return 0.5 * x_t
+
+    def posterior(self, m: Measurement, rng: Rng) -> Tensor:
+        raise _Enough
+
+
+@dataclass(frozen=True, eq=False)
+class _Silent(NoiseModel):
+    """No noise: a variance of zero, and no density.
+
+    Attributes:
+        zero: The variance, shape (B, 1, ...).
+    """
+
+    zero: Tensor
+
+    def sample(self, clean: Tensor, rng: torch.Generator) -> Tensor:
+        return clean
+
+    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        raise Unsupported("it asks for the density of the noise, which is 0 and has none")
+
+    def var(self) -> Tensor:
+        return self.zero
+
+
+def _is_odd(m: Measurement) -> bool:
+    """Whether a component whose needs are met may still refuse: the noise is 0 or has several levels, or A has no true derivative."""
+    if m.A.straight_through:
+        return True
+    if "var" not in m.noise.provides:
+        return False
+    var = m.noise.var().expand_as(m.y).flatten(1)
+    return not bool((var > 0).all()) or bool((var != var[:, :1]).any())
+
+
+def _refusal(part: PosteriorSampler | Objective, m: Measurement | None) -> str | None:
+    """Returns why a sampler or an objective cannot do with a measurement, in its own words within its first calls of the denoiser."""
+    if m is None:
+        return None
+    if "var" in m.noise.provides and not bool((m.noise.var() > 0).all()):
+        m = replace(m, noise=_Silent(torch.zeros(len(m), *[1] * (m.y.ndim - 1))))
+    blank, rng = _Blank(part, m.shape), Rng.keyed("asked", items=range(len(m)))
+    try:
+        if isinstance(part, PosteriorSampler):
+            part(blank, m, rng)
+        elif not part.closed_form:
+            part.loss(part.wrap(blank, m), Example(torch.zeros(len(m), *m.shape), m), rng)
+    except Unsupported as error:
+        return str(error)
+    except Exception:
+        return None  # what a made-up denoiser leads to says nothing of the run
+    return None
 
 
 def _parts(recipe: Recipe) -> Iterator[tuple[str, Part, Path]]:
@@ -410,15 +515,64 @@ def _parts(recipe: Recipe) -> Iterator[tuple[str, Part, Path]]:
         yield "metrics", part, ("evaluate", "metrics", i)
 
 
-def _prior(recipe: Recipe, builder: _Builder) -> str:
-    """Returns what kind of prior the first phase begins with."""
+def _prior(recipe: Recipe, builder: _Builder, built: nn.Module, shape: tuple[int, ...]) -> str:
+    """Returns what kind of prior the first phase begins with, after comparing that of another run with the network of this one."""
     if recipe.prior in (None, "network"):
         return "built" if recipe.prior else ""
     try:
-        return str(store.read_meta(store.last_denoiser(FilePath(str(recipe.prior)).expanduser()))[1]["kind"])
+        tensors, meta = store.read_meta(store.last_denoiser(FilePath(str(recipe.prior)).expanduser()))
     except DataError as error:
         builder.fail(("prior",), str(error))
         return ""
+    if (other := tuple(tensors["moments.mean"].shape)) != tuple(shape):
+        builder.fail(("prior",), f"it is of signals of shape {other}, not {tuple(shape)}")
+    elif any(name.startswith("wrap.") for name in tensors):
+        builder.fail(("prior",), "its objective put a module around the network; go on from it in the same recipe")
+    elif meta["kind"] == "network":
+        network = built if isinstance(built, Denoiser) else Preconditioned(built)
+        mine = {f"network.{name}": tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("network.")}
+        if differ := sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)):
+            name = differ[0]
+            shapes = f"{theirs.get(name, 'missing')} there and {mine.get(name, 'missing')} here"
+            builder.fail(("prior",), f"it is of another network than this recipe's {recipe.network.name}: {name} is {shapes}")
+    return str(meta["kind"])
+
+
+def _at(options: Mapping[str, Mapping[str, Any]], kind: str, theta: Mapping[str, float]) -> dict[str, Any]:
+    """Returns the options of "operator" or "noise" with the values of theta that are meant for it."""
+    found = dict(options[kind])
+    for key, value in theta.items():
+        name, _, rest = key.partition(".")
+        if name == kind:
+            found = changed(found, rest.split("."), value)
+    return found
+
+
+def _believed(recipe: Recipe, builder: _Builder, options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Checks what is assumed of the device and what is to be calibrated."""
+    if recipe.assume and recipe.data is None:
+        builder.fail(("assume",), "the observations exist already: write what is believed as the options of operator and noise themselves")
+    named: list[tuple[Path, str]] = [(("assume", key), key) for key in recipe.assume]
+    named += [(("phases", i, "calibrate", key), key) for i, phase in enumerate(recipe.phases) for key in phase.calibrate]
+    start = dict(recipe.assume)
+    for place, key in named:
+        kind, _, rest = key.partition(".")
+        try:
+            if kind not in options or not rest:
+                raise RecipeError("it names no option of operator or noise, as operator.std does")
+            start.setdefault(key, number(options[kind], rest.split(".")))
+        except RecipeError as error:
+            builder.fail(place, str(error))
+    for i, phase in enumerate(recipe.phases):
+        if phase.calibrate and all(key in start for key in phase.calibrate):
+            whole: Path = ("phases", i, "calibrate")
+            try:
+                Parameters({key: (low, high) for key, (low, high) in phase.calibrate.items()}).inwards(start)
+            except RecipeError as error:
+                builder.fail(whole, str(error).removeprefix("calibrate: "))
+            if phase.sampler is None:
+                builder.fail(whole, "it is by posterior draws, and the phase has no sampler")
 
 
 def _requirements(recipe: Recipe, builder: _Builder) -> None:
@@ -448,7 +602,8 @@ def _stages(recipe: Recipe, builder: _Builder) -> list[Stage]:
         sampler, annealed = _annealed(phase, builder, i)
         objective, on = None, ""
         if sampler is not None and sampler.prior and not fitted:
-            builder.fail(("phases", i, "sampler"), "there is no prior to sample with yet: an earlier phase must fit one")
+            text = "there is no prior to sample with yet: an earlier phase must fit one, or `prior` name one"
+            builder.fail(("phases", i, "sampler"), f"{text}; these need none: {', '.join(_classical(builder.catalog)) or 'none'}")
         if phase.fit is not None:
             make = builder.factory("objectives", phase.fit.objective, phase.fit.options, path, named=False)
             objective = make() if make else None
@@ -550,6 +705,7 @@ def _needs(
     truth: bool,
     image: bool,
     silent: bool,
+    odd: Measurement | None,
 ) -> list[Stage]:
     """Compares what components need with what there is; returns the stages with the sampler that can judge each."""
     found = []
@@ -570,6 +726,10 @@ def _needs(
                     reason = f"{name} needs the moments of the prior, and a network as it was built has none"
                 builder.fail(("phases", i, "sampler"), f"{reason}; these fit: {fitting}")
                 break
+            if own := _refusal(sampler, odd):
+                fitting = ", ".join(fits(builder.catalog, can, odd)) or "none"
+                builder.fail(("phases", i, "sampler"), f"{_own(name, own)}; these fit: {fitting}")
+                break
         if stage.objective is not None:
             assert stage.phase.fit is not None
             name, path = stage.phase.fit.objective, ("phases", i, "fit")
@@ -579,17 +739,25 @@ def _needs(
                 if lacks := stage.objective.needs - given:
                     what = f"{_list(lacks)}, which {recipe.operator.name} with {recipe.noise.name} noise does not provide"
                     if "x" in lacks:
-                        what = "signals to learn from: add a sampler to the phase, or `on: clean`"
+                        what = "signals to learn from: add a sampler to the phase"
+                        what += "" if "measurement" in stage.objective.needs else ", or `on: clean`"
                     elif "measurement" in lacks:
                         what = "measurements to learn from, and clean images have none: use dsm"
                     builder.fail(path, f"{name} needs {what}")
+                elif "measurement" in stage.objective.needs and (own := _refusal(stage.objective, odd)):
+                    builder.fail(path, _own(name, own))
             if stage.objective.condition not in (0, condition):
                 builder.fail(path, f"{name} needs network.condition={stage.objective.condition} (it is {condition})")
         judges = [s for s in (stage.judge, stage.sampler, *(s.sampler for s in stages)) if s is not None and s.prior]
-        found.append(replace(stage, judge=next((s for s in judges if not s.needs - provides - after), None)))
+        able = [s for s in judges if not s.needs - provides - after and _refusal(s, odd) is None]
+        found.append(replace(stage, judge=able[0] if able else None))
     if recipe.evaluate.sampler is not None and all(s.judge is not stage.judge for s, stage in zip(found, stages, strict=True)):
         lacks = frozenset.intersection(*(stages[0].judge.needs - provides - after for _, after in _abilities(stages, prior)))  # type: ignore[union-attr]
-        builder.fail(("evaluate", "sampler"), f"{recipe.evaluate.sampler.name} needs {_list(lacks)}, which this recipe does not provide")
+        name = recipe.evaluate.sampler.name
+        reason = f"{name} needs {_list(lacks)}, which this recipe does not provide"
+        if not lacks and (own := _refusal(stages[0].judge, odd)):  # type: ignore[arg-type]
+            reason = _own(name, own)
+        builder.fail(("evaluate", "sampler"), reason)
     have = {"measurement"} | (provides - {"vjp"}) | ({"image"} if image else set())
     if silent:
         have.discard("var")
@@ -609,6 +777,11 @@ def _needs(
             why = " (the noise is 0)" if silent and "var" in lacks else ""
             builder.fail(("evaluate", "metrics", i), f"{name} needs {_list(lacks)}, which this recipe does not have{why}")
     return found
+
+
+def _own(name: str, reason: str) -> str:
+    """Returns a component's own reason, which names it."""
+    return reason if reason.startswith(name) else f"{name}: {reason}"
 
 
 def _list(names: frozenset[str] | set[str]) -> str:

@@ -303,7 +303,7 @@ def of_run(run: Run, truth: Truth = "held-out") -> Problem:
     """
     denoiser, shape = run.last_denoiser(), run.plan.shape
     try:
-        m = run.measurement("test")
+        m = run.measurement("test", run.believed())
     except DataError:
         raise RecipeError(f"{run.out}: the run has no held-out observations; begin one with evaluate.observations=64") from None
     files = sorted((run.out / "truth").glob("[0-9]*.safetensors"))

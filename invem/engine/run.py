@@ -4,6 +4,7 @@ A step whose file exists is complete and is skipped, so that a run that was stop
 is derived from (seed, purpose, phase, round, item), so that it goes on with the same numbers.
 """
 
+import contextlib
 import copy
 import ctypes
 import dataclasses
@@ -28,6 +29,7 @@ from invem.dataset import Dataset
 from invem.denoiser import Begun, Denoiser, GaussianDenoiser, Preconditioned
 from invem.diffusion import generate
 from invem.engine import store, yaml
+from invem.engine.calibrate import Parameters, calibrate, number, rebuilt
 from invem.engine.plan import Plan, Stage
 from invem.engine.recipe import Fit
 from invem.errors import DataError, NumericalError, RecipeError, Stopped
@@ -68,20 +70,22 @@ def environment() -> dict[str, Any]:
 
 
 def results(out: Path) -> dict[str, Any]:
-    """Returns what a run directory says of itself: recipe, machine, components, evaluations, and seconds by phase and step, of the wall
-    and of all processors together ("cpu").
+    """Returns what a run directory says of itself: recipe, machine, components, evaluations, calibrated options, and seconds by phase and step, of the wall
+    and of all processors together ("cpu"), and the signals that went through the network, forwards and backwards ("passes").
 
     Raises:
         DataError: If the directory is not a run, or a file of it is damaged.
     """
     about = store.read_json(out / "run.json")
-    spent: dict[str, dict[str, dict[str, float]]] = {"seconds": {}, "cpu": {}}
+    spent: dict[str, dict[str, dict[str, float]]] = {"seconds": {}, "cpu": {}, "passes": {}}
     for row in _lines(out / "log.jsonl"):
         for clock, phases in spent.items():
             if clock in row:
                 phase = phases.setdefault(row["name"], {})
                 phase[row["event"]] = round(phase.get(row["event"], 0.0) + row[clock], 1)
-    return {"run": str(out), **about, **spent, "evaluations": _lines(out / "metrics.jsonl")}
+    known = ("phase", "name", "round", "values", "error", "how", "settled")
+    calibrated = [{key: row[key] for key in known} for row in _lines(out / "log.jsonl") if row.get("event") == "calibrate"]
+    return {"run": str(out), **about, **spent, "calibrated": calibrated, "evaluations": _lines(out / "metrics.jsonl")}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -138,6 +142,21 @@ class _Clock:
 
     def read(self) -> dict[str, float]:
         return {"seconds": time.monotonic() - self.wall, "cpu": time.process_time() - self.cpu}
+
+
+@contextlib.contextmanager
+def _counted(module: nn.Module) -> Iterator[list[int]]:
+    """Counts the signals that a module is called with, in the one item of a list."""
+    rows = [0]
+
+    def count(_: nn.Module, given: tuple[Any, ...], __: Any) -> None:
+        rows[0] += len(given[0])
+
+    handle = module.register_forward_hook(count)
+    try:
+        yield rows
+    finally:
+        handle.remove()
 
 
 class Run:
@@ -352,14 +371,16 @@ class Run:
                 store.write(path, m.tensors())
             yield Record("measure", {"split": split, "done": min((block + 1) * _BLOCK, n), "total": n})
 
-    def _common(self, operator: Operator, noise: NoiseModel) -> tuple[Operator, NoiseModel]:
+    def _common(
+        self, operator: Operator, noise: NoiseModel, theta: Mapping[str, float] | None = None
+    ) -> tuple[Operator, NoiseModel]:
         """Gives operator and noise the tensors that are common to all observations, as the first block of the run has them."""
         first = self.out / "measurements" / "train" / "00000.safetensors"
         drawn = Measurement(torch.zeros(1), operator, noise)
         paths = drawn.shared_paths()
         if not paths or not first.exists():
             return operator, noise
-        kept = store.read(first)
+        kept = self.measurement("train", theta).tensors() if theta else store.read(first)
         m = drawn.with_tensors(drawn.tensors() | {path: kept[path] for path in paths})
         return m.A, m.noise
 
@@ -372,13 +393,30 @@ class Run:
             raise RecipeError(f"{self.out}: the {split} data have changed since the run was begun: {was} then, {now} now")
         return data
 
-    def measurement(self, split: str) -> Measurement:
-        """Reads the stored measurements of a split."""
+    def believed(self, p: int | None = None, r: int = 0) -> dict[str, float]:
+        """Returns the options of operator and noise that are believed in a round, or at the end, where they are not the recipe's own."""
+        theta = dict(self.recipe.assume)
+        for q, stage in enumerate(self.plan.stages):
+            for s in range(stage.phase.rounds if stage.phase.calibrate else 0):
+                path = self.out / f"{q}-{s:03d}-samples" / "calibrated.json"
+                if (p is None or (q, s) <= (p, r)) and path.exists():
+                    theta |= store.read_json(path)["values"]
+        return theta
+
+    def measurement(self, split: str, theta: Mapping[str, float] | None = None) -> Measurement:
+        """Reads the stored measurements of a split, with operator and noise at other values of their options where some are given."""
         files = sorted((self.out / "measurements" / split).glob("*.safetensors"))
         parts = [store.read(file) for file in files]
         if not parts:
             raise DataError(f"{self.out}: there are no {split} measurements")
         template = Measurement(torch.zeros(1), *self.plan.law(1, Rng.generator(0)))
+        if theta:
+            for block, part in enumerate(parts):
+                n, key = len(part["y"]), (self.recipe.seed, "measure", split, block)
+                laws = [self.plan.law(n, Rng.generator(*key), *values) for values in ((), (theta,))]
+                stored = Measurement(part["y"], *laws[0]).with_tensors(part)
+                parts[block] = rebuilt(stored, *laws).tensors()
+            template = Measurement(torch.zeros(1), *self.plan.law(1, Rng.generator(0), theta))
         common = template.shared_paths()
         joined = {name: parts[0][name] if name in common else torch.cat([part[name] for part in parts]) for name in parts[0]}
         return template.with_tensors(joined)
@@ -441,9 +479,11 @@ class Run:
         shards = _pieces(torch.arange(len(index)), stage.phase.batch)
         if all((folder / f"{k:05d}.safetensors").exists() for k in range(len(shards))):
             return
-        m = self.measurement("train")
         if denoiser is None:
             denoiser = GaussianDenoiser(Gaussian.standard(self.plan.shape).to(self.device))
+        if stage.phase.calibrate and not (folder / "calibrated.json").exists():
+            yield from self._calibrate(p, r, stage, sampler, denoiser)
+        m = self.measurement("train", self.believed(p, r))
         begin = None
         if stage.phase.restart is not None and r > 0:
             begin = self._draws(p, r - 1, stage)[rows]
@@ -455,6 +495,7 @@ class Run:
             store.write_json(tuned, {"sampler": repr(sampler), "weight": getattr(sampler, "weight", None)})
         clock, done = _Clock(), 0
         misfit: list[Tensor] = []
+        passes = 0
         for k, shard in enumerate(shards):
             path = folder / f"{k:05d}.safetensors"
             done += len(shard)
@@ -463,7 +504,9 @@ class Run:
             self._check()
             prior = denoiser if begin is None else Begun(denoiser, begin[shard].to(self.device))
             here = m[index[shard]].to(self.device)
-            x = sampler(prior, here, self._rng("e-step", p, r, items=shard.tolist()))
+            with _counted(denoiser) as called:
+                x = sampler(prior, here, self._rng("e-step", p, r, items=shard.tolist()))
+            passes += called[0] + len(shard) * sampler.cost[1] * (not isinstance(denoiser, GaussianDenoiser))
             bad = ~x.flatten(1).isfinite().all(1)
             if bad.any():
                 again = sampler(prior, here, self._rng("e-step-again", p, r, items=shard.tolist()))
@@ -475,7 +518,36 @@ class Run:
             yield Record("e-step", {"phase": p, "name": stage.phase.name, "round": r, "done": done, "total": len(index)})
         name = {"phase": p, "name": stage.phase.name, "round": r}
         residual = _finite(torch.cat(misfit).double().mean()) if misfit else None
-        yield self._log("e-step", **name, draws=len(index), residual=residual, **clock.read())
+        yield self._log("e-step", **name, draws=len(index), residual=residual, passes=passes, **clock.read())
+
+    def _calibrate(self, p: int, r: int, stage: Stage, sampler: PosteriorSampler, denoiser: Denoiser) -> Iterator[Record]:
+        """Estimates options of operator and noise from the observations, under the prior of the round."""
+        clock = _Clock()
+        theta = self.believed(p, r)
+        start = {key: theta.get(key, number(self.plan.options[kind], rest)) for key, kind, rest in map(_key, stage.phase.calibrate)}
+        order = torch.randperm(self.plan.train, generator=Rng.generator(self.recipe.seed, "calibrate", p, r))
+        few = torch.arange(min(16, self.plan.train))
+        tuned = sampler.tune(
+            denoiser, self.measurement("train", theta)[few].to(self.device), self._rng("tune", p, r, items=range(len(few)))
+        )
+
+        def at(values: Mapping[str, float], rows: Tensor) -> Measurement:
+            return self.measurement("train", theta | dict(values))[rows]
+
+        def draw(m: Measurement) -> Tensor:
+            self._check()
+            parts = []
+            for index in _pieces(torch.arange(len(m)), stage.phase.batch):
+                rng = self._rng("calibrate", p, r, items=index.tolist())
+                parts.append(tuned(denoiser, m[index].to(self.device), rng).cpu())
+            return torch.cat(parts)
+
+        first = not any(self.out.glob("*-samples/calibrated.json")) and self.recipe.clean != 0
+        bounds = Parameters({key: (low, high) for key, (low, high) in stage.phase.calibrate.items()})
+        found = calibrate(at, order, bounds, start, draw, self._clean() if first else None)
+        facts = {"values": found.values, "error": found.error, "how": found.how, "settled": found.settled, "path": found.path}
+        store.write_json(self.out / f"{p}-{r:03d}-samples" / "calibrated.json", facts)
+        yield self._log("calibrate", phase=p, name=stage.phase.name, round=r, **facts, **clock.read())
 
     # M-step
 
@@ -488,11 +560,11 @@ class Run:
             x = self._clean()
         elif stage.on == "draws":
             x = self._draws(p, r, stage)
-            m = self.measurement("train")[self._subset(p, r, stage).repeat_interleave(stage.phase.draws)]
+            m = self.measurement("train", self.believed(p, r))[self._subset(p, r, stage).repeat_interleave(stage.phase.draws)]
             if len(x) > 1 and bool((x == x[:1]).all()):
                 raise NumericalError(f"phase {stage.phase.name}, round {r}: all draws are the same: refusing to learn from them")
         else:
-            m = self.measurement("train")
+            m = self.measurement("train", self.believed(p, r))
         name = {"phase": p, "name": stage.phase.name, "round": r}
         if stage.objective.closed_form:
 
@@ -509,12 +581,13 @@ class Run:
             store.write(path, _moments(moments), {"kind": "gaussian"})
             yield self._log("fit", **name, **clock.read(), std=float(moments.cov.diag.mean().sqrt()))
             return
-        yield from self._train(p, r, stage, path, x, m, before)
-        yield self._log("fit", **name, steps=stage.phase.fit.steps, **clock.read())
+        passes = yield from self._train(p, r, stage, path, x, m, before)
+        yield self._log("fit", **name, steps=stage.phase.fit.steps, passes=passes, **clock.read())
 
     def _train(
         self, p: int, r: int, stage: Stage, path: Path, x: Tensor | None, m: Measurement | None, before: Denoiser | None
-    ) -> Iterator[Record]:
+    ) -> Generator[Record, None, int]:
+        """Trains the network; returns how many signals went through it, forwards and backwards."""
         assert stage.objective is not None and stage.phase.fit is not None
         fit, seed = stage.phase.fit, self.recipe.seed
         n = len(x) if x is not None else len(m or ())
@@ -549,6 +622,7 @@ class Run:
         clean = self._clean() if fit.clean else None
         granted = min(max(round(fit.clean * min(fit.batch, n)), 1), fit.batch - 1) if fit.clean else 0
         losses: list[Tensor] = []
+        passes = 0
         for step in range(first, fit.steps):
             if self.stop():
                 self._save_checkpoint(path.parent, step, network, average, optimizer)
@@ -568,7 +642,9 @@ class Run:
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
             ):
                 torch.random.manual_seed(rng.seeds[0])
-                loss = torch.cat([stage.objective.loss(model, batch, streams) for batch, streams in batches]).mean()
+                with _counted(network) if not self.compile else contextlib.nullcontext([0]) as called:
+                    loss = torch.cat([stage.objective.loss(model, batch, streams) for batch, streams in batches]).mean()
+            passes += 2 * called[0]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(parameters, fit.clip)
@@ -601,6 +677,7 @@ class Run:
         store.write(path, tensors, {"kind": "network", "sigma_data": sigma_data, "steps": past + fit.steps})
         for file in path.parent.glob("step-*.safetensors"):
             file.unlink()
+        return passes
 
     def _previous_network(self, p: int, r: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         for q in range(p, -1, -1):
@@ -707,7 +784,7 @@ class Run:
         phase = f"phase {stage.phase.name}, round {r}"
         draws, m = None, None
         if self.plan.test and stage.judge is not None:
-            m = self.measurement("test")
+            m = self.measurement("test", self.believed(p, r))
             few = torch.arange(min(16, len(m)))
             judge = stage.judge.tune(denoiser, m[few].to(self.device), self._rng("tune-test", p, r, items=few.tolist()))
             final = p + 1 == len(self.plan.stages) and r + 1 == stage.phase.rounds
@@ -749,7 +826,8 @@ class Run:
         """Adds what is judged without a clean signal: real and simulated observations, restorations of the latter, and what was learned."""
         wanted = frozenset[str]().union(*(metric.needs for metric in self.plan.metrics.values()))
         if wanted & {"observed", "simulated", "resimulated"}:
-            real = self.measurement("train")
+            theta = self.believed(p, r)
+            real = self.measurement("train", theta)
             real = real[torch.arange(min(len(real), len(samples)))]
             n = len(samples)
             rng = Rng.generator(self.recipe.seed, "simulate", p, r)
@@ -757,7 +835,7 @@ class Run:
                 rows = torch.randint(len(real), (n,), generator=rng)
                 operator, noise = real.A[rows], real.noise[rows]
             else:
-                operator, noise = self._common(*self.plan.law(n, rng))
+                operator, noise = self._common(*self.plan.law(n, rng, theta), theta)
             simulated = Measurement(noise.sample(operator(samples), rng), operator, noise)
             outcome = dataclasses.replace(outcome, observed=real, simulated=simulated)
             if "resimulated" in wanted and stage.judge is not None:
@@ -788,7 +866,9 @@ class Run:
         if "y" not in tensors or not tensors["y"].numel():
             raise DataError("there are no observations: a tensor named y is needed")
         y = tensors["y"].float()
-        one, two = (Measurement(y, *self._common(*self.plan.law(len(y), Rng.generator("restore", k)))) for k in range(2))
+        theta = self.believed()
+        laws = (self.plan.law(len(y), Rng.generator("restore", k), theta) for k in range(2))
+        one, two = (Measurement(y, *self._common(*law, theta)) for law in laws)
         known, again = one.tensors(), two.tensors()
         for name in tensors.keys() - known.keys():
             raise DataError(f"there is no tensor '{name}' (known: {', '.join(known)})")
@@ -865,6 +945,12 @@ def _device(name: str) -> str:
     if not available:
         raise RecipeError(f"compute.device: '{name}' is not available on this machine; use cpu or auto")
     return name
+
+
+def _key(key: str) -> tuple[str, str, list[str]]:
+    """Splits a key such as operator.of.1.gain into itself, the component and the way to the option."""
+    kind, _, rest = key.partition(".")
+    return key, kind, rest.split(".")
 
 
 def _batch_index(n: int, batch: int, step: int, *key: int | str) -> Tensor:

@@ -16,6 +16,7 @@ def invem_operators() -> dict[str, str]:
         "downsample": "invem_plugins.operators.downsample:downsample",
         "fan-beam": "invem_plugins.operators.fan_beam:fan_beam",
         "fourier-mask": "invem_plugins.operators.fourier_mask:fourier_mask",
+        "gain": "invem_plugins.operators.gain:gain",
         "gamma": "invem_plugins.operators.gamma:gamma",
         "gaussian-blur": "invem_plugins.operators.gaussian_blur:gaussian_blur",
         "grayscale": "invem_plugins.operators.grayscale:grayscale",
