@@ -208,6 +208,7 @@ def test_a_copy_of_the_prior_is_enough_to_go_on(tmp_path):
 def test_what_ends_a_phase():
     assert _weight_says([10, 3]) is None and "below 1" in _weight_says([10, 0.3])
     assert _weight_says([10, 3, 3]) is None
+    assert _weight_says([10, 0.3], absolute=False) is None
     assert "3 rounds" in _weight_says([10, 3, 3, 10, 3]) and _weight_says([10, 10, 3, 10]) is None
     assert _distance_says([3.0, 2.0, 1.5]) is None and "near" in _distance_says([3.0, 1.04])
     assert "2 rounds" in _distance_says([3.0, 2.0, 1.99, 2.1]) and _distance_says([3.0, 3.0]) is None

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -310,6 +311,11 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
 
     _believed(recipe, builder, options)
     builder.done()
+    for i, phase in enumerate(recipe.phases):
+        for key in phase.calibrate:
+            kind, _, rest = key.partition(".")
+            if why := _rough(law, key, recipe.assume.get(key, number(options[kind], rest.split("."))), given or set()):
+                builder.fail(("phases", i, "calibrate", key), why)
     example = law(1, Rng.generator(0), recipe.assume)
     measured = Measurement(example[0](torch.zeros(1, *shape)), *example)
     if given is not None:
@@ -562,7 +568,9 @@ def _believed(recipe: Recipe, builder: _Builder, options: Mapping[str, Mapping[s
             if kind not in options or not rest:
                 raise RecipeError("it names no option of operator or noise, as operator.std does")
             start.setdefault(key, number(options[kind], rest.split(".")))
-        except RecipeError as error:
+            for value in [recipe.assume[key]] if place[0] == "assume" else recipe.phases[int(place[1])].calibrate[key]:
+                resolve(recipes.replace(builder.loaded, [f"{key}={value!r}"]), builder.catalog)
+        except InvemError as error:
             builder.fail(place, str(error))
     for i, phase in enumerate(recipe.phases):
         if phase.calibrate and all(key in start for key in phase.calibrate):
@@ -573,6 +581,23 @@ def _believed(recipe: Recipe, builder: _Builder, options: Mapping[str, Mapping[s
                 builder.fail(whole, str(error).removeprefix("calibrate: "))
             if phase.sampler is None:
                 builder.fail(whole, "it is by posterior draws, and the phase has no sampler")
+
+
+def _rough(law: Callable[..., tuple[Operator, NoiseModel]], key: str, value: float, given: Set[str]) -> str:
+    """Returns why an option cannot be calibrated, "" if it can: a slightly different value must make a slightly different law."""
+    near = value + 1e-3 * (abs(value) or 1.0)
+    one, two = (Measurement(torch.zeros(1), *law(64, Rng.generator(0), {key: v})) for v in (value, near))
+    x = torch.linspace(-1, 1, math.prod(one.shape)).reshape(1, *one.shape).expand(64, *one.shape)
+    clean = one.A(x), two.A(x)
+    logs = [m.noise.log_prob(clean[0] + 0.1, clean[0]) for m in (one, two)]
+    tensors = two.tensors()
+    changes = {path for path, tensor in one.tensors().items() if not torch.equal(tensor, tensors[path])}
+    if changes & given:
+        return f"{_list(changes & given)} is given beside y, and would change with it"
+    if torch.equal(*clean) and torch.equal(*logs):
+        return "nothing that is measured changes smoothly with it"
+    far = float((clean[0] - clean[1]).abs().max()) > 0.1 * float(clean[0].abs().max())
+    return "another value makes other draws, so that there is no likelihood to compare" if far else ""
 
 
 def _requirements(recipe: Recipe, builder: _Builder) -> None:

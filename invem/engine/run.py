@@ -70,8 +70,10 @@ def environment() -> dict[str, Any]:
 
 
 def results(out: Path) -> dict[str, Any]:
-    """Returns what a run directory says of itself: recipe, machine, components, evaluations, calibrated options, and seconds by phase and step, of the wall
-    and of all processors together ("cpu"), and the signals that went through the network, forwards and backwards ("passes").
+    """Returns what a run directory says of itself: recipe, machine, components, evaluations and calibrated options.
+
+    And by phase and step: seconds of the wall, those of all processors together ("cpu"), and the signals that went through the network,
+    forwards and backwards ("passes").
 
     Raises:
         DataError: If the directory is not a run, or a file of it is damaged.
@@ -238,7 +240,8 @@ class Run:
         rounds = range(r + 1)
         reason = None
         if stage.phase.stop == "weight":
-            reason = _weight_says(store.read_json(self.out / f"{p}-{k:03d}-samples" / "sampler.json")["weight"] for k in rounds)
+            said = [store.read_json(self.out / f"{p}-{k:03d}-samples" / "sampler.json") for k in rounds]
+            reason = _weight_says([row["weight"] for row in said], said[-1]["guidance"] == "likelihood")
         elif all((self.out / f"{p}-{k:03d}-evaluation" / "metrics.json").exists() for k in rounds):
             found = [store.read_json(self.out / f"{p}-{k:03d}-evaluation" / "metrics.json")["metrics"] for k in rounds]
             label = next(label for label in found[0] if label.startswith("observation-distance"))
@@ -492,7 +495,8 @@ class Run:
         few = min(16, len(m))
         sampler = sampler.tune(denoiser, m[torch.arange(few)].to(self.device), self._rng("tune", p, r, items=range(few)))
         if not tuned.exists():
-            store.write_json(tuned, {"sampler": repr(sampler), "weight": getattr(sampler, "weight", None)})
+            options = {name: getattr(sampler, name, None) for name in ("weight", "guidance")}
+            store.write_json(tuned, {"sampler": repr(sampler), **options})
         clock, done = _Clock(), 0
         misfit: list[Tensor] = []
         passes = 0
@@ -745,7 +749,12 @@ class Run:
                 if unless is not None and not unless & set(missing):
                     raise DataError(f"{self.out}: {label} needs {', '.join(missing)}, which the run does not have")
                 continue
-            value = metric(outcome, state).double()
+            try:
+                value = metric(outcome, state).double()
+            except DataError:
+                if unless is not None:
+                    raise
+                continue  # one observation is not two draws
             n = value.numel()
             values[label] = {
                 "value": _finite(value.mean()),
@@ -1001,10 +1010,12 @@ def _from(sampler: PosteriorSampler, sigma: float) -> PosteriorSampler:
     return restarted
 
 
-def _weight_says(weights: Iterable[float]) -> str | None:
-    """Returns why a phase ends (arXiv 2407.01014, section 4.3), or None: the weight is below 1, or none was lower for 3 rounds."""
-    found = list(weights)
-    if found[-1] < 1:
+def _weight_says(found: list[float], absolute: bool = True) -> str | None:
+    """Returns why a phase ends (arXiv 2407.01014, section 4.3), or None: the weight is below 1, or none was lower for 3 rounds.
+
+    The first is said of the likelihood's own weight (`absolute`); a step along the gradient of a norm has no such scale.
+    """
+    if absolute and found[-1] < 1:
         return f"the weight of the likelihood is {found[-1]:g}, below 1"
     if len(found) > 3 and min(found[-3:]) >= min(found[:-3]):
         return "the weight of the likelihood has not decreased for 3 rounds"

@@ -1,0 +1,93 @@
+"""Blind EM in a run: what is assumed, what is calibrated, and who goes by it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from invem.engine import store
+from invem.engine.catalog import Catalog
+from invem.engine.plan import make
+from invem.engine.recipe import load
+from invem.engine.run import Run, run
+from invem.errors import RecipeError
+
+CATALOG = Catalog.load()
+RECIPE = """
+data: {name: synthetic, size: 6, train: 1100, test: 8}
+operator: [{name: random-mask, keep: 0.6}, {name: gain, gain: 2.0}]
+noise: {name: gaussian, sigma: 0.1}
+assume: {operator.of.1.gain: 1.0, noise.sigma: 0.3}
+network: {name: mlp, width: 16, depth: 1}
+clean: 50
+phases:
+  - {name: warm, fit: {objective: gaussian-moments, on: clean, rank: 4}}
+  - name: em
+    rounds: 2
+    calibrate: {operator.of.1.gain: [0.2, 5.0], noise.sigma: [0.01, 1.0]}
+    sampler: {name: mmps, steps: 6}
+    batch: 256
+    fit: {objective: dsm, steps: 6, batch: 8, moments: 4, clean: 0.25}
+evaluate: {metrics: [data-misfit], samples: 8, observations: 4, draws: 1, posterior: 0, steps: 3}
+"""
+
+
+def plan(tmp_path, *overrides):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return make(load(path, list(overrides)), CATALOG)
+
+
+def carried_out(tmp_path, *overrides, out="run"):
+    made = plan(tmp_path, *overrides)
+    for _ in run(made, tmp_path / out):
+        pass
+    return Run(made, tmp_path / out)
+
+
+def test_a_device_is_calibrated_and_all_go_by_it(tmp_path):
+    done = carried_out(tmp_path)
+    files = sorted((tmp_path / "run" / "measurements" / "train").glob("*"))
+    assert len(files) == 2 and float(store.read(files[0])["A.parts.1.gain"]) == 2.0
+    first, last = (json.loads((tmp_path / "run" / f"1-00{r}-samples" / "calibrated.json").read_text()) for r in range(2))
+    assert (first["how"], last["how"]) == ("moments", "score")
+    assert first["values"]["operator.of.1.gain"] == pytest.approx(2.0, rel=0.1)
+    assert first["values"]["noise.sigma"] == pytest.approx(0.1, rel=0.2)
+    assert done.believed(0, 0) == {"operator.of.1.gain": 1.0, "noise.sigma": 0.3}
+    assert done.believed(1, 0) == first["values"] and done.believed() == last["values"]
+    for split in ("train", "test"):
+        m, kept = done.measurement(split, done.believed()), done.measurement(split)
+        assert float(m.A.parts[1].gain) == pytest.approx(last["values"]["operator.of.1.gain"])
+        assert torch.equal(m.A.parts[0].mask, kept.A.parts[0].mask) and torch.equal(m.y, kept.y)
+        assert float(m.noise.sigma.max()) == pytest.approx(last["values"]["noise.sigma"])
+    new = done.observed({"y": m.y, "A.parts.0.mask": m.A.parts[0].mask})
+    assert torch.equal(new.A.parts[1].gain, m.A.parts[1].gain)
+
+
+def test_a_run_that_lost_its_last_round_ends_the_same(tmp_path):
+    carried_out(tmp_path)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    for path in (tmp_path / "again").glob("1-001-*"):
+        shutil.rmtree(path)
+    carried_out(tmp_path, out="again")
+    for name in ("1-001-samples/calibrated.json", "1-001-denoiser/denoiser.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("phases.em.calibrate={operator.of.0.keep: [0.1, 0.9]}", "smoothly|other draws"),
+        ("phases.em.calibrate={operator.of.1.loss: [0.1, 0.9]}", "no option 'loss'"),
+        ("phases.em.calibrate={network.width: [1.0, 9.0]}", "no option of operator or noise"),
+        ("phases.em.calibrate={noise.sigma: [0.5, 0.9]}", "0.3 is not between"),
+        ("phases.em.calibrate={noise.sigma: [0.9, 0.1]}", "in order"),
+        ("phases.em.calibrate={noise.sigma: [-1.0, 1.0]}", "at least 0"),
+        ("assume={noise.level: 0.3}", "no option 'level'"),
+        ("assume={noise.sigma: -0.3}", "at least 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_reason(tmp_path, override, reason):
+    with pytest.raises(RecipeError, match=reason):
+        plan(tmp_path, override)
