@@ -22,6 +22,7 @@ from invem.hookspecs import examples, hookimpl
 
 if TYPE_CHECKING:
     from invem.batched import Batched, Index, Rng, shared
+    from invem.compare import canonical, directions, frechet_distance, inside, principal, ranks, sliced_wasserstein
     from invem.compose import LinearStack, LinearSum, Stack, Sum, stack, total
     from invem.dataset import Dataset
     from invem.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, level
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from invem.likelihood import nearest, nearest_draw, pull, sharpness, strength
     from invem.linalg import DPLR, Krylov, Solution, cg, gmres, least_norm, sqrt_matvec
     from invem.linear import Boundary, CircularConvolution, Convolution, Mask, Matrix, Separable, blur
-    from invem.measurement import Example, Measurement
+    from invem.measurement import Example, Measurement, conditioning
     from invem.metric import Metric, Outcome
     from invem.mixture import Mixture, PosteriorMoments
     from invem.noise import NoiseModel
@@ -103,19 +104,24 @@ __all__ = [
     "backproject",
     "blur",
     "calls",
+    "canonical",
     "cg",
     "chain",
     "choose",
     "condition",
+    "conditioning",
+    "directions",
     "edm_weight",
     "examples",
     "fourier",
     "fourier_adjoint",
+    "frechet_distance",
     "generate",
     "gmres",
     "heun",
     "hookimpl",
     "image_shape",
+    "inside",
     "integrate",
     "kspace_mask",
     "least_norm",
@@ -128,13 +134,16 @@ __all__ = [
     "nearest_draw",
     "noise_levels",
     "predict_correct",
+    "principal",
     "prior_draw",
     "project",
     "pull",
+    "ranks",
     "resample",
     "reverse",
     "shared",
     "sharpness",
+    "sliced_wasserstein",
     "sqrt_matvec",
     "stack",
     "start",
@@ -148,6 +157,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "batched": ("Batched", "Index", "Rng", "shared"),
+    "compare": ("canonical", "directions", "frechet_distance", "inside", "principal", "ranks", "sliced_wasserstein"),
     "compose": ("LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"),
     "dataset": ("Dataset",),
     "denoiser": ("Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level"),
@@ -171,7 +181,7 @@ _MODULES = {
     "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),
     "kspace": ("fourier", "fourier_adjoint", "kspace_mask"),
     "linear": ("Boundary", "CircularConvolution", "Convolution", "Mask", "Matrix", "Separable", "blur"),
-    "measurement": ("Example", "Measurement"),
+    "measurement": ("Example", "Measurement", "conditioning"),
     "metric": ("Metric", "Outcome"),
     "noise": ("NoiseModel",),
     "objective": ("Objective", "edm_weight", "matching", "noise_levels"),

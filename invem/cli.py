@@ -82,7 +82,7 @@ def _open(run: Path, device: str | None = None) -> "Run":
     about = store.read_json(run / "run.json")
     try:
         data, text = about["data"], about["recipe"]
-        facts = Facts(tuple(data["shape"]), tuple(data["range"]), data["whole_train"], data["whole_test"])
+        facts = Facts(tuple(data["shape"]), tuple(data["range"]), data["whole_train"], data["whole_test"], data.get("prior", ""))
     except (KeyError, TypeError) as error:
         raise DataError(f"{run / 'run.json'}: damaged: {error} is missing") from error
     if not (run / "recipe.yaml").is_file() or (run / "recipe.yaml").read_text("utf-8") != text:
@@ -183,7 +183,27 @@ def resume(
 @app.command()
 def plan(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False) -> None:
     """Check a recipe and print what it would do; compute nothing."""
-    _print(_plan(recipe, overrides, smoke).describe(), as_json)
+    from invem.engine.identify import identify
+    from invem.errors import Unsupported
+
+    made = _plan(recipe, overrides, smoke)
+    try:
+        lines = identify(made).lines()
+    except Unsupported as reason:
+        lines = [str(reason)]
+    _print({**made.describe(), "identifiability": lines}, as_json)
+
+
+@app.command()
+def identify(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False) -> None:
+    """Say what the observations of a recipe can tell of its signals, what is hidden, and how many clean images would help."""
+    from invem.engine.identify import identify
+
+    found = identify(_plan(recipe, overrides, smoke))
+    if as_json:
+        _print(found.describe(), True)
+    else:
+        print("\n".join(found.lines()))
 
 
 @app.command()

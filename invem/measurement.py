@@ -12,7 +12,7 @@ from invem.errors import Unsupported
 from invem.noise import NoiseModel
 from invem.operator import SVD, Operator
 
-__all__ = ["Example", "Measurement"]
+__all__ = ["Example", "Measurement", "conditioning"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,3 +122,12 @@ class Example(NamedTuple):
     x: Tensor | None
     measurement: Measurement | None = None
     label: Tensor | None = None
+
+
+def conditioning(m: Measurement) -> Tensor:
+    """Returns [A^T y, A^T 1], shape (B, 2, *shape): what a conditional network is given of a measurement. A must be linear.
+
+    For a mask these are the measured entries and the mask, for denoising y and ones: all of y and A. Of other operators that differ between
+    observations, and of a noise level that does, they do not say everything, and the network knows E[x | x_t] given what they do say.
+    """
+    return torch.stack([m.A.adjoint(m.y), m.A.adjoint(torch.ones_like(m.y))], 1)

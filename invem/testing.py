@@ -22,7 +22,7 @@ from torch import Tensor
 
 from invem.batched import Rng
 from invem.dataset import Dataset
-from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned
+from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned, level
 from invem.errors import DataError, RecipeError, Unsupported
 from invem.gaussian import Gaussian
 from invem.measurement import Example, Measurement
@@ -444,11 +444,33 @@ def _gradients(case: _NetworkCase) -> Measured:
 
 # Samplers
 
+_NOISE = 0.2
+
 
 def _prior(shape: tuple[int, ...]) -> Gaussian:
     d = math.prod(shape)
     i = torch.arange(d, dtype=torch.float64)
     return Gaussian.full(torch.linspace(-0.5, 1, d).reshape(shape), 0.25 * 0.8 ** (i[:, None] - i).abs())
+
+
+def _informed(prior: Gaussian, x_t: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+    """Returns E[x | x_t, cond], sigma (1 or B, 1): cond is the mask of what x_t shows, or y and the mask of what was measured."""
+    seen, given = cond[:, -1].double(), sigma.double() ** -2
+    known = given * seen if cond.shape[1] == 1 else given + seen / _NOISE**2
+    pull = known * x_t if cond.shape[1] == 1 else given * x_t + cond[:, 0] / _NOISE**2
+    precision = torch.linalg.inv(prior.cov.dense().double())
+    pull = pull + precision @ prior.mean.double()
+    x_hat: Tensor = torch.linalg.solve(precision + torch.diag_embed(known.expand(x_t.shape)), pull)
+    return x_hat.to(x_t)
+
+
+class _Conditional(GaussianDenoiser):
+    """The exact conditional denoiser for a measurement by a mask, or of the whole."""
+
+    condition = 2
+
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        return super().forward(x_t, sigma) if cond is None else _informed(self.moments, x_t, level(sigma, x_t), cond)
 
 
 @dataclasses.dataclass
@@ -462,17 +484,17 @@ class _SamplerCase:
         return Rng.keyed("contracts", *key, items=range(len(self.m)))
 
 
-def _measure(law: str, n: int, shape: tuple[int, ...]) -> Measurement:
-    """A mask, a projection or the whole of draws of the prior, with noise 0.2, from the operators that come with invem."""
+def _measure(law: str, n: int, shape: tuple[int, ...], x: Tensor | None = None, *key: str) -> Measurement:
+    """A mask, a projection or the whole of x, or of draws of the prior, with noise _NOISE, from the operators that come with invem."""
     from invem.engine.catalog import Catalog
 
     catalog = Catalog.load()
     known: dict[str, dict[str, Any]] = {"random-projection": {"measurements": 3}, "random-mask": {"keep": 0.5}}
     options = known.get(law, {})
-    A = catalog.find("operators", law).load()(n, shape, Rng.generator("contracts", 3), **options)
-    clean = A(_prior(shape).sample(Rng.keyed("contracts", "truth", items=range(n))))
-    noise = catalog.find("noises", "gaussian").load()(n, tuple(clean.shape[1:]), Rng.generator(0), sigma=0.2)
-    return Measurement(noise.sample(clean, Rng.generator("contracts", "y")), A, noise)
+    A = catalog.find("operators", law).load()(n, shape, Rng.generator("contracts", 3, *key), **options)
+    clean = A(_prior(shape).sample(Rng.keyed("contracts", "truth", items=range(n))) if x is None else x)
+    noise = catalog.find("noises", "gaussian").load()(n, tuple(clean.shape[1:]), Rng.generator(0), sigma=_NOISE)
+    return Measurement(noise.sample(clean, Rng.generator("contracts", "y", *key)), A, noise)
 
 
 def _samplers(factory: Law, folder: Path) -> Iterator[tuple[str, _SamplerCase]]:
@@ -480,8 +502,10 @@ def _samplers(factory: Law, folder: Path) -> Iterator[tuple[str, _SamplerCase]]:
     for law in ("random-mask", "random-projection", "identity"):
         for label, options in _options(factory, (8,), folder) if law != "identity" or not found else ():
             m = _measure(law, 4, (8,))
-            sampler, denoiser = factory(**options), GaussianDenoiser(_prior((8,)))
-            if sampler.needs - m.provides - {"moments", "closed form"}:
+            sampler = factory(**options)
+            given = "conditional" in sampler.needs
+            denoiser = (_Conditional if given else GaussianDenoiser)(_prior((8,)))
+            if sampler.needs - m.provides - {"moments", "closed form", "conditional"} or (given and law == "random-projection"):
                 continue
             sampler = sampler.tune(denoiser, m, Rng.keyed("contracts", "tune", items=range(4)))
             found = True
@@ -494,11 +518,12 @@ def _finite(case: _SamplerCase) -> Measured:
 
 
 def _deterministic(case: _SamplerCase) -> Measured:
+    """The same streams give the same draw; other streams another one, but for a classical restoration, which has no use for them."""
     state = torch.random.get_rng_state()
     one, two = (case.sampler(case.denoiser, case.m, case.rng()) for _ in range(2))
     touched = not torch.equal(state, torch.random.get_rng_state())
     same = torch.equal(one, case.sampler(case.denoiser, case.m, case.rng("other")))
-    return max(_distance(one, two), float(touched), float(same)), 0.0
+    return max(_distance(one, two), float(touched), float(same is case.sampler.prior)), 0.0
 
 
 def _apart(case: _SamplerCase) -> Measured:
@@ -553,26 +578,35 @@ def _exact(case: _SamplerCase) -> Tensor:
     return case.white
 
 
-def _bias(case: _SamplerCase) -> Measured:
+def _bias(case: _SamplerCase) -> Measured | None:
+    if not case.sampler.prior:
+        return None
     return float(_exact(case).mean(0).abs().max()), None
 
 
-def _spread(case: _SamplerCase) -> Measured:
+def _spread(case: _SamplerCase) -> Measured | None:
+    if not case.sampler.prior:
+        return None
     values = torch.linalg.eigvalsh(torch.cov(_exact(case).T))
     return float((values - 1).abs().max()), None
 
 
 # Objectives
 
+_OBJECTIVE = 2048
 
-class _Scaled(Denoiser):
-    def __init__(self, prior: Gaussian, scale: float) -> None:
+
+class _Near(Denoiser):
+    """E[x | x_t, cond], and at every noise level as far from it, in units of what a network there learns."""
+
+    def __init__(self, prior: Gaussian, far: float = 0.0) -> None:
         super().__init__()
-        self.prior, self.scale, self.sigma_data = prior, scale, 0.5
+        self.prior, self.far, self.sigma_data = prior, far, 0.5
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        sigma = torch.as_tensor(sigma, dtype=x_t.dtype).reshape(-1, *[1] * (x_t.ndim - 1))
-        return self.prior.denoise(self.scale * x_t, sigma)
+        sigma = level(sigma, x_t)
+        x_hat = self.prior.denoise(x_t, sigma) if cond is None else _informed(self.prior, x_t, sigma, cond)
+        return x_hat + self.far * sigma / (1 + sigma**2) * x_t
 
 
 @dataclasses.dataclass
@@ -581,27 +615,57 @@ class _ObjectiveCase:
     prior: Gaussian
     batch: Example
 
-    def rng(self) -> Rng:
-        return Rng.keyed("contracts", "objective", items=range(len(self.batch.x if self.batch.x is not None else ())))
+    @property
+    def m(self) -> Measurement:
+        assert self.batch.measurement is not None
+        return self.batch.measurement
+
+    @property
+    def clean(self) -> Example:
+        """The signals without their measurements: images that a recipe grants."""
+        return Example(self.batch.x)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it learns from measurements and makes no use of signals beside them."""
+        return "measurement" in self.objective.needs and "x" not in self.objective.needs
+
+    def loss(self, denoiser: Denoiser, batch: Example, n: int = _OBJECTIVE) -> Tensor:
+        return self.objective.loss(denoiser, batch, self.rng(n))
+
+    def rng(self, n: int = _OBJECTIVE) -> Rng:
+        return Rng.keyed("contracts", "objective", items=range(n))
 
 
 def _objectives(factory: Law, folder: Path) -> Iterator[tuple[str, _ObjectiveCase]]:
-    n, shape = 4096, (8,)
-    for label, options in _options(factory, shape, folder):
-        m = _measure("random-mask", n, shape)
-        x = _prior(shape).sample(Rng.keyed("contracts", "truth", items=range(n)))
-        yield label, _ObjectiveCase(factory(**options), _prior(shape), Example(x, m))
+    n, shape = _OBJECTIVE, (8,)
+    x = _prior(shape).sample(Rng.keyed("contracts", "truth", items=range(n)))
+    for law in ("random-mask", "identity"):
+        m = _measure(law, n, shape)
+        for label, options in _options(factory, shape, folder):
+            objective = factory(**options)
+            if objective.needs - m.provides - {"x", "measurement"}:
+                continue
+            if law == "random-mask" or objective.needs & {"identity", "svd"}:
+                yield f"{law}, {label}", _ObjectiveCase(objective, _prior(shape), Example(x, m))
 
 
 def _per_draw(case: _ObjectiveCase) -> Measured | None:
+    """That of the first does not change with the others, nor with their number; all are finite, and those of others change with them."""
     if case.objective.closed_form:
         return None
-    denoiser, x = _Scaled(case.prior, 1.0), case.batch.x
+    denoiser, x, m, few = _Near(case.prior), case.batch.x, case.m, 3
     assert x is not None
-    loss = case.objective.loss(denoiser, case.batch, case.rng())
-    moved = case.objective.loss(denoiser, case.batch._replace(x=torch.cat([x[:1], x[1:] + 5])), case.rng())
-    wrong = loss.shape != (len(x),) or not bool(loss.isfinite().all())
-    return max(float(wrong), _distance(moved[:1], loss[:1])), 1e-5
+    y = torch.cat([m.y[:1], m.y[1:] + 5])
+    moved = Example(torch.cat([x[:1], x[1:] + 5]), dataclasses.replace(m, y=y))
+    worst = 0.0
+    for given, changed in [(case.batch, moved)] + ([(case.clean, moved._replace(measurement=None))] if case.measured else []):
+        loss, other = case.loss(denoiser, given), case.loss(denoiser, changed)
+        measured = given.measurement
+        alone = case.loss(denoiser, Example(x[:few], None if measured is None else measured[torch.arange(few)]), few)
+        wrong = loss.shape != (len(x),) or not bool(loss.isfinite().all()) or torch.equal(other[1:], loss[1:])
+        worst = max(worst, float(wrong), _distance(other[:1], loss[:1]), _distance(alone, loss[:few]))
+    return worst, 1e-5
 
 
 def _trains(case: _ObjectiveCase) -> Measured | None:
@@ -618,16 +682,30 @@ def _trains(case: _ObjectiveCase) -> Measured | None:
             out: Tensor = self.layer(x_t)
             return out
 
-    case.objective.loss(Net(), case.batch, case.rng()).mean().backward()  # type: ignore[no-untyped-call]
-    return float(sum(w.grad is None or not bool(w.grad.any()) for w in layer.parameters())), 0.0
+    dead = 0
+    for given in [case.batch] + ([case.clean] if case.measured else []):
+        layer.zero_grad()
+        case.loss(Net(), given).mean().backward()  # type: ignore[no-untyped-call]
+        dead += sum(w.grad is None or not bool(w.grad.any()) for w in layer.parameters())
+    return float(dead), 0.0
 
 
 def _minimum(case: _ObjectiveCase) -> Measured | None:
-    """The loss of the exact denoiser over the least of two perturbed ones."""
+    """How far the loss of the exact denoiser lies above that of two others, in standard errors of the difference.
+
+    An objective on measurements is held to it where A = I, on granted images, and where the denoiser is told the mask: what some learn
+    from a mask is not E[x | x_t].
+    """
     if case.objective.closed_form:
         return None
-    exact, low, high = (float(case.objective.loss(_Scaled(case.prior, s), case.batch, case.rng()).mean()) for s in (1.0, 0.85, 1.15))
-    return exact / min(low, high), 1.0
+    whole = not case.measured or "identity" in case.m.provides or case.objective.condition > 0
+    worst = -math.inf
+    for given in ([case.batch] if whole else []) + ([case.clean] if case.measured else []):
+        exact, *others = (case.loss(_Near(case.prior, far), given).detach().double() for far in (0.0, -0.2, 0.2))
+        for other in others:
+            gap = exact - other
+            worst = max(worst, float(gap.mean() / gap.std() * len(gap) ** 0.5))
+    return worst, -3.0
 
 
 def _closed(case: _ObjectiveCase) -> Measured | None:
@@ -683,27 +761,56 @@ class _MetricCase:
 def _metrics(factory: Law, folder: Path) -> Iterator[tuple[str, _MetricCase]]:
     shape = (1, 8, 8)
     n = 200
-    m = _measure("random-mask", n, shape)
-    sample = _prior(shape).sample
-    truth, other, more = (sample(Rng.keyed("contracts", name, items=range(n))) for name in ("truth", "other", "more"))
+    prior = _prior(shape)
+
+    def keyed(name: str, count: int = n) -> Rng:
+        return Rng.keyed("contracts", name, items=range(count))
+
+    truth, other, more, trained = (prior.sample(keyed(name)) for name in ("truth", "other", "more", "trained"))
     labels = (truth.flatten(1).sum(1) > truth.flatten(1).sum(1).median()).long()
     z = _like(truth, "z")
+    wide, wrong = other + z, Gaussian(prior.mean + 0.5, prior.cov)
     for label, options in _options(factory, shape, folder):
         try:
             metric = factory(**options)
         except (RecipeError, DataError):
             continue
-        draws = truth + 0.02 * torch.stack([z, -0.5 * z])
-        good = Outcome((-1.0, 1.0), truth, draws.transpose(0, 1), m, other, more)
-        bad = Outcome((-1.0, 1.0), truth, (draws + 0.5 * z.flip(0)).transpose(0, 1), m, other + z, more)
+        law = "identity" if "identity" in metric.needs else "random-mask"
+        m = _measure(law, n, shape)
+        simulated, off = (_measure(law, n, shape, x, "simulated") for x in (other, wide))
+        draws = prior.posterior(m[torch.arange(n).repeat_interleave(4)], keyed("draws", 4 * n)).reshape(n, 4, *shape)
+        again = prior.posterior(simulated, keyed("again"))
+        good = Outcome((-1.0, 1.0), truth, draws, m, other, more, m, simulated, again, trained, GaussianDenoiser(prior))
+        bad = dataclasses.replace(good, draws=draws + 0.5 * z.flip(0)[:, None], samples=wide, simulated=off)
+        bad = dataclasses.replace(bad, trained=wide + 0.01 * z.flip(0), denoiser=GaussianDenoiser(wrong))
         yield label, _MetricCase(metric, metric.prepare(Example(truth, label=labels)), good, bad)
 
 
 def _best(case: _MetricCase) -> Measured:
     """How much a bad outcome is better than a good one, which must be less than nothing."""
-    good, bad = (case.metric(outcome, case.state).double().mean() for outcome in (case.good, case.bad))
-    sign = 1.0 if case.metric.higher_is_better else -1.0
-    return float(sign * (bad - good)), 0.0
+    good, bad = (float(case.metric(outcome, case.state).double().mean()) for outcome in (case.good, case.bad))
+    target = case.metric.target
+    if target is not None:
+        return abs(good - target) - abs(bad - target), 0.0
+    return (bad - good) * (1.0 if case.metric.higher_is_better else -1.0), 0.0
+
+
+def _same_value(case: _MetricCase) -> Measured:
+    state = torch.random.get_rng_state()
+    one, two = (case.metric(case.good, case.state) for _ in range(2))
+    return max(_distance(one, two), float(not torch.equal(state, torch.random.get_rng_state()))), 0.0
+
+
+def _any_order(case: _MetricCase) -> Measured:
+    """Observations and samples, with all that belongs to each, come in another order."""
+    groups = (("truth", "draws", "measurement"), ("samples", "simulated", "resimulated"), ("reference",), ("observed",), ("trained",))
+    changes: dict[str, Any] = {}
+    for group in groups:
+        parts = {name: getattr(case.good, name) for name in group}
+        order = torch.randperm(len(parts[group[0]]), generator=Rng.generator("contracts", *group))
+        changes |= {name: part[order] for name, part in parts.items()}
+    turned = case.metric(dataclasses.replace(case.good, **changes), case.state)
+    return _distance(turned.double().mean(), case.metric(case.good, case.state).double().mean()), 1e-4
 
 
 def _needed(case: _MetricCase) -> Measured:
@@ -777,6 +884,9 @@ KINDS: dict[str, tuple[Callable[[Law, Path], Iterator[tuple[str, Any]]], dict[st
         {"a loss for each": _per_draw, "gradient reaches all": _trains, "least when exact": _minimum, "closed form": _closed},
     ),
     "datasets": (_datasets, {"indexing": _indexed, "range": _ranged}),
-    "metrics": (_metrics, {"best is best": _best, "needs are enough": _needed}),
+    "metrics": (
+        _metrics,
+        {"best is best": _best, "needs are enough": _needed, "same again": _same_value, "any order": _any_order},
+    ),
     "schedules": (_schedules, {"decreasing": _decreasing}),
 }

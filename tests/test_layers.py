@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "hookspecs"},
     {"batched"},
-    {"operator", "noise", "schedule", "particles"},
+    {"operator", "noise", "schedule", "particles", "compare"},
     {"measurement"},
     {"linalg", "linear", "kspace", "tomography", "compose"},
     {"gaussian", "likelihood"},

@@ -6,15 +6,42 @@ from dataclasses import replace
 
 import pytest
 import torch
+from invem_plugins.metrics.calibration import Calibration
 from invem_plugins.metrics.data_misfit import DataMisfit
 from invem_plugins.metrics.frechet import Frechet
+from invem_plugins.metrics.memorisation import Memorisation
+from invem_plugins.metrics.observation_distance import ObservationDistance
+from invem_plugins.metrics.observation_likelihood import ObservationLikelihood
 from invem_plugins.metrics.psnr import PSNR
+from invem_plugins.metrics.self_consistency import SelfConsistency
 from invem_plugins.metrics.sliced_wasserstein import SlicedWasserstein
 from invem_plugins.metrics.ssim import SSIM
 from invem_plugins.noises.gaussian import Gaussian
+from invem_plugins.noises.laplace import laplace
+from invem_plugins.operators.clip import clip
+from invem_plugins.operators.gaussian_blur import gaussian_blur
+from invem_plugins.operators.identity import identity
 from invem_plugins.operators.random_mask import random_mask
+from invem_plugins.operators.random_projection import random_projection
 
-from invem import DataError, Example, Measurement, Outcome, RecipeError, Unsupported
+import invem
+from invem import (
+    DataError,
+    Example,
+    GaussianDenoiser,
+    Measurement,
+    Mixture,
+    MixtureDenoiser,
+    Outcome,
+    RecipeError,
+    Rng,
+    Unsupported,
+    canonical,
+    inside,
+    principal,
+    ranks,
+)
+from invem.engine import bench
 
 torch.set_num_threads(1)
 RANGE = (-1.0, 1.0)
@@ -259,10 +286,10 @@ def test_frechet_of_classifier_features():
     assert metric.needs == {"samples", "reference", "labels", "image"}
     training = labelled()
     before = torch.random.get_rng_state()
-    start = time.perf_counter()
+    start = time.process_time()
     with torch.no_grad():
         state = metric.prepare(training)
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     assert torch.equal(before, torch.random.get_rng_state()), "global randomness is not touched"
     assert all(not tensor.requires_grad and tensor.isfinite().all() for tensor in state.values())
     x, fresh = training.x, labelled(seed=10)
@@ -330,18 +357,477 @@ def test_frechet_of_hopeless_sets():
             Frechet().prepare(Example(training))
 
 
+# what metrics share
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 20), (20, 300), (20, 1100)])
+def test_principal_components_are_those_of_the_covariance(n, d):
+    x = normal(n, d).double() * torch.linspace(3, 0.1, d) + 1
+    mean, basis, variance = principal(x, 5)
+    assert torch.allclose(mean, x.mean(0)) and torch.allclose(basis.T @ basis, torch.eye(5).double(), atol=1e-10)
+    cov = torch.cov(x.T)
+    assert torch.allclose(cov @ basis, basis * variance, atol=1e-8)
+    assert torch.allclose(variance, torch.linalg.eigvalsh(cov)[-5:].flip(0))
+    assert principal(x[:4], 9)[1].shape == (d, 3)
+
+
+def test_canonical_order_is_that_of_the_set():
+    x = normal(500, 3, 4)
+    moved = x[torch.randperm(500, generator=rng())]
+    assert not torch.equal(moved, x) and torch.equal(moved[canonical(moved)], x[canonical(x)])
+
+
+def test_ranks_of_calibrated_draws_are_uniform():
+    draws, truth = torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[2.5]])
+    assert ranks(draws, truth)[0, 0].tolist() == [0.5, 0.75]
+    assert ranks(draws, torch.tensor([[2.0]]))[0, 0].tolist() == [0.25, 0.75]
+    for k in (1, 2, 5):
+        found = ranks(normal(4000, k, 4), normal(4000, 4, seed=1))
+        for low, high in ((0.0, 0.1), (0.3, 0.35), (0.05, 0.95)):
+            assert inside(found, low, high).mean().item() == pytest.approx(high - low, abs=0.01)
+
+
+# without a clean signal
+
+
+def prior(d=8, mean=0.0, scale=1.0, rank=None):
+    """A Gaussian on R^d that is not white, of full rank or of few factors."""
+    i = torch.arange(d).double()
+    if rank is None:
+        return invem.Gaussian.full(torch.full((d,), mean), scale * 0.8 ** (i[:, None] - i).abs())
+    factor = scale**0.5 * normal(d, rank, seed=5)
+    return invem.Gaussian(torch.full((d,), mean), invem.DPLR(scale * torch.linspace(0.1, 0.4, d), factor))
+
+
+def signals(law, n, *key):
+    return law.sample(Rng.keyed("test", *key, items=range(n)))
+
+
+def noisy(x, law, sigma=0.3, seed=0):
+    A = law(len(x), tuple(x.shape[1:]), rng(seed))
+    clean = A(x)
+    noise = Gaussian(torch.full((len(x), *[1] * (clean.ndim - 1)), sigma))
+    return Measurement(noise.sample(clean, rng(seed + 100)), A, noise)
+
+
+def masked(n, shape, generator):
+    return random_mask(n, shape, generator, keep=0.5)
+
+
+DISTANCES = ["sliced-wasserstein", "frechet", "classifier"]
+
+
+@pytest.mark.parametrize("law", [masked, identity], ids=["mask", "identity"])
+@pytest.mark.parametrize(("distance", "floor", "sets"), [("sliced-wasserstein", 1.0, 15), ("frechet", 1.0, 30), ("classifier", 0.5, 3)])
+def test_observation_distance_has_its_floor(distance, floor, sets, law):
+    found = torch.stack(
+        [
+            value(
+                ObservationDistance(distance=distance),
+                observed=noisy(signals(prior(), 200, "real", k), law, seed=k),
+                simulated=noisy(signals(prior(), 200, "same", k), law, seed=50 + k),
+            )
+            for k in range(sets)
+        ]
+    )
+    error = 0.5 / 400**0.5 if distance == "classifier" else found.std().item()
+    assert error < 0.5 and found.mean().item() == pytest.approx(floor, abs=3 * error / sets**0.5)
+
+
+@pytest.mark.parametrize("law", [masked, identity], ids=["mask", "identity"])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_observation_distance_grows_with_the_error(distance, law):
+    observed = noisy(signals(prior(), 400, "real"), law)
+    scores = [
+        value(
+            ObservationDistance(distance=distance),
+            observed=observed,
+            simulated=noisy(signals(prior(8, mean, 1 + mean), 400, "other"), law, seed=50),
+        ).item()
+        for mean in (0.6, 1.2, 2.4)
+    ]
+    assert (0.55 if distance == "classifier" else 2) < scores[0] < scores[1] < scores[2]
+
+
+def test_observation_distance_is_a_ratio_to_the_floor():
+    x = signals(prior(), 1000, "real")
+    observed, other = noisy(x, identity), signals(prior(), 1000, "other")
+
+    def score(shift, distance):
+        simulated = replace(noisy(other, identity, seed=1), y=noisy(other, identity, seed=1).y + shift)
+        return value(ObservationDistance(distance=distance), observed=observed, simulated=simulated).item()
+
+    assert score(200.0, "sliced-wasserstein") / score(100.0, "sliced-wasserstein") == pytest.approx(2, rel=1e-3)
+    assert score(200.0, "frechet") / score(100.0, "frechet") == pytest.approx(4, rel=1e-2)
+
+
+def test_observation_distance_of_a_classifier_is_that_of_bayes():
+    zero = torch.zeros(3000, 1)
+    observed, simulated = noisy(zero, identity, 1.0), noisy(zero + 1.5, identity, 1.0, seed=1)
+    best = 0.5 * (1 + math.erf(0.75 / 2**0.5))
+    found = value(ObservationDistance(distance="classifier"), observed=observed, simulated=simulated).item()
+    assert found == pytest.approx(best, abs=0.02)
+    apart = noisy(zero + 50, identity, 1.0, seed=1)
+    assert value(ObservationDistance(distance="classifier"), observed=observed, simulated=apart).item() == 1
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_observation_distance_reads_what_is_seen(distance):
+    metric = ObservationDistance(distance=distance)
+    observed, simulated = (noisy(signals(prior(), 101 + k, k), masked, seed=k) for k in range(2))
+    found = value(metric, observed=observed, simulated=simulated)
+    assert found.shape == () and found.isfinite()
+    changed = [replace(m, y=torch.where(m.A.seen != 0, m.y, 7.0)) for m in (observed, simulated)]
+    assert torch.equal(value(metric, observed=changed[0], simulated=changed[1]), found)
+    order = torch.randperm(101, generator=rng())
+    again = value(metric, observed=observed[order], simulated=simulated[order.flip(0)][:90])
+    assert not torch.equal(again, found)
+    again = value(metric, observed=observed[order], simulated=simulated[torch.arange(101, -1, -1)])
+    assert again.item() == pytest.approx(found.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_observation_distance_of_hopeless_sets(distance):
+    metric = ObservationDistance(distance=distance)
+    m = noisy(normal(20, 8), identity)
+    assert value(metric, observed=m, simulated=replace(m, y=m.y * math.nan)).isnan()
+    for observed, simulated in ((m[:3], m), (m, m[:1])):
+        with pytest.raises(DataError, match="four observations"):
+            value(metric, observed=observed, simulated=simulated)
+    wide = noisy(normal(8, 3, 20, 20), identity)
+    assert value(metric, observed=wide, simulated=wide.__class__(wide.y + 1, wide.A, wide.noise)).isfinite()
+
+
+def reference(law, m):
+    """log N(y; A mean, A C A^T + S) over what is seen by each operator, one after the other, per entry."""
+    mean, cov = law.mean.flatten().double(), law.cov.to(dtype=torch.float64).dense()
+    found = []
+    for i in range(len(m)):
+        one = m[i].to(dtype=torch.float64)
+        columns = one.A[torch.zeros(len(mean), dtype=torch.long)](torch.eye(len(mean)).double().reshape(-1, *law.shape))
+        matrix = columns.flatten(1).T
+        seen = torch.ones(len(matrix)).bool() if one.A.seen is None else one.A.seen.expand_as(one.y).flatten() != 0
+        matrix, y, var = matrix[seen], one.y.flatten()[seen], one.noise.var().expand_as(one.y).flatten()[seen]
+        gaussian = torch.distributions.MultivariateNormal(matrix @ mean, matrix @ cov @ matrix.T + torch.diag(var))
+        found.append(gaussian.log_prob(y) / len(y) if len(y) else torch.zeros(()).double())
+    return torch.stack(found)
+
+
+def soft(n, shape, generator):
+    """A mask with weights."""
+    mask = random_mask(n, shape, generator, keep=0.5)
+    return replace(mask, mask=mask.mask * (0.5 + torch.rand(mask.mask.shape, generator=generator)))
+
+
+def projection(n, shape, generator):
+    return random_projection(n, shape, generator, measurements=3)
+
+
+LAWS = [identity, masked, soft, projection]
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("varied", [False, True])
+def test_likelihood_of_the_moments(law, rank, varied):
+    gaussian = prior(mean=0.4, rank=rank)
+    m = noisy(signals(gaussian, 40, "x"), law)
+    if varied:
+        m = replace(m, noise=Gaussian(torch.linspace(0.1, 0.5, m.y.numel()).reshape(m.y.shape)))
+    found = value(ObservationLikelihood(), measurement=m, denoiser=GaussianDenoiser(gaussian))
+    assert torch.allclose(found.double(), reference(gaussian, m), atol=1e-5)
+
+
+def test_likelihood_of_the_moments_of_blurred_images():
+    gaussian = prior(49, rank=5)
+    gaussian = invem.Gaussian(gaussian.mean.reshape(1, 7, 7), gaussian.cov)
+    m = noisy(signals(gaussian, 20, "x"), lambda *a: gaussian_blur(*a, std=1.0, size=3))
+    found = value(ObservationLikelihood(), measurement=m, denoiser=GaussianDenoiser(gaussian))
+    assert torch.allclose(found.double(), reference(gaussian, m), atol=1e-5)
+
+
+def test_likelihood_of_nothing_is_zero_and_of_hidden_entries_is_not_counted():
+    m = noisy(normal(6, 8), masked)
+    m = replace(m, A=replace(m.A, mask=torch.cat([m.A.mask[:3], torch.zeros(3, 8)])))
+    found = value(ObservationLikelihood(), measurement=m, denoiser=GaussianDenoiser(prior()))
+    assert (found[:3] != 0).all() and (found[3:] == 0).all()
+    changed = replace(m, y=torch.where(m.A.seen != 0, m.y, 9.0))
+    assert torch.equal(value(ObservationLikelihood(), measurement=changed, denoiser=GaussianDenoiser(prior())), found)
+
+
+@pytest.mark.parametrize("of", ["moments", "network"])
+def test_likelihood_is_highest_for_the_prior_that_is_right(of):
+    m = noisy(signals(prior(), 300, "x"), identity)
+    metric = ObservationLikelihood(of=of)
+    right, *wrong = (
+        value(metric, measurement=m, denoiser=GaussianDenoiser(law)).mean().item()
+        for law in (prior(), prior(mean=0.3), prior(scale=2.0), prior(scale=0.5))
+    )
+    assert all(other < right - 0.005 for other in wrong)
+
+
+@pytest.mark.parametrize(("steps", "least"), [(16, 2e-3), (32, 2e-4)])
+def test_likelihood_of_a_gaussian_denoiser_by_the_flow(steps, least):
+    gaussian = prior(6, mean=0.4, rank=2)
+    m = noisy(signals(gaussian, 100, "x"), identity)
+    m = replace(m, noise=Gaussian(torch.linspace(0.1, 0.5, 100)[:, None]))
+    metric = ObservationLikelihood(of="network", steps=steps, probes=6)
+    found = value(metric, measurement=m, denoiser=GaussianDenoiser(gaussian))
+    assert (found.double() - reference(gaussian, m)).abs().max().item() < least
+
+
+class Forgetful(MixtureDenoiser):
+    """A mixture that does not know its moments."""
+
+    def __init__(self, law):
+        super().__init__(law)
+        self.moments = None
+
+
+@pytest.mark.parametrize("kind", [MixtureDenoiser, Forgetful])
+def test_likelihood_of_a_mixture_by_the_flow(kind):
+    d, sigma = 4, 0.2
+    covs = torch.stack([torch.diag(torch.tensor([0.01, 0.1, 0.3, 1.0])) * s for s in (1.0, 0.3)])
+    law = Mixture(torch.tensor([0.7, 0.3]), torch.stack([torch.full((d,), -1.0), torch.full((d,), 0.5)]), covs)
+    m = noisy(signals(law, 200, "x"), identity, sigma)
+    found = value(ObservationLikelihood(of="network", steps=32, probes=d), measurement=m, denoiser=kind(law)).double()
+    normals = [
+        torch.distributions.MultivariateNormal(mean.double(), cov.double() + sigma**2 * torch.eye(d))
+        for mean, cov in zip(law.means, law.covs, strict=True)
+    ]
+    parts = torch.stack([w.log() + each.log_prob(m.y.double()) for w, each in zip(law.weights, normals, strict=True)])
+    expected = parts.logsumexp(0) / d
+    # Without moments the law at the highest level, 20, is N(0, 400 I): what is left out of the mean, 0.55, costs the mean of 4 entries of
+    # 0.55 z/20.
+    assert (found - expected).abs().max().item() < (2e-3 if kind is MixtureDenoiser else 4 * 0.55 / 20 / d**0.5)
+    assert (found - expected).mean().abs().item() < (2e-4 if kind is MixtureDenoiser else 4e-3)
+
+
+def test_likelihood_by_random_vectors_is_unbiased_and_of_the_observation():
+    gaussian = prior(6)
+    m = noisy(signals(gaussian, 400, "x"), identity)
+    denoiser, one = GaussianDenoiser(gaussian), ObservationLikelihood(of="network", steps=8)
+    found = value(one, measurement=m, denoiser=denoiser)
+    gap = found - value(replace(one, probes=6), measurement=m, denoiser=denoiser)
+    assert gap.std() > 0 and gap.mean().abs() < 4 * gap.std() / 400**0.5
+    order = torch.randperm(400, generator=rng())
+    moved = value(one, measurement=m[order][:50], denoiser=denoiser)
+    assert torch.allclose(moved, found[order][:50], atol=1e-5)
+    flat = invem.Gaussian(torch.zeros(6), invem.DPLR(torch.linspace(0.1, 2, 6), torch.zeros(6, 0)))
+    few, all_ = (
+        value(replace(one, probes=k), measurement=m, denoiser=GaussianDenoiser(flat)) for k in (1, 6)
+    )
+    assert torch.allclose(few, all_, atol=1e-5), "of a diagonal Jacobian one vector of signs is exact"
+
+
+def test_likelihood_where_there_is_none():
+    x, denoiser = normal(4, 6), GaussianDenoiser(prior(6))
+    silent = noisy(x, identity, 0.0)
+    with pytest.raises(RecipeError, match="noise is 0"):
+        value(ObservationLikelihood(), measurement=silent, denoiser=denoiser)
+    with pytest.raises(Unsupported, match="linear"):
+        value(ObservationLikelihood(), measurement=noisy(x, clip), denoiser=denoiser)
+    with pytest.raises(Unsupported, match="identity"):
+        value(ObservationLikelihood(of="network"), measurement=noisy(x, masked), denoiser=denoiser)
+    mixed = replace(noisy(x, identity), noise=Gaussian(torch.rand(4, 6) + 0.1))
+    with pytest.raises(Unsupported, match="one level"):
+        value(ObservationLikelihood(of="network"), measurement=mixed, denoiser=denoiser)
+    heavy = replace(noisy(x, identity), noise=laplace(4, (6,), rng()))
+    with pytest.raises(Unsupported):
+        value(ObservationLikelihood(), measurement=heavy, denoiser=denoiser)
+    large = noisy(normal(2, 1, 4, 4), lambda n, shape, g: random_projection(n, shape, g, measurements=1100))
+    with pytest.raises(Unsupported, match="1024"):
+        value(ObservationLikelihood(), measurement=large, denoiser=GaussianDenoiser(invem.Gaussian.standard((1, 4, 4))))
+
+
+def test_memorisation_of_copies_and_of_fresh_draws():
+    trained, fresh = normal(600, 1, 6, 6), normal(500, 1, 6, 6, seed=1)
+    assert value(Memorisation(), samples=fresh, trained=trained).tolist() == [0.0] * 500
+    copies = trained[:500] + 0.05 * fresh
+    found = value(Memorisation(), samples=torch.cat([copies, fresh[:250]]), trained=trained)
+    assert found.tolist() == [1.0] * 500 + [0.0] * 250
+    twice = value(Memorisation(), samples=trained[:9], trained=torch.cat([trained, trained]))
+    assert twice.tolist() == [1.0] * 9, "a copy of what is there twice"
+    with pytest.raises(DataError, match="two training"):
+        value(Memorisation(), samples=fresh, trained=trained[:1])
+
+
+def test_memorisation_by_hand():
+    trained = torch.tensor([[0.0, 0.0], [4.0, 0.0], [100.0, 0.0]])
+    samples = torch.tensor([[0.99, 0.0], [1.01, 0.0], [2.0, 0.0], [3.5, 0.0], [100.0, 20.0], [100.0, 50.0]])
+    assert value(Memorisation(), samples=samples, trained=trained).tolist() == [1, 0, 0, 1, 1, 0]
+    assert value(Memorisation(ratio=0.9), samples=samples, trained=trained).tolist() == [1, 1, 0, 1, 1, 1]
+    assert value(Memorisation(), samples=samples + 1e3, trained=trained + 1e3).tolist() == [1, 0, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_memorisation_by_chance(d):
+    samples, trained = (torch.rand(4000, d, generator=rng(k)) for k in range(2))
+    found = value(Memorisation(), samples=samples, trained=trained).mean().item()
+    assert found == pytest.approx(3.0**-d, abs=4 * (3.0**-d / 4000) ** 0.5)
+
+
+# calibration
+
+
+@pytest.mark.parametrize("k", [2, 4, 19])
+def test_calibration_of_exact_draws(k):
+    truth, draws = normal(2000, 10), normal(2000, k, 10, seed=1)
+    assert Calibration().target == 0.9 and Calibration(of="spread-error").target == 1
+    for level in (0.5, 0.9):
+        metric = Calibration(level=level)
+        found = value(metric, truth=truth, draws=draws)
+        assert found.shape == (2000,) and found.mean().item() == pytest.approx(level, abs=0.01) and metric.target == level
+    assert value(Calibration(of="spread-error"), truth=truth, draws=draws).item() == pytest.approx(1, abs=0.02)
+
+
+def test_calibration_is_that_of_bench():
+    truth, draws = normal(50, 3, 4), 0.7 * normal(50, 6, 3, 4, seed=1)
+    where = ranks(draws.flatten(2), truth.flatten(1))
+    expected = bench._coverage(where)[:, bench.LEVELS.index(0.9)]
+    assert torch.allclose(value(Calibration(), truth=truth, draws=draws).double(), expected)
+
+
+@pytest.mark.parametrize("k", [2, 8, 18, 30])
+def test_calibration_of_a_truth_that_is_never_among_the_draws(k):
+    truth = normal(100, 5)
+    found = value(Calibration(), truth=truth, draws=9 + normal(100, k, 5, seed=1)).mean().item()
+    assert found == pytest.approx(max(0.0, 1 - 0.1 * (k + 1) / 2), abs=1e-6)
+
+
+@pytest.mark.parametrize("s", [0.5, 2.0])
+def test_calibration_of_too_narrow_and_too_wide_draws(s):
+    truth, draws = normal(3000, 10), s * normal(3000, 3, 10, seed=1)
+    found = value(Calibration(of="spread-error"), truth=truth, draws=draws)
+    assert found.shape == () and found.item() == pytest.approx(2 * s**2 / (1 + s**2), rel=0.02)
+    draws = s * normal(1000, 99, 10, seed=1)
+    level = math.erf(s * 1.6449 / 2**0.5)
+    assert value(Calibration(), truth=truth[:1000], draws=draws).mean().item() == pytest.approx(level, abs=0.02)
+
+
+def test_calibration_of_too_few_or_broken_draws():
+    truth, draws = normal(4, 6), normal(4, 3, 6, seed=1)
+    with pytest.raises(DataError, match="two draws"):
+        value(Calibration(), truth=truth, draws=draws[:, :1])
+    draws[2, 1, 0] = math.nan
+    assert value(Calibration(), truth=truth, draws=draws).isnan().tolist() == [False, False, True, False]
+    assert value(Calibration(of="spread-error"), truth=truth, draws=draws).isnan()
+
+
+# self-consistency
+
+KINDS = ["residual", "spectrum", "marginals"]
+
+
+def again(law, n, operator=masked, sigma=0.3, key=""):
+    """Samples, simulated observations of them, and exact draws given those."""
+    x = signals(law, n, key, "x")
+    m = noisy(x, operator, sigma, seed=len(key))
+    return {"samples": x, "simulated": m, "resimulated": law.posterior(m, Rng.keyed("test", key, "again", items=range(n)))}
+
+
+@pytest.mark.parametrize("law", [masked, identity, projection], ids=["mask", "identity", "projection"])
+def test_self_consistency_of_an_exact_sampler(law):
+    # Three standard deviations of 12 sets of 1,000, as measured.
+    parts = again(prior(mean=0.5), 1000, law)
+    assert value(SelfConsistency(), **parts).mean().item() == pytest.approx(1, abs=0.08)
+    for of, least in (("spectrum", 0.12), ("marginals", 0.03)):
+        assert value(SelfConsistency(of=of), **parts).item() == pytest.approx(0, abs=least)
+
+
+@pytest.mark.parametrize("of", ["spectrum", "marginals"])
+def test_self_consistency_has_no_bias_of_few_samples(of):
+    found = torch.stack([value(SelfConsistency(of=of), **again(prior(4), 40, identity, key="k" * k)) for k in range(60)])
+    assert found.mean().abs().item() < 3 * found.std().item() / 60**0.5
+    assert (found < 0).any() and (found > 0).any()
+
+
+def test_self_consistency_of_the_posterior_mean():
+    var = 0.5
+    parts = again(invem.Gaussian.standard((4,)), 6000, identity, var**0.5)
+    mean = parts["simulated"].y / (1 + var)
+    assert value(SelfConsistency(), simulated=parts["simulated"], resimulated=mean).mean().item() == pytest.approx(
+        var / (1 + var), rel=0.02
+    )
+    lost = value(SelfConsistency(of="spectrum"), samples=parts["samples"], resimulated=mean)
+    assert lost.item() == pytest.approx(var / (1 + var), abs=0.04)
+    # Of normals whose standard deviations are 1 and s the distribution functions are furthest apart at t^2 = 2 s^2 log(1/s)/(1 - s^2).
+    s = (1 + var) ** -0.5
+    t = (2 * s**2 * math.log(1 / s) / (1 - s**2)) ** 0.5
+    gap = 0.5 * (math.erf(t / s / 2**0.5) - math.erf(t / 2**0.5))
+    apart = value(SelfConsistency(of="marginals"), samples=parts["samples"], resimulated=mean)
+    assert apart.item() == pytest.approx(gap, abs=0.015)
+
+
+@pytest.mark.parametrize("of", KINDS)
+def test_self_consistency_of_a_wrong_sampler(of):
+    parts, metric = again(prior(), 1000), SelfConsistency(of=of)
+    right = abs(value(metric, **parts).mean().item() - metric.target)
+    for wrong in (1.3 * parts["resimulated"], parts["resimulated"] + 0.3, parts["resimulated"] + normal(1000, 8)):
+        if of == "spectrum" and torch.allclose(wrong - parts["resimulated"], torch.tensor(0.3)):
+            continue
+        assert abs(value(metric, **parts | {"resimulated": wrong}).mean().item() - metric.target) > right + 0.02
+
+
+@pytest.mark.parametrize("of", KINDS)
+def test_self_consistency_of_pairs_in_any_order(of):
+    parts, metric, order = again(prior(), 200), SelfConsistency(of=of), torch.randperm(200, generator=rng())
+    found = value(metric, **parts)
+    moved = value(metric, **{name: part[order] for name, part in parts.items()})
+    assert moved.mean().item() == pytest.approx(found.mean().item(), rel=1e-5)
+    more = parts | {"samples": torch.cat([parts["samples"], normal(5, 8)])}
+    assert torch.equal(value(metric, **more), found), "the first of the samples are those that were drawn again"
+
+
+def test_self_consistency_where_there_is_none():
+    parts = again(prior(), 20)
+    hidden = replace(parts["simulated"].A, mask=torch.cat([torch.zeros(5, 8), torch.ones(15, 8)]))
+    assert value(SelfConsistency(), **parts | {"simulated": replace(parts["simulated"], A=hidden)}).shape == (15,)
+    silent = replace(parts["simulated"], noise=Gaussian(torch.zeros(20, 1)))
+    with pytest.raises(RecipeError, match="deviations of the noise"):
+        value(SelfConsistency(), **parts | {"simulated": silent})
+    with pytest.raises(DataError, match="8 samples"):
+        value(SelfConsistency(of="spectrum"), samples=parts["samples"], resimulated=parts["resimulated"][:7])
+    broken = parts["resimulated"] * math.nan
+    assert value(SelfConsistency(of="spectrum"), **parts | {"resimulated": broken}).isnan()
+    constant = parts | {"samples": torch.zeros(20, 8)}
+    assert not value(SelfConsistency(of="spectrum"), **constant).isfinite()
+
+
 # all
 
 
-@pytest.mark.parametrize("metric", [PSNR(), SSIM(), DataMisfit(), SlicedWasserstein(), Frechet()])
+ALL = [
+    PSNR(),
+    SSIM(),
+    DataMisfit(),
+    SlicedWasserstein(),
+    Frechet(),
+    *[ObservationDistance(distance=distance) for distance in DISTANCES],
+    ObservationLikelihood(),
+    ObservationLikelihood(of="network", steps=2),
+    Memorisation(),
+    Calibration(),
+    Calibration(of="spread-error"),
+    *[SelfConsistency(of=of) for of in KINDS],
+]
+
+
+@pytest.mark.parametrize("metric", ALL, ids=lambda metric: type(metric).__name__)
 def test_missing_parts(metric):
-    x = normal(4, 1, 8, 8)
-    parts = {"truth": x, "draws": x[:, None], "measurement": measured(x), "samples": x, "reference": x}
+    x = normal(8, 1, 8, 8)
+    m = noisy(x, identity) if "identity" in metric.needs else measured(x)
+    parts = {name: x for name in ("truth", "samples", "reference", "resimulated", "trained")}
+    parts |= {"draws": torch.stack([x, -x], 1), "measurement": m, "observed": m, "simulated": m}
+    parts["denoiser"] = GaussianDenoiser(invem.Gaussian.standard((1, 8, 8)))
     state = metric.prepare(Example(x))
     whole = outcome(**parts)
-    assert metric(whole, state).shape in ((4,), ())
-    for name in metric.needs - {"var", "image"}:
+    before = torch.random.get_rng_state()
+    assert metric(whole, state).shape in ((8,), ())
+    assert torch.equal(before, torch.random.get_rng_state()), "global randomness is not touched"
+    needed = metric.needs - {"var", "image", "adjoint", "identity"}
+    for name in needed:
         with pytest.raises(Unsupported, match="needs"):
             metric(replace(whole, **{name: None}), state)
-    only_needed = outcome(**{name: parts[name] for name in metric.needs - {"var", "image"}})
+    only_needed = outcome(**{name: parts[name] for name in needed})
     assert torch.equal(metric(only_needed, state), metric(whole, state))

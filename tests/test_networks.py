@@ -11,6 +11,9 @@ IMAGES = [(1, 8, 8), (3, 28, 28), (2, 9, 14), (1, 5, 5), (4, 16, 2)]
 UNETS = [{}, {"channels": [8]}, {"channels": [8, 16, 24], "attention": [1], "heads": 2}, {"channels": [8, 16], "patch": 2, "blocks": 1}]
 CASES = [("unet", shape, {"channels": [8, 16], **options}) for shape in IMAGES for options in UNETS]
 CASES += [("mlp", shape, {"width": 16}) for shape in [(8,), (1, 5, 5)]]
+CONDITIONED = [("unet", (2, 9, 14), {"channels": [8, 16], "patch": 2}), ("unet", (1, 8, 8), {"channels": [8]})]
+CONDITIONED += [("mlp", (8,), {"width": 16})]
+CASES += [(name, shape, {**options, "condition": 2}) for name, shape, options in CONDITIONED]
 
 
 def build(name, shape, options):
@@ -80,6 +83,30 @@ def test_a_new_network_is_the_best_linear_guess():
         x = torch.randn(2, *shape, generator=Rng.generator("x"))
         for sigma in (0.01, 0.5, 20.0):
             assert torch.allclose(denoiser(x, sigma), prior.denoise(x, torch.tensor(sigma)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "shape", "options"), CONDITIONED, ids=str)
+@pytest.mark.parametrize("condition", [1, 2])
+def test_a_condition_is_given_beside_the_state(name, shape, options, condition):
+    """No condition is zeros, and each of its tensors reaches every output of its own sample."""
+    denoiser = build(name, shape, {**options, "condition": condition})
+    x, cond = (torch.randn(3, *more, *shape, generator=Rng.generator("x", *more)) for more in ((), (condition,)))
+    assert denoiser.condition == condition
+    assert build(name, shape, options).condition == 0
+    assert torch.equal(denoiser(x, 0.7), denoiser(x, 0.7, torch.zeros_like(cond)))
+    whole = denoiser(x, 0.7, cond)
+    assert whole.shape == x.shape
+    for i in range(3):
+        assert torch.allclose(denoiser(x[i : i + 1], 0.7, cond[i : i + 1]), whole[i : i + 1], atol=1e-4, rtol=1e-4)
+    for k in range(condition):
+        moved = cond.clone()
+        moved[1:, k] += 1
+        out = denoiser(x, 0.7, moved)
+        assert torch.allclose(out[0], whole[0], atol=1e-5)
+        assert bool(((out - whole)[1:].abs() > 1e-6).all())
+    assert torch.allclose(denoiser(x, 0.7, cond.double()), whole)
+    denoiser(x, 0.7, cond).square().sum().backward()
+    assert all(bool(weight.grad.any()) for weight in denoiser.parameters())
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 from torch import Tensor
 
 from invem.batched import Rng, wide
+from invem.compare import inside, ranks
 from invem.denoiser import Denoiser
 from invem.engine import yaml
 from invem.engine.catalog import Catalog, options_of, parse_options
@@ -679,13 +680,13 @@ class _Judge:
             found = [self._observations(given, rows, part) for rows, part in _whole(x)]
             if not found:
                 continue
-            for each, ranks in found:
-                curve.append(_coverage(ranks))
+            for each, where in found:
+                curve.append(_coverage(where))
                 each |= {f"coverage-{100 * level:.0f}": curve[-1][:, LEVELS.index(level)] for level in (0.5, 0.9)}
                 for name, value in each.items():
                     pairs.setdefault(name, []).append(value.double())
-            ranks = torch.cat([r.flatten(0, 1) for _, r in found])
-            for name, number in {"rank-ks": _ks(ranks), **self._batch(given, x)}.items():
+            where = torch.cat([r.flatten(0, 1) for _, r in found])
+            for name, number in {"rank-ks": _ks(where), **self._batch(given, x)}.items():
                 batches.setdefault(name, []).append(number)
         values = {name: _value(torch.cat(parts)) for name, parts in pairs.items() if name not in ("spread", "error")}
         if "spread" in pairs:
@@ -704,8 +705,6 @@ class _Judge:
             r = (many.y - many.A(x.flatten(0, 1))).abs().square() / many.noise.var()
             found["misfit"] = r.flatten(1).mean(1).reshape(b, k).mean(1)
         flat, centre = x.flatten(2).double(), truth.flatten(1).double()
-        less, ties = ((sign(flat, centre[:, None])).sum(1) for sign in (torch.lt, torch.eq))
-        ranks = torch.stack([less / (k + 1), (less + ties + 1) / (k + 1)], -1).double()
         found["spread"] = 2 * flat.var(1).sum(1)
         found["error"] = (flat - centre[:, None]).square().sum(2).mean(1)
         if given.posterior is not None and given.reference is not None:
@@ -715,7 +714,7 @@ class _Judge:
             found["mean-error"] = torch.linalg.solve_triangular(root, gap, upper=False)[..., 0].square().mean(1).sqrt()
             found["sliced-wasserstein"] = self._wasserstein(flat, reference)
             found["mmd2"] = torch.stack([_mmd(a, r) for a, r in zip(flat, reference, strict=True)])
-        return found, ranks
+        return found, ranks(flat, centre)
 
     def _wasserstein(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the sliced 2-Wasserstein distance of each observation, (B,). x: (B, k, d), y: (B, l, d)."""
@@ -776,24 +775,14 @@ def _directions(d: int, count: int = 128) -> Tensor:
     return torch.cat([torch.linalg.qr(torch.randn(d, min(d, count), generator=rng, dtype=torch.float64)).Q for _ in range(0, count, d)], 1)
 
 
-def _inside(ranks: Tensor, low: float, high: float) -> Tensor:
-    """Returns how much of each interval of ranks lies between two levels, (..., ). ranks: (..., 2), a share of [0, 1] each.
-
-    The truth is at rank r of k draws with r of them below it, and its place u is uniform in [r, r + 1]/(k + 1) for a calibrated sampler,
-    so that a mean over u has the nominal value whatever k is. Draws that equal the truth widen the interval.
-    """
-    a, b = ranks.unbind(-1)
-    return (b.clamp(max=high) - a.clamp(min=low)).clamp(min=0) / (b - a)
-
-
 def _coverage(ranks: Tensor) -> Tensor:
     """Returns the share of coordinates inside the central interval of each of `LEVELS`, (B, levels). ranks: (B, d, 2)."""
-    return torch.stack([_inside(ranks, 0.5 - p / 2, 0.5 + p / 2).mean(1) for p in LEVELS], 1)
+    return torch.stack([inside(ranks, 0.5 - p / 2, 0.5 + p / 2).mean(1) for p in LEVELS], 1)
 
 
 def _ks(ranks: Tensor) -> float:
     """Returns the Kolmogorov-Smirnov distance of ranks from the uniform distribution. ranks: (n, 2)."""
-    return max(abs(float(_inside(ranks, 0.0, i / 100).mean()) - i / 100) for i in range(1, 100))
+    return max(abs(float(inside(ranks, 0.0, i / 100).mean()) - i / 100) for i in range(1, 100))
 
 
 def _mmd(x: Tensor, y: Tensor) -> Tensor:

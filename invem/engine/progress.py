@@ -32,8 +32,8 @@ def follow(records: Iterable[Record]) -> Iterator[Record]:
                     bar.remove_task(task)
                     key, task, begun = title, bar.add_task(title, total=data["total"], rate=""), last
                 bar.update(task, completed=done, rate=_rate(record, time.monotonic() - begun))
-            elif record.event == "evaluate":
-                bar.console.print(_summary(record))
+            elif text := _said(record):
+                bar.console.print(text)
             last = time.monotonic()
             yield record
 
@@ -42,8 +42,8 @@ def _plain(records: Iterable[Record]) -> Iterator[Record]:
     key, begun, said, last = "", 0.0, 0.0, time.monotonic()
     for record in records:
         data, now = record.data, time.monotonic()
-        if record.event == "evaluate":
-            print(_summary(record), file=sys.stderr, flush=True)
+        if text := _said(record):
+            print(text, file=sys.stderr, flush=True)
         elif record.event in _WORDS and "total" in data:
             done = _done(record)
             if _title(record) != key:
@@ -70,6 +70,19 @@ def _title(record: Record) -> str:
     data = record.data
     where = f"{data['name']} round {data['round']}: " if "round" in data else ""
     return f"{where}{_WORDS[record.event]}{' ' + data['split'] if 'split' in data else ''}"
+
+
+def _said(record: Record) -> str:
+    """What is said of an event that is no step of a longer work."""
+    data = record.data
+    where = f"{data.get('name')} round {data.get('round')}"
+    if record.event == "evaluate":
+        return _summary(record)
+    if record.event == "identify":
+        return f"warning: {data['warning']}" if data["warning"] else ""
+    if record.event == "calibrate":
+        return f"{where}: " + ", ".join(f"{key} {value:.4g}" for key, value in data["values"].items())
+    return f"{where}: the phase ends: {data['reason']}" if record.event == "stop" else ""
 
 
 def _summary(record: Record) -> str:

@@ -383,6 +383,8 @@ def _page(run: _Run) -> str:
         ("Held-out observations", _grid(run)),
         ("Unconditional samples", _gallery(run)),
         ("Metrics over the run", _curves(run)),
+        ("What the observations can tell", _identifiability(run)),
+        ("Rounds", _rounds(run)),
         ("Training loss", _loss(run)),
         ("All metrics", _all_metrics(run)),
         ("Times", _times(run)),
@@ -403,6 +405,38 @@ def _page(run: _Run) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(name)} · invem</title><style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
+
+
+def _identifiability(run: _Run) -> str:
+    """What was said, before the run, of the directions that the observations show."""
+    path = run.path / "identifiability.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        lines = [str(line) for line in found["lines"]]
+    except OSError:
+        return ""
+    except (ValueError, RecursionError, KeyError, TypeError):
+        run.damaged.append(path.name)
+        return ""
+    warning = f'<p class="bad">{escape(str(found["warning"]))}</p>' if found.get("warning") else ""
+    return warning + "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _rounds(run: _Run) -> str:
+    """What each E-step says of itself: the misfit of its draws, calibrated options, and what ended a phase."""
+    body = []
+    for entry in run.log:
+        name, number = escape(str(entry.get("name"))), _integer(entry.get("round"))
+        if entry.get("event") == "e-step" and math.isfinite(residual := _number(entry.get("residual"))):
+            words = f"squared residual of the draws, in units of the noise: {residual:.4g} (1 for posterior draws)"
+        elif entry.get("event") == "calibrate" and isinstance(values := entry.get("values"), dict):
+            words = "calibrated: " + ", ".join(f"{key} = {_number(value):.4g}" for key, value in values.items())
+        elif entry.get("event") == "stop":
+            words = f"the phase ends: {entry.get('reason')}"
+        else:
+            continue
+        body.append(f"<tr><th>{name} {number}</th><td>{escape(words)}</td></tr>")
+    return f"<table><tbody>{''.join(body)}</tbody></table>" if body else ""
 
 
 def _state(run: _Run) -> str:

@@ -30,9 +30,10 @@ from invem.denoiser import Begun, Denoiser, GaussianDenoiser, Preconditioned
 from invem.diffusion import generate
 from invem.engine import store, yaml
 from invem.engine.calibrate import Parameters, calibrate, number, rebuilt
+from invem.engine.identify import identify
 from invem.engine.plan import Plan, Stage
 from invem.engine.recipe import Fit
-from invem.errors import DataError, NumericalError, RecipeError, Stopped
+from invem.errors import DataError, NumericalError, RecipeError, Stopped, Unsupported
 from invem.gaussian import Gaussian
 from invem.linalg import DPLR
 from invem.measurement import Example, Measurement
@@ -194,6 +195,8 @@ class Run:
             facts = {"name": name, "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment()}
             sizes = self.plan.facts._asdict()
             store.write_json(description, {"format": 1, "recipe": text, "components": self.plan.components, "data": sizes, **facts})
+        if not (self.out / "identifiability.json").exists():
+            yield self._identify()
         for split, n in (("train", self.plan.train), ("test", self.plan.test)):
             if n:
                 yield from self._measure(split, n)
@@ -220,10 +223,21 @@ class Run:
                 if due and denoiser is not None and (self.plan.test or self.recipe.evaluate.samples):
                     yield from self._evaluate(p, r, stage, denoiser)
                 if stopped or self._stopped(p, r, stage):
-                    yield Record("stop", {"phase": p, "name": stage.phase.name, "round": r})
+                    reason = store.read_json(self.out / f"{p}-stop.json")["reason"]
+                    yield Record("stop", {"phase": p, "name": stage.phase.name, "round": r, "reason": reason})
                     break
         self._collect()
         yield Record("done", {"run": str(self.out)})
+
+    def _identify(self) -> Record:
+        """Says what the observations can tell of the signals, before anything is learned."""
+        try:
+            found = identify(self.plan)
+            facts = {**found.describe(), "lines": found.lines(), "warning": found.warning}
+        except Unsupported as reason:
+            facts = {"lines": [str(reason)], "warning": None}
+        store.write_json(self.out / "identifiability.json", facts)
+        return Record("identify", facts)
 
     def rounds(self, p: int) -> int:
         """Returns how many rounds a phase has: those of the recipe, or fewer if it was ended before."""
@@ -245,7 +259,9 @@ class Run:
         elif all((self.out / f"{p}-{k:03d}-evaluation" / "metrics.json").exists() for k in rounds):
             found = [store.read_json(self.out / f"{p}-{k:03d}-evaluation" / "metrics.json")["metrics"] for k in rounds]
             label = next(label for label in found[0] if label.startswith("observation-distance"))
-            reason = _distance_says([metrics[label]["value"] for metrics in found])
+            floor = 0.5 if getattr(self.plan.metrics[label], "distance", "") == "classifier" else 1.0
+            values = [metrics[label]["value"] for metrics in found]
+            reason = _distance_says([None if value is None else value / floor for value in values])
         if reason is not None:
             store.write_json(path, {"rounds": r + 1, "reason": reason})
             self._log("stop", phase=p, name=stage.phase.name, round=r, reason=reason)
@@ -446,6 +462,10 @@ class Run:
         if n == self.plan.train:
             return torch.arange(n)
         return torch.randperm(self.plan.train, generator=Rng.generator(self.recipe.seed, "subset", p, r))[:n].sort().values
+
+    def _learned(self, p: int, r: int, stage: Stage) -> Tensor:
+        """Returns what a round was fitted to: clean images, or one draw of each observation."""
+        return self._clean() if stage.on == "clean" else self._draws(p, r, stage)[:: stage.phase.draws]
 
     def _renewed(self, p: int, r: int, stage: Stage) -> Tensor:
         """Returns the rows of a phase's draws that a round draws anew, ascending."""
@@ -761,7 +781,8 @@ class Run:
                 "sem": _finite(value.std() / n**0.5) if n > 1 else None,
                 "n": n,
                 "unit": metric.unit,
-                "higher_is_better": metric.higher_is_better,
+                "higher_is_better": metric.higher_is_better if metric.target is None else None,
+                "target": metric.target,
             }
         return values
 
@@ -859,7 +880,7 @@ class Run:
                     store.write(path, {"x": _whole(torch.cat(parts), f"phase {stage.phase.name}, round {r}: restorations of simulations")})
                 outcome = dataclasses.replace(outcome, resimulated=store.read(path)["x"])
         if "trained" in wanted and stage.on in ("draws", "clean"):
-            outcome = dataclasses.replace(outcome, trained=self._clean() if stage.on == "clean" else self._draws(p, r, stage))
+            outcome = dataclasses.replace(outcome, trained=self._learned(p, r, stage))
         return outcome
 
     def observed(self, tensors: Mapping[str, Tensor]) -> Measurement:

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, conv2d, cross_entropy, linear, relu
 
-from invem import DataError, Example, Metric, Outcome, RecipeError, Rng, Unsupported
+from invem import DataError, Example, Metric, Outcome, RecipeError, Rng, Unsupported, frechet_distance
 
 CHUNK = 512
 STEPS, BATCH, CLASSIFIED = 800, 128, 8192
@@ -93,7 +93,7 @@ class Frechet(Metric):
             torch.cat([find(x[i : i + CHUNK]).cpu().double() for i in range(0, len(x), CHUNK)])
             for x in (outcome.samples, outcome.reference)
         )
-        return _distance(samples, reference).float()
+        return frechet_distance(samples, reference).float()
 
     def _features(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
         """Returns the map from signals (B, *shape) to features (B, F)."""
@@ -101,20 +101,6 @@ class Frechet(Metric):
             return _network(Path(self.weights).expanduser(), outcome.range)
         find = _project if self.features == "pixels" else _activations
         return lambda x: find(x.cpu(), state)
-
-
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the Fréchet distance of two sets of features, shape (). a: (N, F), b: (M, F)."""
-    if not bool(a.isfinite().all() and b.isfinite().all()):
-        return a.new_tensor(math.nan)
-    size = (a.shape[1], a.shape[1])
-    cov_a, cov_b = torch.cov(a.T).reshape(size), torch.cov(b.T).reshape(size)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    overlap = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    gap = (a.mean(0) - b.mean(0)).square().sum()
-    distance: Tensor = gap + cov_a.trace() + cov_b.trace() - 2 * overlap
-    return distance.clamp(min=0)
 
 
 def _principal(x: Tensor, rank: int) -> dict[str, Tensor]:

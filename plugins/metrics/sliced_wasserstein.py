@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Metric, Outcome, Rng, Unsupported
+from invem import Metric, Outcome, Rng, Unsupported, directions, sliced_wasserstein
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,27 +35,5 @@ class SlicedWasserstein(Metric):
         if outcome.samples is None or outcome.reference is None:
             raise Unsupported("sliced-wasserstein needs samples of the prior and reference signals")
         x, y = outcome.samples.flatten(1), outcome.reference.flatten(1)
-        theta = self._directions(x.shape[1]).to(x)
-        count = max(len(x), len(y))
-        return (_quantiles(x @ theta, count) - _quantiles(y @ theta, count)).square().mean().sqrt()
-
-    def _directions(self, d: int) -> Tensor:
-        """Returns unit vectors as columns, shape (d, projections)."""
-        rng = Rng.generator("sliced-wasserstein", self.seed)
-        bases = []
-        for start in range(0, self.projections, d):
-            normal = torch.randn(d, min(d, self.projections - start), generator=rng, dtype=torch.float64)
-            bases.append(torch.linalg.qr(normal).Q)
-        return torch.cat(bases, 1)
-
-
-def _quantiles(x: Tensor, count: int) -> Tensor:
-    """Returns `count` evenly spaced quantiles of each column, shape (count, P). x: (N, P)."""
-    x = x.sort(0).values
-    if len(x) == count:
-        return x
-    place = ((torch.arange(count, dtype=torch.float64) + 0.5) * (len(x) / count) - 0.5).clamp(0, len(x) - 1)
-    below = place.long().clamp(max=max(len(x) - 2, 0))
-    weight = (place - below)[:, None].to(x)
-    below = below.to(x.device)
-    return x[below] + weight * (x[(below + 1).clamp(max=len(x) - 1)] - x[below])
+        theta = directions(x.shape[1], self.projections, Rng.generator("sliced-wasserstein", self.seed))
+        return sliced_wasserstein(x, y, theta.to(x))

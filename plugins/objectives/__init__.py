@@ -6,6 +6,11 @@ from invem import hookimpl
 @hookimpl
 def invem_objectives() -> dict[str, str]:
     return {
+        "ambient": "invem_plugins.objectives.ambient:Ambient",
+        "ambient-tweedie": "invem_plugins.objectives.ambient_tweedie:AmbientTweedie",
+        "cond-dsm": "invem_plugins.objectives.cond_dsm:CondDSM",
         "dsm": "invem_plugins.objectives.dsm:DSM",
         "gaussian-moments": "invem_plugins.objectives.gaussian_moments:GaussianMoments",
+        "gsure": "invem_plugins.objectives.gsure:GSURE",
+        "sure-score": "invem_plugins.objectives.sure_score:SUREScore",
     }

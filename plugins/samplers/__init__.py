@@ -6,6 +6,7 @@ from invem import hookimpl
 @hookimpl
 def invem_samplers() -> dict[str, str]:
     return {
+        "conditional": "invem_plugins.samplers.conditional:Conditional",
         "daps": "invem_plugins.samplers.daps:DAPS",
         "daps-mm": "invem_plugins.samplers.daps_mm:DAPSMM",
         "ddnm": "invem_plugins.samplers.ddnm:DDNM",
@@ -20,12 +21,16 @@ def invem_samplers() -> dict[str, str]:
         "mcg-diff": "invem_plugins.samplers.mcg_diff:MCGDiff",
         "mmps": "invem_plugins.samplers.mmps:MMPS",
         "mpgd": "invem_plugins.samplers.mpgd:MPGD",
+        "observation": "invem_plugins.samplers.observation:Observation",
         "pigdm": "invem_plugins.samplers.pigdm:PiGDM",
         "prior": "invem_plugins.samplers.prior:Prior",
+        "pseudo-inverse": "invem_plugins.samplers.pseudo_inverse:PseudoInverse",
         "red-diff": "invem_plugins.samplers.red_diff:REDDiff",
         "sfbd": "invem_plugins.samplers.sfbd:SFBD",
         "sitcom": "invem_plugins.samplers.sitcom:SITCOM",
         "split-gibbs": "invem_plugins.samplers.split_gibbs:SplitGibbs",
         "tmpd": "invem_plugins.samplers.tmpd:TMPD",
+        "total-variation": "invem_plugins.samplers.total_variation:TotalVariation",
         "twisted-smc": "invem_plugins.samplers.twisted_smc:TwistedSMC",
+        "wiener": "invem_plugins.samplers.wiener:Wiener",
     }

@@ -1,0 +1,191 @@
+"""Ambient Diffusion: what is measured is predicted from less of it."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Interval
+from torch import Tensor
+
+from invem import (
+    Denoiser,
+    Example,
+    Gaussian,
+    Mask,
+    Measurement,
+    Objective,
+    Preconditioned,
+    RecipeError,
+    Rng,
+    Unsupported,
+    edm_weight,
+    level,
+    noise_levels,
+)
+
+_HIDDEN = 1e6  # the noise level that a hidden pixel counts as
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ambient(Objective):
+    """E w |S (D(M x_t, sigma, M) - y)|^2 / d for masks S that differ between observations (Ambient Diffusion, Daras et al. 2023,
+    arXiv 2305.19256, eq. 3.2): M hides a share `delta` of what S shows too, and the network, which is given M x_t and M, predicts all
+    that is measured. Where each pixel is at times among those that S shows and M hides, the minimiser is E[x | M x_t, M] in
+    all pixels; a pixel that no observation shows stays undetermined.
+
+    With noise s_y in y, x_t = y + sqrt(sigma^2 - s_y^2) z for sigma > s_y. In the pixels of M the residual is that of Ambient Tweedie
+    (Daras et al. 2024, arXiv 2404.10177), a D + (1 - a) x_t - y with a = 1 - s_y^2/sigma^2: the noise of y is a part of that of x_t, and
+    the mean of y given x_t is not that of x. Of a pixel that M hides the noise is independent of what the network is given, and D - y is
+    without bias as it is; the corrected residual would be too, with the noise s_y^2/a in place of s_y^2. Nothing is learned of levels
+    below s_y: there the network extrapolates.
+
+    The law and the weight of sigma are those of EDM (arXiv 2206.00364, table 1), the law cut off below at s_y. A departure: a hidden
+    pixel has the weight, and in `AmbientDenoiser` the scale, of an infinite level. The published code gives it those of sigma, which
+    where sigma is small asks the network for outputs of order 1/sigma with weights of order 1/sigma^2.
+
+    `target: given` is Measurement Score-based Diffusion (MSM, Park et al. 2025, arXiv 2505.11853): the loss is on the pixels of M alone,
+    and the network denoises what it is given and fills in nothing. With `delta: 0` M is all of S, as published. What MSM does below s_y,
+    by SURE, is not done.
+
+    Clean images are fitted with masks of independent pixels, each of the density of one of the denoiser's masks.
+
+    Attributes:
+        delta: The share of the measured pixels that the network is not given.
+        target: Whether the loss is on all pixels that are measured ("seen") or on those alone that the network is given ("given").
+        masks: The masks over which the stored denoiser averages (`AmbientDenoiser`), one call of the network each; with `target: given`
+            there are more if these do not show every pixel.
+        p_mean: The mean of log sigma before it is cut off, sigma in units of the data.
+        p_std: Its standard deviation.
+    """
+
+    delta: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    target: Literal["seen", "given"] = "seen"
+    masks: Annotated[int, Ge(1)] = 4
+    p_mean: float = -1.2
+    p_std: Annotated[float, Gt(0)] = 1.2
+
+    needs: ClassVar[frozenset[str]] = frozenset({"measurement", "mask", "var"})
+    condition: ClassVar[int] = 1
+
+    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
+        m, x = batch.measurement, batch.x
+        if m is not None:
+            y, seen = m.y, _seen(m)
+            var = m.noise.var().to(y) * seen
+            given = self._fewer(seen, rng)
+        elif x is not None:
+            y, seen, var = x, torch.ones_like(x), torch.zeros_like(x)
+            given = self._like_those_of(denoiser, x, rng)
+        else:
+            raise RecipeError("ambient was given neither measurements nor clean images")
+        sigma = noise_levels(rng, y, self.p_mean, self.p_std, var.flatten(1).amax(1).sqrt())
+        x_t = y + (sigma**2 - var).clamp(min=0).sqrt() * rng.normal_like(y)
+        x_hat = denoiser(_hide(x_t, given, denoiser.moments), sigma, given.expand_as(y)[:, None])
+        a = 1 - given * var / sigma**2
+        weight = edm_weight(denoiser, torch.where(given > 0, sigma, _HIDDEN)) * (seen if self.target == "seen" else given)
+        return torch.mean((weight * (a * x_hat + (1 - a) * x_t - y).square()).flatten(1), dim=1)
+
+    def wrap(self, denoiser: Denoiser, m: Measurement | None) -> Denoiser:
+        return AmbientDenoiser(denoiser, torch.zeros(0) if m is None else self._chosen(m))
+
+    def _fewer(self, seen: Tensor, rng: Rng) -> Tensor:
+        return seen * (rng.uniform(*seen.shape[1:]).to(seen) >= self.delta)
+
+    def _like_those_of(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Tensor:
+        """Returns masks of independent pixels, each of the density of one of the denoiser's masks, or of 1 - delta if it has none."""
+        known: Tensor | None = getattr(denoiser, "masks", None)
+        if known is None or not len(known):
+            return self._fewer(torch.ones_like(x), rng)
+        pick = (rng.uniform(1)[:, 0] * len(known)).long().to(known.device)
+        density = known.flatten(1).mean(1)[pick].to(x).reshape(-1, *[1] * (x.ndim - 1))
+        return (rng.uniform(*known.shape[1:]).to(x) < density).to(x)
+
+    def _chosen(self, m: Measurement) -> Tensor:
+        """Returns masks of the law of M, shape (K, ...): of some hundreds, each time the one that shows most of what is not yet shown."""
+        generator = Rng.generator("ambient", len(m))
+        few = max(self.masks, min(512, 2**24 // math.prod(m.shape)))
+        seen = _seen(m[torch.randperm(len(m), generator=generator)[:few].to(m.y.device)]).cpu()
+        candidates = seen * (torch.rand(seen.shape, generator=generator) >= self.delta)
+        shown, times = candidates.amax(0) > 0, torch.zeros_like(candidates[0], dtype=torch.float64)
+        chosen: list[Tensor] = []
+        while len(chosen) < self.masks or (self.target == "given" and bool((shown & (times == 0)).any())):
+            news = (candidates * (1 / times.numel()) ** times).flatten(1).sum(1)
+            chosen.append(candidates[news.argmax()])
+            times = times + chosen[-1]
+        return torch.stack(chosen).to(m.y)
+
+
+class AmbientDenoiser(Denoiser):
+    """The mean of E[x | M x_t, M] over K masks M: a stand-in for E[x | x_t], which masked data do not teach.
+
+    Each pixel is averaged over the masks that show it, and over all where none does. Those that hide it know nothing of its x_t, and to
+    average over them too takes more variance from the samples the more masks there are. One mask is the sampler of Ambient Diffusion
+    (arXiv 2305.19256, eq. 3.3), and the average over those that show a pixel that of MSM (arXiv 2505.11853), which draws new masks at each
+    step. Hidden pixels are set to the mean of the moments, so that the network sees zeros.
+
+    Args:
+        inner: The network, which is given one mask, 1 where x_t is shown.
+        masks: Shape (K, ...), broadcastable to (K, *shape); empty where they are loaded afterwards.
+    """
+
+    condition = 1
+    masks: Tensor
+
+    def __init__(self, inner: Denoiser, masks: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("masks", masks)
+
+    @property
+    def moments(self) -> Gaussian | None:
+        """Those of the network."""
+        return self.inner.moments
+
+    @moments.setter
+    def moments(self, value: Gaussian | None) -> None:
+        self.inner.moments = value
+
+    @property
+    def sigma_data(self) -> float:
+        """That of the network."""
+        return float(getattr(self.inner, "sigma_data", 0.5))
+
+    @sigma_data.setter
+    def sigma_data(self, value: float) -> None:
+        self.inner.sigma_data = value  # type: ignore[assignment]
+
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        """Returns the mean over the masks, or with `cond`, shape (B, 1, *shape), what the network predicts with that mask."""
+        if cond is not None:
+            return self._one(x_t, sigma, cond[:, 0])
+        masks = [mask.to(x_t).expand(x_t.shape) for mask in self.masks]
+        total, shown = torch.zeros_like(x_t), sum(masks, torch.zeros_like(x_t))
+        for mask in masks:
+            total = total + torch.where(shown > 0, mask, 1.0) * self._one(x_t, sigma, mask)
+        return total / torch.where(shown > 0, shown, len(masks))
+
+    def _one(self, x_t: Tensor, sigma: Tensor | float, mask: Tensor) -> Tensor:
+        x_hat: Tensor = self.inner(_hide(x_t, mask, self.moments), sigma, mask[:, None])
+        if not isinstance(self.inner, Preconditioned):
+            return x_hat
+        mean = 0.0 if self.moments is None else self.moments.mean
+        scale = (1 + (self.sigma_data / level(sigma, x_t)) ** 2).sqrt()
+        return torch.where(mask > 0, x_hat, mean + scale * (x_hat - mean))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if (kept := state_dict.get(prefix + "masks")) is not None:
+            self.masks = torch.empty_like(kept, device=self.masks.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _seen(m: Measurement) -> Tensor:
+    if not isinstance(m.A, Mask):
+        raise Unsupported(f"ambient needs an operator that is a mask, not {type(m.A).__name__}")
+    return m.A.seen
+
+
+def _hide(x: Tensor, mask: Tensor, moments: Gaussian | None) -> Tensor:
+    """Returns x with the mean in the pixels that the mask does not show."""
+    mean = torch.zeros((), dtype=x.dtype, device=x.device) if moments is None else moments.mean.to(x)
+    return torch.where(mask > 0, x, mean)

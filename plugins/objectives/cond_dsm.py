@@ -1,0 +1,70 @@
+"""Conditional denoising score matching: the network learns the posterior itself."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Gt, Interval
+from torch import Tensor
+
+from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, conditioning, edm_weight, matching, noise_levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class CondDSM(Objective):
+    """E w |D(x + sigma z, sigma, y') - x|^2 / d with y' ~ p(y | x), the M-step of DiffEM (Hosseintabar et al. 2025, arXiv 2510.12691).
+
+    Each draw x is measured anew. The minimiser is E[x | x_t, y'] under the prior that the draws stand for, and the next E-step is the
+    reverse diffusion with it (sampler `conditional`). The network is given A^T y' and A^T 1 (`conditioning`); the published one is given
+    y' alone. The law and the weight of sigma are those of EDM (arXiv 2206.00364, table 1).
+
+    Operator and noise are those of a training observation that is drawn at random, not of the one that x was drawn from: what that one
+    hides is, in x, what the prior of the round before said of it. A network that is told the mask would learn to say so again, and where
+    operators differ between observations EM would not move at all. Granted clean images are measured in the same way.
+
+    With probability `drop` the network is given zeros, as if nothing had been measured, and learns E[x | x_t] (classifier-free, Ho &
+    Salimans 2022, arXiv 2207.12598): one network is the prior too, where DiffEM fits a second one.
+
+    Attributes:
+        drop: The share of draws whose measurement is withheld.
+        p_mean: The mean of log sigma, sigma in units of the data.
+        p_std: The standard deviation of log sigma.
+    """
+
+    drop: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    p_mean: float = -1.2
+    p_std: Annotated[float, Gt(0)] = 1.2
+
+    needs: ClassVar[frozenset[str]] = frozenset({"x", "measurement", "adjoint"})
+    provides: ClassVar[frozenset[str]] = frozenset({"conditional"})
+    condition: ClassVar[int] = 2
+
+    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
+        x, m = batch.x, batch.measurement
+        if x is None:
+            raise RecipeError("cond-dsm learns from signals, and was given measurements only")
+        sigma = noise_levels(rng, x, self.p_mean, self.p_std)
+        others: Measurement | None = getattr(denoiser, "others", None)
+        pick, kept = rng.uniform(2).unbind(1)
+        if others is not None:
+            m = others[(pick * len(others)).long()].to(x.device)
+        cond = None
+        if m is not None:
+            kept = (kept >= self.drop).to(x).reshape(-1, *[1] * x.ndim)
+            cond = kept * conditioning(replace(m, y=_measured(m, x, rng))).to(x)
+        return matching(denoiser, x, sigma, edm_weight(denoiser, sigma), rng, cond)
+
+    def wrap(self, denoiser: Denoiser, m: Measurement | None) -> Denoiser:
+        """Returns the network itself, which carries the training measurements while it is trained."""
+        denoiser.others = m  # type: ignore[assignment]
+        return denoiser
+
+
+@torch.no_grad()
+def _measured(m: Measurement, x: Tensor, rng: Rng) -> Tensor:
+    """Draws y' ~ p(y | x) for each signal, from a stream of its own, shape of y."""
+    clean = m.A(x)
+    if "var" in m.noise.provides:
+        return clean + m.noise.var().sqrt() * rng.normal_like(clean)
+    streams = [Rng.generator("measured anew", seed) for seed in rng.seeds]
+    return torch.cat([m.noise[i].sample(clean[i : i + 1], stream) for i, stream in enumerate(streams)])

@@ -1,0 +1,63 @@
+"""The reverse diffusion of a network that was fitted to know E[x | x_t, y]."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, Stepping, Unsupported, calls, conditioning, integrate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional(PosteriorSampler):
+    """The E-step of DiffEM (arXiv 2510.12691): the network is the sampler, and nothing is approximated but E[x | x_t, y] itself.
+
+    The chain starts from x_T = x_hat + sigma (z/2 + sqrt(3)/2 z') with x_hat = D(mean + sigma z, sigma, y). At large sigma the slope of D
+    is Cov[x | y]/sigma^2, so that x_T has the mean E[x | y] and the covariance sigma^2 I + Cov[x | y] of a draw of the posterior plus
+    sigma z, up to terms of order 1/sigma^2.
+
+    Attributes:
+        steps: Noise levels.
+        stepping: How the reverse diffusion is run.
+        guidance: 1 is the posterior. Another g is classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598),
+            D(x_t) + g (D(x_t, y) - D(x_t)), at twice the cost: above 1 the draws agree with y more than they should and spread less; 0 is
+            the prior.
+        schedule: The noise levels.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "conditional"})
+    begins: ClassVar[bool] = True
+
+    steps: Annotated[int, Ge(2)] = 24
+    stepping: Stepping = "heun"
+    guidance: Annotated[float, Ge(0)] = 1.0
+    schedule: Schedule = Karras()
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        return (calls(self.stepping, self.steps) + 1) * (1 if self.guidance == 1 else 2), 0
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+        if denoiser.condition != 2:
+            raise Unsupported("conditional needs a denoiser that knows E[x | x_t, y]: fit it with an objective such as cond-dsm")
+        cond = conditioning(m)
+
+        def denoise(x_t: Tensor, sigma: float) -> Tensor:
+            given: Tensor = denoiser(x_t, sigma, cond)
+            if self.guidance == 1:
+                return given
+            x_hat: Tensor = denoiser(x_t, sigma)
+            return x_hat + self.guidance * (given - x_hat)
+
+        sigmas = self.schedule.grid(self.steps)
+        first = float(sigmas[0])
+        z = rng.normal(*m.shape).to(cond)
+        if denoiser.begin is not None:
+            x_t = denoiser.begin + first * z
+        else:
+            mean = 0.0 if denoiser.moments is None else denoiser.moments.mean
+            x_t = denoise(mean + first * z, first) + first * (0.5 * z + 0.75**0.5 * rng.normal(*m.shape).to(cond))
+        return integrate(self.stepping, denoise, x_t, sigmas, rng)
