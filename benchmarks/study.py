@@ -76,7 +76,7 @@ def cells(found, evaluation, cpu, passes, clean):
 def table(task):
     """The table of one task: one line a row, those of several seeds with their spread."""
     lines = [
-        "| | Fréchet | PSNR, dB | SSIM | misfit | coverage | observations | clean images | CPU, min | network passes, millions |",
+        "| | Fréchet | PSNR, dB | SSIM | misfit | coverage | observation distance | clean images | CPU, min | network passes, millions |",
         "|---|" + "---:|" * 9,
     ]
     ours = kept(f"ours-{task}", 0)

@@ -91,3 +91,13 @@ def test_a_run_that_lost_its_last_round_ends_the_same(tmp_path):
 def test_what_cannot_be_is_refused_with_its_reason(tmp_path, override, reason):
     with pytest.raises(RecipeError, match=reason):
         plan(tmp_path, override)
+
+
+def test_the_kept_run_found_its_device_and_restores_as_if_it_were_known():
+    from pathlib import Path
+
+    kept = Path(__file__).parent.parent / "docs" / "results"
+    blind, known = (json.loads((kept / f"blind-blur{more}.json").read_text("utf-8")) for more in ("", "-known"))
+    assert blind["calibrated"][-1]["values"] == pytest.approx({"operator.std": 1.0, "noise.sigma": 0.05}, rel=0.05)
+    psnr = [found["evaluations"][-1]["metrics"]["psnr"]["value"] for found in (blind, known)]
+    assert psnr[0] > psnr[1] - 0.3
