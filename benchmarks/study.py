@@ -4,8 +4,8 @@
     python benchmarks/study.py run ours-mask [--seed 1] [--runs runs/study]
     python benchmarks/study.py keep ours-mask [--seed 1]
 
-`run` carries a row out, or goes on with it, on one core, and keeps its result in docs/results/study/. `keep` only does the latter, from a finished run.
-`benchmarks/tables.py` makes the tables from there. A test compares them.
+`run` carries a row out, or goes on with it, on one core, and keeps its result in docs/results/study/. `keep` only does the latter, from a
+finished run. `benchmarks/tables.py` makes the tables from there. A test compares them.
 """
 
 import argparse
@@ -69,7 +69,8 @@ def cells(found, evaluation, cpu, passes, clean):
     shown = []
     for name in COLUMNS:
         value = next((v for label, v in values.items() if label.startswith(name)), None)
-        shown.append("" if value is None or value["value"] is None else f"{value['value']:.3g}" if name != "psnr" else f"{value['value']:.2f}")
+        digits = ".2f" if name == "psnr" else ".3g"
+        shown.append("" if value is None or value["value"] is None else format(value["value"], digits))
     return [*shown, str(clean), f"{cpu / 60:.1f}", f"{passes / 1e6:.2f}"]
 
 

@@ -135,7 +135,8 @@ def blind(names):
     """Calibrated options by round, and the restorations beside those of a run that knew them."""
     found, known = (json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8")) for name in names)
     keys = list(found["calibrated"][0]["values"])
-    lines = ["| round | " + " | ".join(f"`{key}`" for key in keys) + " | PSNR (dB) | known: PSNR (dB) |", "|---|" + "---:|" * (len(keys) + 2)]
+    named = " | ".join(f"`{key}`" for key in keys)
+    lines = [f"| round | {named} | PSNR (dB) | known: PSNR (dB) |", "|---|" + "---:|" * (len(keys) + 2)]
     psnr = [{e["round"]: cell(e["metrics"]["psnr"]) for e in run["evaluations"] if e["name"] == "em"} for run in (found, known)]
     for row in found["calibrated"]:
         cells = [f"{row['values'][key]:.4f}" for key in keys] + [values[row["round"]] for values in psnr]

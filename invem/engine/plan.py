@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from functools import partial
