@@ -98,7 +98,7 @@ def table(task):
             if more is not None:
                 shown = cells(more, more["evaluations"][-1], sum(more["cpu"].values()), sum(more["passes"].values()), more["clean"])
                 lines.append(f"| {label.strip('*')}, seed {seed} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else "Not run yet."
 
 
 def main():
