@@ -59,6 +59,11 @@ class _Product(torch.autograd.Function):
         return _Product.apply(grad, ctx.geometry, not ctx.back), None, None  # type: ignore[no-untyped-call]
 
     @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        pushed: Tensor = _Product.apply(tangent, ctx.geometry, ctx.back)  # type: ignore[no-untyped-call]
+        return pushed
+
+    @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, geometry: Geometry, back: bool) -> tuple[Tensor, int]:
         x = x.movedim(in_dims[0] or 0, 0)
         flat = _Product.apply(x.flatten(0, 1), geometry, back)  # type: ignore[no-untyped-call]

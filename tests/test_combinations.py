@@ -26,9 +26,6 @@ OBJECTIVES = [(name, o) for name in CONDITIONS for _, o in _options(CATALOG.find
 SAMPLERS = page.samplers()
 
 # Components that fail where the plan accepts them: what is wrong is in the component.
-BUGS = {("`mmps` (linearise: true)", name): "invem.tomography has no forward derivative" for name in ("radon", "fan-beam")}
-
-
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     """Nothing here is to survive a loss of power."""
@@ -139,8 +136,6 @@ def test_what_is_accepted_runs(matrix, planner, chosen, tmp_path):
     for k, (objective, slot, group, start) in enumerate(covering(matrix, starts)):
         # Each member of a group of samplers has its turn.
         case = groups[slot][k % len(groups[slot])] if slot in groups else None
-        if case is not None and (case.label, chosen[group].name) in BUGS:
-            continue
         try:
             runner(chosen[group], starts[start], slot if case is None else case.part, objective)
         except Exception as error:
@@ -179,10 +174,7 @@ def test_a_sampler_draws_on_every_operator_that_it_is_accepted_on(case, operator
     wrong = []
     for operator in page.distinct(operators):
         m = measurement(operator, "gaussian", sigma=0.1)
-        if (case.label, operator.name) in BUGS:
-            with pytest.raises(NotImplementedError):  # once it is mended the entry of BUGS goes
-                draws_are_finite(case, m)
-        elif not refused(case.sampler, m) and not draws_are_finite(case, m):
+        if not refused(case.sampler, m) and not draws_are_finite(case, m):
             wrong.append(operator.name)
     assert not wrong
 
