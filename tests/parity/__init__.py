@@ -11,7 +11,7 @@ from invem_plugins.networks.unet import UNet
 from invem_plugins.noises.gaussian import Gaussian as Noise
 from torch import Tensor, nn
 
-from invem import Gaussian, GaussianDenoiser, LinearOperator, Measurement, Preconditioned, Rng, Schedule
+from invem import Denoiser, Gaussian, GaussianDenoiser, LinearOperator, Measurement, Preconditioned, Rng, Schedule
 
 SHAPE = (1, 8, 8)
 NOISE = 0.1
@@ -28,10 +28,8 @@ class Numbers(Rng):
         return self.numbers.pop(0).reshape(len(self), *shape).to(dtype)
 
 
-class Bounded(nn.Module):
+class Bounded(Denoiser):
     """A denoiser whose estimates lie strictly between -1 and 1, where a peer's clipping does nothing."""
-
-    moments = None
 
     def __init__(self, inner):
         super().__init__()
