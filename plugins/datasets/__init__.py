@@ -11,5 +11,6 @@ def invem_datasets() -> dict[str, str]:
         "fashion-mnist": "invem_plugins.datasets.fashion_mnist:fashion_mnist",
         "folder": "invem_plugins.datasets.folder:folder",
         "measurements": "invem_plugins.datasets.measurements:measurements",
+        "smooth-manifold": "invem_plugins.datasets.curve:smooth_manifold",
         "synthetic": "invem_plugins.datasets.synthetic:synthetic",
     }

@@ -14,6 +14,7 @@ def invem_metrics() -> dict[str, str]:
         "observation-likelihood": "invem_plugins.metrics.observation_likelihood:ObservationLikelihood",
         "psnr": "invem_plugins.metrics.psnr:PSNR",
         "self-consistency": "invem_plugins.metrics.self_consistency:SelfConsistency",
+        "sinkhorn": "invem_plugins.metrics.sinkhorn:Sinkhorn",
         "sliced-wasserstein": "invem_plugins.metrics.sliced_wasserstein:SlicedWasserstein",
         "ssim": "invem_plugins.metrics.ssim:SSIM",
     }
