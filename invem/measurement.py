@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Generator, Tensor
 
-from invem.batched import Batched
+from invem.batched import Batched, wide
 from invem.errors import Unsupported
 from invem.noise import NoiseModel
 from invem.operator import SVD, Operator
@@ -45,6 +45,12 @@ class Measurement(Batched):
             probe = torch.linspace(-1, 1, self.y[0].numel()).to(self.y).reshape(self.y[:1].shape)
             same = same if torch.equal(self.A[0](probe), probe) else set()
         return self.A.provides | self.noise.provides | same
+
+    def matrices(self) -> Tensor:
+        """Returns the matrices of linear operators on flattened signals, shape (B, m, d), float64. For few entries: A is called d times."""
+        d = math.prod(self.shape)
+        basis = torch.eye(d, dtype=self.y.dtype, device=self.y.device).reshape(d, 1, *self.shape)
+        return wide(torch.stack([self.A(e.expand(len(self), *self.shape)).flatten(1) for e in basis], -1))
 
     def residual(self, x: Tensor) -> Tensor:
         """Returns y - A(x), shape of y, zero in the entries of y that no x has a part in: norms of it do not count their noise."""

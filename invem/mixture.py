@@ -1,6 +1,5 @@
 """A mixture of Gaussians on signals: a prior with several modes whose posterior is known exactly."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -89,12 +88,15 @@ class Mixture(Batched):
         means = mean + torch.einsum("kij,bkj->bki", vectors, values / total * z)
         return torch.einsum("bk,bki->bi", log_r.softmax(-1), means).to(x_t.dtype).reshape(x_t.shape)
 
+    def spread(self, m: Measurement) -> Tensor:
+        """Returns the noise variances (B, m), float64, at least what keeps A C A^T + S invertible where they are 0."""
+        largest = self._eigen[0].max()
+        return wide(m.noise.var().expand_as(m.y).flatten(1)).clamp(min=float(1e-10 * largest + 1e-30))
+
     def _evidence(self, m: Measurement) -> tuple[Tensor, Tensor, Tensor]:
         """Returns A (B, m, d), the noise variances (B, m) and log w_k + log p(y | k), (B, K)."""
-        b, d = len(m), math.prod(self.shape)
-        basis = torch.eye(d, dtype=m.y.dtype, device=m.y.device).reshape(d, 1, *self.shape)
-        A = wide(torch.stack([m.A(e.expand(b, *self.shape)).flatten(1) for e in basis], -1))
-        var = wide(m.noise.var().expand_as(m.y).flatten(1))
+        A = m.matrices()
+        var = self.spread(m)
         y = wide(m.y.flatten(1))
         logs = []
         for mean, cov in zip(wide(self.means.flatten(1)), wide(self.covs), strict=True):

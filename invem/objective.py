@@ -54,6 +54,10 @@ class Objective(ABC):
         """
         return denoiser
 
+    def refuses(self, shape: tuple[int, ...]) -> str | None:
+        """Returns why it cannot fit signals of this shape, None if it can; `invem plan` asks."""
+        return None
+
     @property
     def closed_form(self) -> bool:
         """Whether `solve` is to be used."""

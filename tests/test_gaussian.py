@@ -8,7 +8,7 @@ from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.operators.random_projection import random_projection
 
-from invem import Gaussian, GaussianDenoiser, Measurement, Rng
+from invem import DataError, Gaussian, GaussianDenoiser, Measurement, Rng, Unsupported
 from invem.linalg import DPLR
 
 torch.set_num_threads(1)
@@ -204,3 +204,51 @@ def test_fit_in_many_dimensions_is_factor_analysis_too():
     learned = torch.linalg.eigvalsh(fitted.cov.factor.T @ fitted.cov.factor)
     true = torch.linalg.eigvalsh(factor.T @ factor)
     assert torch.allclose(learned, true, rtol=0.12)
+
+
+def products(x):
+    """The sample covariance of flattened signals and the estimated variance of each of its entries."""
+    gap = (x - x.mean(0)).flatten(1).double()
+    n = len(gap)
+    w = torch.einsum("ni,nj->nij", gap, gap)
+    return w.sum(0) / (n - 1), (w - w.mean(0)).square().sum(0) * n / (n - 1) ** 3
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 4, 4), (2, 3, 4)])
+def test_a_shrunken_covariance_is_the_formula(shape):
+    rng = torch.Generator().manual_seed(0)
+    place, loud, white = (torch.randn(n, *size, generator=rng, dtype=torch.float64) for n, size in ((1, shape), (60, ()), (60, shape)))
+    x = 1 + loud.reshape(-1, *[1] * len(shape)) * place + 0.3 * white  # whose correlations no smooth field has
+    sample, spread = products(x)
+    d = len(sample)
+    own, smooth, found = (Gaussian.shrunken(x, share).cov.dense() for share in (0.0, 1.0, None))
+    assert torch.allclose(own, sample, atol=1e-10)
+    share = spread.sum() / (sample - smooth).square().sum()
+    assert 0 < share < 1 and torch.allclose(found, (1 - share) * sample + share * smooth, atol=1e-8)
+    channel = d // math.prod(shape[-2:])
+    blocks = smooth.reshape(channel, d // channel, channel, d // channel)
+    assert all(blocks[i, :, j].abs().max() < 1e-9 for i in range(channel) for j in range(channel) if i != j)
+
+
+def test_few_signals_of_a_smooth_field_are_better_shrunken():
+    i = torch.arange(48, dtype=torch.float64)
+    true = 0.9 ** (i[:, None] - i).abs() * (1 + i / 24)[:, None] ** 0.5 * (1 + i / 24) ** 0.5
+    field = Gaussian.full(torch.zeros(48, dtype=torch.float64), true)
+
+    def off(found):
+        """The Kullback-Leibler divergence of the true law from the fitted one, of mean zero both."""
+        ratio = torch.linalg.solve(found.cov.dense().double(), true)
+        return float(ratio.trace() - 48 - torch.linalg.slogdet(ratio).logabsdet) / 2
+
+    x = field.sample(Rng.keyed("few", items=range(30)))
+    shrunken = Gaussian.shrunken(x)
+    assert off(shrunken) < 0.5 * min(off(Gaussian.fit(x, rank)) for rank in (1, 4, 8, 16, 29))
+    many = field.sample(Rng.keyed("many", items=range(20000)))
+    assert off(Gaussian.shrunken(many)) < 0.1
+
+
+def test_what_cannot_be_shrunken_is_refused():
+    with pytest.raises(DataError, match="2 signals"):
+        Gaussian.shrunken(torch.ones(1, 4))
+    with pytest.raises(Unsupported, match="4096"):
+        Gaussian.shrunken(torch.ones(3, 4097))

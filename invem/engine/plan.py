@@ -347,6 +347,10 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     condition = int(getattr(built, "condition", 0))
     own = (provides, condition, facts.prior, where == "data", len(shape) == 3, silent, measured if _is_odd(measured) else None)
     stages = _needs(recipe, builder, stages, metrics, *own)
+    for i, stage in enumerate(stages):
+        if stage.objective is not None and (reason := stage.objective.refuses(tuple(shape))):
+            assert stage.phase.fit is not None
+            builder.fail(("phases", i, "fit"), _own(stage.phase.fit.objective, reason))
     builder.done()
     return Plan(
         loaded=loaded,
@@ -706,13 +710,14 @@ def _check_policy(recipe: Recipe, builder: _Builder, i: int, sampler: PosteriorS
 
 def _abilities(stages: list[Stage], prior: str) -> list[tuple[frozenset[str], frozenset[str]]]:
     """What the denoiser can do in every E-step of a stage, and after the stage."""
-    known = {"": set(), "network": {"moments"}, "built": set(), "gaussian": {"moments", "closed form"}}
+    closed = {"moments", "closed form"}
+    known = {"": set(), "network": {"moments"}, "built": set(), "gaussian": closed, "mixture": closed}
     before: frozenset[str] = frozenset(known[prior])
     found = []
     for stage in stages:
         after = before
         if stage.objective is not None:
-            after = frozenset({"moments"}) | (frozenset({"closed form"}) if stage.objective.closed_form else stage.objective.provides)
+            after = frozenset(closed) if stage.objective.closed_form else frozenset({"moments"}) | stage.objective.provides
         found.append((before & after if stage.phase.rounds > 1 else before, after))
         before = after
     return found
@@ -743,7 +748,7 @@ def _needs(
                 place = f"{recipe.operator.name} with {recipe.noise.name} noise"
                 reason = f"{name} needs {_list(lacks)}, which {place} does not provide (it provides {_list(provides)})"
                 if lacks == {"closed form"}:
-                    reason = f"{name} needs a prior in closed form, a Gaussian, and the prior is a network then"
+                    reason = f"{name} needs a prior in closed form, a Gaussian or a mixture, and the prior is a network then"
                 elif lacks == {"conditional"}:
                     reason = f"{name} needs a prior that an earlier phase fitted by a conditional objective (cond-dsm)"
                 elif lacks == {"moments"}:

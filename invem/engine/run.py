@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from invem.batched import Batched, Rng
 from invem.dataset import Dataset
-from invem.denoiser import Begun, Denoiser, GaussianDenoiser, Preconditioned
+from invem.denoiser import Begun, Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned
 from invem.diffusion import generate
 from invem.engine import store, yaml
 from invem.engine.calibrate import Parameters, calibrate, number, rebuilt
@@ -38,6 +38,7 @@ from invem.gaussian import Gaussian
 from invem.linalg import DPLR
 from invem.measurement import Example, Measurement
 from invem.metric import Outcome
+from invem.mixture import Mixture
 from invem.noise import NoiseModel
 from invem.objective import Objective
 from invem.operator import Operator
@@ -316,6 +317,8 @@ class Run:
         moments = Gaussian(tensors["moments.mean"], DPLR(tensors["moments.diag"], tensors["moments.factor"])).to(self.device)
         if meta["kind"] == "gaussian":
             return GaussianDenoiser(moments)
+        if meta["kind"] == "mixture":
+            return MixtureDenoiser(Mixture(**_part(tensors, "mixture.")).to(self.device))
         network = self._network(meta["sigma_data"])
         try:
             network.load_state_dict(_part(tensors, "network."))
@@ -530,7 +533,7 @@ class Run:
             here = m[index[shard]].to(self.device)
             with _counted(denoiser) as called:
                 x = sampler(prior, here, self._rng("e-step", p, r, items=shard.tolist()))
-            passes += called[0] + len(shard) * sampler.cost[1] * (not isinstance(denoiser, GaussianDenoiser))
+            passes += called[0] + len(shard) * sampler.cost[1] * (not isinstance(denoiser, (GaussianDenoiser, MixtureDenoiser)))
             bad = ~x.flatten(1).isfinite().all(1)
             if bad.any():
                 again = sampler(prior, here, self._rng("e-step-again", p, r, items=shard.tolist()))
@@ -602,7 +605,11 @@ class Run:
             blank = before if before is not None else GaussianDenoiser(Gaussian.standard(self.plan.shape).to(self.device))
             fitted = stage.objective.solve(blank, batches)
             moments = fitted.known_moments()
-            store.write(path, _moments(moments), {"kind": "gaussian"})
+            tensors, kind = _moments(moments), "gaussian"
+            if isinstance(fitted, MixtureDenoiser):
+                tensors |= _named("mixture.", {name: getattr(fitted.prior, name) for name in ("weights", "means", "covs")})
+                kind = "mixture"
+            store.write(path, tensors, {"kind": kind})
             yield self._log("fit", **name, **clock.read(), std=float(moments.cov.diag.mean().sqrt()))
             return
         passes = yield from self._train(p, r, stage, path, x, m, before)

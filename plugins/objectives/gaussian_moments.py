@@ -1,11 +1,12 @@
 """A Gaussian prior in closed form: the warm start that needs no clean image."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 
 from invem import Denoiser, Example, Gaussian, GaussianDenoiser, Objective, RecipeError, Rng
 
@@ -19,11 +20,20 @@ class GaussianMoments(Objective):
 
     Attributes:
         rank: The number of factors F.
+        shrink: For a few signals (granted clean images): the share of the covariance of a smooth field in theirs (`Gaussian.shrunken`),
+            between 0 and 1, or "auto"; null is factor analysis. For signals of at most 4,096 entries.
     """
 
     rank: Annotated[int, Ge(0)] = 64
+    shrink: Annotated[float, Interval(ge=0, le=1)] | Literal["auto"] | None = None
 
     needs = frozenset({"adjoint", "var"})
+
+    def refuses(self, shape: tuple[int, ...]) -> str | None:
+        d = math.prod(shape)
+        if self.shrink is None or d <= Gaussian.LARGEST:
+            return None
+        return f"with shrink it is for signals of at most {Gaussian.LARGEST} entries, and these have {d}"
 
     def solve(self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]) -> Denoiser:
         drawn = []
@@ -36,4 +46,7 @@ class GaussianMoments(Objective):
                 drawn.append(prior.posterior(m, rng))
             else:
                 raise RecipeError("gaussian-moments was given neither signals nor measurements")
-        return GaussianDenoiser(Gaussian.fit(torch.cat(drawn), self.rank))
+        x = torch.cat(drawn)
+        if self.shrink is None:
+            return GaussianDenoiser(Gaussian.fit(x, self.rank))
+        return GaussianDenoiser(Gaussian.shrunken(x, None if self.shrink == "auto" else self.shrink))

@@ -1,0 +1,129 @@
+"""A mixture of Gaussians in closed form: a prior with many modes, for signals of few dimensions, from measurements alone."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from invem import Denoiser, Example, Gaussian, Mixture, MixtureDenoiser, Objective, RecipeError, Rng
+from invem.batched import wide
+
+LARGEST = 256  # entries of a signal
+ENTRIES = 2**23  # of the largest tensor of an E-step
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianMixture(Objective):
+    """EM on a mixture of Gaussians with full covariances (A. Dempster, N. Laird and D. Rubin, J. Royal Stat. Soc. B 39, 1977).
+
+    From measurements y = A x + n, linear with Gaussian noise, responsibilities and the first two moments of p(x | y, k) are exact, and
+    the M-step has them in place of draws: an iteration never lowers the likelihood of the measurements (but for `floor`). From signals
+    it is EM for a mixture of what is given.
+
+    It goes on from a mixture of as many components; from any other prior it begins with the Gaussian of the prior's moments, whose
+    posterior draws for the first observations are the first means. The work grows with the components, the observations and the cube of
+    the entries of y, and the covariances have d^2 entries each: for signals of a few dozen entries.
+
+    Attributes:
+        components: The number of components, at most that of the examples.
+        iterations: Iterations of EM in a round.
+        spread: The first covariance of each component, as a share of the covariance of the Gaussian.
+        floor: What is added to each variance in an iteration, as a share of the mean variance of the prior, so that no component
+            shrinks to a point.
+    """
+
+    components: Annotated[int, Ge(1)] = 32
+    iterations: Annotated[int, Ge(1)] = 10
+    spread: Annotated[float, Gt(0)] = 0.2
+    floor: Annotated[float, Gt(0)] = 1e-6
+
+    needs = frozenset({"adjoint", "var"})
+
+    def refuses(self, shape: tuple[int, ...]) -> str | None:
+        d = math.prod(shape)
+        return f"it is for signals of at most {LARGEST} entries, and these have {d}: use gaussian-moments" if d > LARGEST else None
+
+    def solve(self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]) -> Denoiser:
+        prior = getattr(denoiser, "prior", None)
+        components = min(self.components, sum(len(rng) for _, rng in batches()))
+        if not isinstance(prior, Mixture) or len(prior.weights) != components:
+            prior = self._first(denoiser, batches(), components)
+        for _ in range(self.iterations):
+            prior = self._step(prior, batches())
+        return MixtureDenoiser(prior)
+
+    def _first(self, denoiser: Denoiser, batches: Iterable[tuple[Example, Rng]], components: int) -> Mixture:
+        means: list[Tensor] = []
+        gaussian = denoiser.moments
+        for example, rng in batches:
+            m, x = example.measurement, example.x
+            if x is None and m is None:
+                raise RecipeError("gaussian-mixture was given neither signals nor measurements")
+            if x is None and m is not None:
+                gaussian = gaussian or Gaussian.standard(m.shape).to(m.y.device)
+                x = gaussian.posterior(m, rng)
+            elif x is not None and not means:
+                gaussian = Gaussian.fit(x, math.prod(x.shape[1:])) if len(x) > 1 else Gaussian.standard(tuple(x.shape[1:])).to(x.device)
+            assert x is not None
+            means.append(x)
+            if sum(map(len, means)) >= components:
+                break
+        first = torch.cat(means)[:components]
+        assert gaussian is not None
+        cov = wide(gaussian.cov.dense())
+        cov = self.spread * cov + self._lift(cov)
+        weights = torch.full((components,), 1 / components, dtype=torch.float64, device=first.device)
+        return Mixture(weights, first, cov.expand(components, -1, -1).contiguous())
+
+    def _step(self, prior: Mixture, batches: Iterable[tuple[Example, Rng]]) -> Mixture:
+        """One iteration of EM, its sums in float64."""
+        mean, cov = wide(prior.means.flatten(1)), wide(prior.covs)
+        count, first, second = torch.zeros_like(wide(prior.weights)), torch.zeros_like(mean), torch.zeros_like(cov)
+        for A, y, var in (part for example, _ in batches for part in _linear(example, prior)):
+            AC = torch.einsum("bmi,kij->bkmj", A, cov)
+            chol = torch.linalg.cholesky(torch.einsum("bkmj,bnj->bkmn", AC, A) + torch.diag_embed(var)[:, None])
+            r = y[:, None] - torch.einsum("bmi,ki->bkm", A, mean)
+            white = torch.linalg.solve_triangular(chol, torch.cat([AC, r[..., None]], -1), upper=False)
+            gain, z = white[..., :-1], white[..., -1]
+            log = wide(prior.weights).log() - 0.5 * z.square().sum(-1) - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            share = log.softmax(-1)
+            centre = mean + torch.einsum("bkmi,bkm->bki", gain, z)
+            pulled = gain * share.sqrt()[..., None, None]
+            count += share.sum(0)
+            first += torch.einsum("bk,bki->ki", share, centre)
+            second += torch.einsum("bki,bkj->kij", share[..., None] * centre, centre)
+            second -= torch.einsum("bkmi,bkmj->kij", pulled, pulled)
+        total = count.clamp(min=1e-12)[:, None]
+        means = torch.where(count[:, None] > 1e-6, first / total, mean)
+        covs = (second / total[..., None] - means[:, :, None] * means[:, None]) + cov
+        covs = torch.where(count[:, None, None] > 1e-6, (covs + covs.mT) / 2, cov)
+        weights = count.clamp(min=1e-6) / count.clamp(min=1e-6).sum()
+        middle = means - weights @ means
+        whole = torch.einsum("k,kij->ij", weights, covs) + torch.einsum("k,ki,kj->ij", weights, middle, middle)
+        return Mixture(weights, means.reshape(prior.means.shape).to(prior.means), covs + self._lift(whole))
+
+    def _lift(self, whole: Tensor) -> Tensor:
+        """Returns what is added to a covariance: a share of the mean variance of the whole prior."""
+        return (self.floor * whole.diagonal().mean() + 1e-12) * torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
+
+
+def _linear(example: Example, prior: Mixture) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields A (B, m, d), y (B, m) and the noise's variance (B, m), of a few examples at a time; of signals, A = I, y = x and 0."""
+    x, m, components = example.x, example.measurement, len(prior.weights)
+    if x is not None:
+        flat = wide(x.flatten(1))
+        d = flat.shape[1]
+        size = max(ENTRIES // (components * d * (d + 1)), 1)
+        eye = torch.eye(d, dtype=flat.dtype, device=flat.device)
+        for part in flat.split(size):
+            yield eye.expand(len(part), d, d), part, torch.zeros_like(part)
+        return
+    assert m is not None
+    d, size = math.prod(m.shape), max(ENTRIES // (components * m.y[0].numel() * (math.prod(m.shape) + 1)), 1)
+    for index in torch.arange(len(m)).split(size):
+        part = m[index]
+        yield part.matrices(), wide(part.y.flatten(1)), prior.spread(part)
