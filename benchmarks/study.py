@@ -14,12 +14,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "docs" / "results" / "study"
-TASKS = {"mask": "60 % of the pixels hidden, noise 0.05", "noise": "noise 0.2", "blur": "blur of std 1.2 px, noise 0.05"}
 ROWS = {
     "observations": "observations",
     "warm-start": "Gaussian warm start",
+    "mixture": "mixture of Gaussians",
     "emdiffusion": "EMDiffusion",
     "diem": "DiEM",
     "diffem": "DiffEM",
@@ -32,7 +34,9 @@ ROWS = {
     "ours": "**ours**",
     "clean": "clean images (the ceiling)",
 }
+PARTS = ("observations", "warm-start", "mixture")  # rows that are a phase of our default
 COLUMNS = ("frechet", "psnr", "ssim", "data-misfit", "calibration", "observation-distance")
+HEADS = ("Fréchet", "PSNR, dB", "SSIM", "misfit", "coverage", "observation distance")
 
 
 def kept(name, seed):
@@ -48,13 +52,14 @@ def keep(name, seed, runs):
     stages = [row["name"] for row in found["evaluations"]]
     learning = {phase: sum(v for event, v in spent.items() if event in ("e-step", "fit")) for phase, spent in found["cpu"].items()}
     passes = {phase: sum(spent.values()) for phase, spent in found["passes"].items()}
-    clean = next((line.split(":")[1].strip() for line in found["recipe"].splitlines() if line.startswith("clean:")), "0")
+    recipe = yaml.safe_load(found["recipe"])
+    granted, count = recipe.get("clean", 0), recipe.get("count")
     row = {
         "name": name,
         "seed": seed,
         "environment": found["environment"],
         "components": found["components"],
-        "clean": 4096 if clean == "all" else int(clean),
+        "clean": count if granted == "all" else granted,
         "cpu": learning,
         "passes": passes,
         "evaluations": found["evaluations"],
@@ -64,40 +69,41 @@ def keep(name, seed, runs):
     (KEPT / f"{name}-{seed}.json").write_text(json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def cells(found, evaluation, cpu, passes, clean):
+def cells(columns, evaluation, cpu, passes, clean):
     values = evaluation["metrics"]
     shown = []
-    for name in COLUMNS:
+    for name in columns:
         value = next((v for label, v in values.items() if label.startswith(name)), None)
         digits = ".2f" if name == "psnr" else ".3g"
         shown.append("" if value is None or value["value"] is None else format(value["value"], digits))
     return [*shown, str(clean), f"{cpu / 60:.1f}", f"{passes / 1e6:.2f}"]
 
 
+def line(label, columns, found, phase=None):
+    """One line of a table: a run, or its phase of that name and those before it."""
+    phases = [e["name"] for e in found["evaluations"]]
+    last = len(phases) - 1 if phase is None else phases.index(phase)
+    before = phases[: last + 1]
+    cpu, passes = (sum(spent for name, spent in found[key].items() if name in before) for key in ("cpu", "passes"))
+    clean = 0 if phase == "observations" else found["clean"]
+    return f"| {label} | " + " | ".join(cells(columns, found["evaluations"][last], cpu, passes, clean)) + " |"
+
+
 def table(task):
-    """The table of one task: one line a row, those of several seeds with their spread."""
-    lines = [
-        "| | Fréchet | PSNR, dB | SSIM | misfit | coverage | observation distance | clean images | CPU, min | network passes, millions |",
-        "|---|" + "---:|" * 9,
-    ]
-    ours = kept(f"ours-{task}", 0)
+    """The table of one task: one line a row, and one more for each further seed."""
+    columns, heads = (("sinkhorn",), ("Sinkhorn divergence",)) if task == "manifold" else (COLUMNS, HEADS)
+    shown = [*heads, "clean images", "CPU, min", "network passes, millions"]
+    lines = ["| | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(shown)]
     for row, label in ROWS.items():
-        found = ours if row in ("observations", "warm-start") else kept(f"{row}-{task}", 0)
-        if found is None:
+        found = kept(f"{'ours' if row in PARTS else row}-{task}", 0)
+        if found is None or (row in PARTS and row not in [e["name"] for e in found["evaluations"]]):
             continue
-        phases = [e["name"] for e in found["evaluations"]]
-        if row == "observations":
-            shown = cells(found, found["evaluations"][phases.index("observations")], 0, 0, 0)
-        elif row == "warm-start":
-            shown = cells(found, found["evaluations"][phases.index("warm-start")], found["cpu"]["warm-start"], 0, found["clean"])
-        else:
-            shown = cells(found, found["evaluations"][-1], sum(found["cpu"].values()), sum(found["passes"].values()), found["clean"])
-        lines.append(f"| {label} | " + " | ".join(shown) + " |")
+        if row == "observations" and task == "manifold":
+            continue
+        lines.append(line(label, columns, found, row if row in PARTS else None))
         for seed in (1, 2):
-            more = None if row in ("observations", "warm-start") else kept(f"{row}-{task}", seed)
-            if more is not None:
-                shown = cells(more, more["evaluations"][-1], sum(more["cpu"].values()), sum(more["passes"].values()), more["clean"])
-                lines.append(f"| {label.strip('*')}, seed {seed} | " + " | ".join(shown) + " |")
+            if row not in PARTS and (more := kept(f"{row}-{task}", seed)) is not None:
+                lines.append(line(f"{label.strip('*')}, seed {seed}", columns, more))
     return "\n".join(lines) if len(lines) > 2 else "Not run yet."
 
 

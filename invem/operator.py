@@ -112,6 +112,9 @@ class Chain(Operator):
 
     parts: tuple[Operator, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "straight_through", any(part.straight_through for part in self.parts))
+
     def __call__(self, x: Tensor) -> Tensor:
         for part in self.parts:
             x = part(x)
