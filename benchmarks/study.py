@@ -31,6 +31,7 @@ ROWS = {
     "ambient-tweedie-consistency": "Ambient Tweedie, consistency",
     "sure-score": "SURE-Score",
     "sfbd": "SFBD",
+    "sfbd-online": "SFBD, online",
     "ours": "**ours**",
     "clean": "clean images (the ceiling)",
 }
