@@ -87,16 +87,16 @@ class Gaussian(Batched):
     def shrunken(cls, x: Tensor, share: float | None = None, floor: float = 1e-4) -> Self:
         """Fits mean and a dense covariance to a few signals, the covariance shrunken towards that of a smooth field.
 
-        (1 - a) S + a T. T has the variance of each entry, and between entries the correlations of a field that is independent in the
-        basis of the discrete cosine transform over the last two dimensions (one, for a vector): as few signals as 50 tell the spectrum,
-        which is what a factor analysis of them gets wrong, the more so the finer the detail. If `share` is None,
-        a = sum var(s_ij) / sum (s_ij - t_ij)^2 (O. Ledoit & M. Wolf 2003, as J. Schäfer & K. Strimmer 2005,
+        (1 - a) S + a T. T has the variance of each entry, and between entries the correlations of a field that has the spectrum of the
+        signals and is independent in the basis of the discrete cosine transform over the last two dimensions (one, for a vector): as few
+        signals as 50 tell the spectrum, which is what a factor analysis of them gets wrong, the more so the finer the detail. If `share`
+        is None, a = sum var(s_ij) / sum (s_ij - t_ij)^2 (O. Ledoit & M. Wolf 2003, as J. Schäfer & K. Strimmer 2005,
         doi:10.2202/1544-6115.1175, estimate it).
 
         Args:
             x: Signals, shape (N, *shape), N >= 2.
             share: a, between 0 and 1.
-            floor: The smallest variance of a pixel in T, in squared units of the data.
+            floor: The smallest variance of a pixel of T, in squared units of the data.
 
         Raises:
             DataError: If there are fewer than two signals.
@@ -116,8 +116,10 @@ class Gaussian(Batched):
         basis = torch.ones(1, 1, dtype=flat.dtype, device=flat.device)
         for side in sides:
             basis = torch.kron(basis, _cosines(side).to(flat))
-        power = ((gap / std).reshape(n, -1, len(basis)) @ basis.T).square().sum(0) / (n - 1)
+        power = (gap.reshape(n, -1, len(basis)) @ basis.T).square().sum(0) / (n - 1)
         blocks = basis.T @ (power[:, :, None] * basis)
+        root = blocks.diagonal(dim1=1, dim2=2).clamp(min=1e-12).sqrt()
+        blocks = blocks / (root[:, :, None] * root[:, None])
         target = torch.zeros_like(sample)
         for i, block in enumerate(torch.unbind(blocks)):
             part = slice(i * len(basis), (i + 1) * len(basis))

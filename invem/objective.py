@@ -78,12 +78,12 @@ def noise_levels(rng: Rng, x: Tensor, p_mean: float = -1.2, p_std: float = 1.2, 
         least: One level, or one for each sample: (B,) or (B, 1, ...).
     """
     z = rng.normal(1, dtype=torch.float64).to("cpu")
-    floor = torch.as_tensor(least, dtype=torch.float64).cpu().reshape(-1, 1)
+    floor = torch.as_tensor(least).cpu().double().reshape(-1, 1)
     if bool((floor > 0).any()):
         # A normal given z > c is symmetric to one given z < -c, whose distribution function keeps its digits.
         share = torch.special.ndtr(-(floor.log() - p_mean) / p_std)
         z = torch.where(floor > 0, -torch.special.ndtri((share * torch.special.ndtr(-z)).clamp(min=1e-300)), z)
-    return (p_mean + p_std * z).exp().reshape(-1, *[1] * (x.ndim - 1)).to(x)
+    return (p_mean + p_std * z).exp().maximum(floor).reshape(-1, *[1] * (x.ndim - 1)).to(x)
 
 
 def edm_weight(denoiser: Denoiser, sigma: Tensor) -> Tensor:

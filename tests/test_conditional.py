@@ -547,6 +547,18 @@ def test_the_start_has_the_mean_and_the_covariance_of_the_posterior_at_that_leve
     assert float(torch.linalg.eigvalsh(torch.cov(blind.T))[0]) < 0.97
 
 
+@pytest.mark.parametrize("g", [0.5, 1.0, 2.0])
+def test_guidance_has_the_covariance_of_its_flow(g):
+    """Where C and P commute, a deviation d of the probability flow has d ln d/d sigma = (1 - g) sigma/(C + sigma^2) + g sigma/(P + sigma^2)
+    along each common eigenvector, so that the draws end with the covariance C^(1 - g) P^g."""
+    m, n = one("identity"), 20_000
+    x = draw(Conditional(guidance=g, steps=64), m, n).double()
+    values, vectors = torch.linalg.eigh(PRIOR.cov.dense().double())
+    expected = values ** (1 - g) * (1 / values + NOISE**-2) ** -g
+    found = (vectors.T @ torch.cov(x.T) @ vectors).diagonal()
+    assert float((found / expected - 1).abs().max()) < 0.06
+
+
 def test_its_cost_is_what_it_says():
     m = one("mask")
     for options in ({}, {"guidance": 1.5}, {"stepping": "ancestral", "steps": 5}, {"guidance": 0.0, "steps": 3}):

@@ -223,6 +223,7 @@ def test_a_shrunken_covariance_is_the_formula(shape):
     d = len(sample)
     own, smooth, found = (Gaussian.shrunken(x, share).cov.dense() for share in (0.0, 1.0, None))
     assert torch.allclose(own, sample, atol=1e-10)
+    assert torch.allclose(smooth.diagonal(), sample.diagonal(), rtol=1e-6)
     share = spread.sum() / (sample - smooth).square().sum()
     assert 0 < share < 1 and torch.allclose(found, (1 - share) * sample + share * smooth, atol=1e-8)
     channel = d // math.prod(shape[-2:])

@@ -61,6 +61,33 @@ def test_a_step_has_the_moments_of_the_posterior(seen):
     assert torch.allclose(found.cov.dense().double(), cov, atol=1e-5)
 
 
+def test_each_component_is_the_weighted_mean_of_its_posteriors():
+    """Noise that differs between observations; the responsibilities and moments of each component by dense formulas."""
+    x = TRUE.sample(Rng.keyed("dense", items=range(60)))
+    rng = Rng.generator("dense")
+    A = random_projection(60, (D,), rng, measurements=2)
+    noise = gaussian(60, (2,), rng, sigma=[0.1, 0.6])
+    m = Measurement(noise.sample(A(x), rng), A, noise)
+    found = GaussianMixture(components=2, iterations=1, floor=1e-15).solve(MixtureDenoiser(START), given(m=m, size=20)).prior
+    shares, means, covs = [], [], []
+    for i in range(60):
+        a, y, s = m.A.matrix[i].double(), m.y[i].double(), m.noise.var().expand_as(m.y)[i].double().diag()
+        log, mu, p = [], [], []
+        for w, mean, c in zip(START.weights.double(), START.means.double(), START.covs.double(), strict=True):
+            total, gap = a @ c @ a.T + s, y - a @ mean
+            log.append(w.log() + torch.distributions.MultivariateNormal(a @ mean, total).log_prob(y))
+            gain = c @ a.T @ total.inverse()
+            mu.append(mean + gain @ gap)
+            p.append(c - gain @ a @ c)
+        shares.append(torch.stack(log).softmax(0)), means.append(torch.stack(mu)), covs.append(torch.stack(p))
+    r, mu, p = torch.stack(shares), torch.stack(means), torch.stack(covs)
+    expected = torch.einsum("bk,bki->ki", r, mu) / r.sum(0)[:, None]
+    gap = mu - expected
+    cov = torch.einsum("bk,bkij->kij", r, p + gap[..., :, None] * gap[..., None, :]) / r.sum(0)[:, None, None]
+    assert torch.allclose(found.weights, r.mean(0), atol=1e-6)
+    assert torch.allclose(found.means.double(), expected, atol=1e-5) and torch.allclose(found.covs, cov, atol=1e-5)
+
+
 def test_one_component_is_em_on_a_gaussian(seen):
     first = Mixture(torch.ones(1).double(), torch.zeros(1, D), torch.eye(D)[None].double())
     found = GaussianMixture(components=1, iterations=200, floor=1e-15).solve(MixtureDenoiser(first), given(m=seen)).prior
@@ -86,6 +113,10 @@ def test_it_does_not_depend_on_the_batches(seen, monkeypatch):
     monkeypatch.setattr(gaussian_mixture, "ENTRIES", 100)
     parts = GaussianMixture(components=2).solve(MixtureDenoiser(START), given(m=seen, size=77)).prior
     assert torch.allclose(whole.covs, parts.covs, rtol=1e-6, atol=1e-8) and torch.allclose(whole.means, parts.means, atol=1e-5)
+    monkeypatch.undo()
+    x, first = TRUE.sample(Rng.keyed("clean", items=range(120))), GaussianDenoiser(Gaussian.standard((D,)))
+    one, other = (GaussianMixture(components=4, iterations=5).solve(first, given(x=x, size=size)).prior for size in (1, 120))
+    assert torch.allclose(one.covs, other.covs, rtol=1e-4, atol=1e-6) and torch.allclose(one.means, other.means, atol=1e-4)
 
 
 def test_it_finds_a_mixture_from_projections():

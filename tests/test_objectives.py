@@ -1,5 +1,6 @@
 """Objectives: one loss a sample, the known denoiser as minimiser, the supervised gradient in expectation, and bias where there is one."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -224,6 +225,20 @@ def test_the_law_of_edm_is_refused_elsewhere():
     for options in ({"p_mean": 0.0}, {"p_std": 1.0}):
         with pytest.raises(RecipeError, match="weighting: edm"):
             DSM(weighting="flow", **options)
+
+
+def test_no_noise_level_is_below_the_least():
+    x = torch.zeros(200, 3)
+    for least in (0.3, 0.5, torch.full((200, 1), 0.7)):
+        assert bool((noise_levels(rng(200, "least"), x, math.log(0.3), 0.01, least) >= torch.as_tensor(least)).all())
+
+
+def test_a_mask_that_shows_all_of_the_first_signal_is_not_the_identity():
+    seen = torch.ones(300, D)
+    seen[7, 1] = 0
+    A = Mask((D,), seen)
+    assert "identity" in A[:5].provides | Measurement(torch.zeros(5, D), A[:5], Noise(torch.ones(5, 1))).provides
+    assert "identity" not in Measurement(torch.zeros(20, D), A[:20], Noise(torch.ones(20, 1))).provides
 
 
 # Noisy observations: the minimiser and the supervised gradient

@@ -31,8 +31,8 @@ _HIDDEN = 1e6  # the noise level that a hidden pixel counts as
 class Ambient(Objective):
     """E w |S (D(M x_t, sigma, M) - y)|^2 / d for masks S that differ between observations (Ambient Diffusion, Daras et al. 2023,
     arXiv 2305.19256, eq. 3.2): M hides a share `delta` of what S shows too, and the network, which is given M x_t and M, predicts all
-    that is measured. Where each pixel is at times among those that S shows and M hides, the minimiser is E[x | M x_t, M] in
-    all pixels; a pixel that no observation shows stays undetermined.
+    that is measured. Where each pixel is, given M, at times among those that S shows, the minimiser is E[x | M x_t, M] in all
+    pixels. What no S that contains M shows stays undetermined: a pixel that no observation shows, the other half where S are halves.
 
     With noise s_y in y, x_t = y + sqrt(sigma^2 - s_y^2) z for sigma > s_y. In the pixels of M the residual is that of Ambient Tweedie
     (Daras et al. 2024, arXiv 2404.10177), a D + (1 - a) x_t - y with a = 1 - s_y^2/sigma^2: the noise of y is a part of that of x_t, and

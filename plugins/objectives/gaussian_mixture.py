@@ -24,9 +24,10 @@ class GaussianMixture(Objective):
     the M-step has them in place of draws: an iteration never lowers the likelihood of the measurements (but for `floor`). From signals
     it is EM for a mixture of what is given.
 
-    It goes on from a mixture of as many components; from any other prior it begins with the Gaussian of the prior's moments, whose
-    posterior draws for the first observations are the first means. The work grows with the components, the observations and the cube of
-    the entries of y, and the covariances have d^2 entries each: for signals of a few dozen entries.
+    It goes on from a mixture of as many components. From any other prior it begins with the Gaussian of the prior's moments, whose
+    posterior draws for the first observations are the first means; with signals, with their own Gaussian and the first of them. The
+    work grows with the components, the observations and the cube of the entries of y, and the covariances have d^2 entries each: for
+    signals of a few dozen entries.
 
     Attributes:
         components: The number of components, at most that of the examples.
@@ -64,19 +65,20 @@ class GaussianMixture(Objective):
             if x is None and m is None:
                 raise RecipeError("gaussian-mixture was given neither signals nor measurements")
             if x is None and m is not None:
+                if sum(map(len, means)) >= components:
+                    break
                 gaussian = gaussian or Gaussian.standard(m.shape).to(m.y.device)
                 x = gaussian.posterior(m, rng)
-            elif x is not None and not means:
-                gaussian = Gaussian.fit(x, math.prod(x.shape[1:])) if len(x) > 1 else Gaussian.standard(tuple(x.shape[1:])).to(x.device)
             assert x is not None
             means.append(x)
-            if sum(map(len, means)) >= components:
-                break
         first = torch.cat(means)[:components]
+        if example.x is not None:
+            gaussian = Gaussian.fit(torch.cat(means), first[0].numel()) if sum(map(len, means)) > 1 else Gaussian.standard(first.shape[1:])
+            gaussian = gaussian.to(first.device)
         assert gaussian is not None
         cov = wide(gaussian.cov.dense())
         cov = self.spread * cov + self._lift(cov)
-        weights = torch.full((components,), 1 / components, dtype=torch.float64, device=first.device)
+        weights = wide(torch.full((components,), 1.0, device=first.device)) / components
         return Mixture(weights, first, cov.expand(components, -1, -1).contiguous())
 
     def _step(self, prior: Mixture, batches: Iterable[tuple[Example, Rng]]) -> Mixture:
@@ -123,7 +125,7 @@ def _linear(example: Example, prior: Mixture) -> Iterator[tuple[Tensor, Tensor, 
             yield eye.expand(len(part), d, d), part, torch.zeros_like(part)
         return
     assert m is not None
-    d, size = math.prod(m.shape), max(ENTRIES // (components * m.y[0].numel() * (math.prod(m.shape) + 1)), 1)
+    d, size = math.prod(m.shape), max(ENTRIES // (components * m.y[0].numel() * max(math.prod(m.shape) + 1, m.y[0].numel())), 1)
     for index in torch.arange(len(m)).split(size):
         part = m[index]
         yield part.matrices(), wide(part.y.flatten(1)), prior.spread(part)

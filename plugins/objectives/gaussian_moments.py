@@ -19,15 +19,19 @@ class GaussianMoments(Objective):
     M-step is the maximum-likelihood factor analysis of what was drawn.
 
     Attributes:
-        rank: The number of factors F.
+        rank: The number of factors F; 64 if null. Not with `shrink`, whose covariance has all.
         shrink: For a few signals (granted clean images): the share of the covariance of a smooth field in theirs (`Gaussian.shrunken`),
             between 0 and 1, or "auto"; null is factor analysis. For signals of at most 4,096 entries.
     """
 
-    rank: Annotated[int, Ge(0)] = 64
+    rank: Annotated[int, Ge(0)] | None = None
     shrink: Annotated[float, Interval(ge=0, le=1)] | Literal["auto"] | None = None
 
     needs = frozenset({"adjoint", "var"})
+
+    def __post_init__(self) -> None:
+        if self.shrink is not None and self.rank is not None:
+            raise RecipeError("gaussian-moments: rank is for shrink: null; a shrunken covariance has all factors")
 
     def refuses(self, shape: tuple[int, ...]) -> str | None:
         d = math.prod(shape)
@@ -48,5 +52,5 @@ class GaussianMoments(Objective):
                 raise RecipeError("gaussian-moments was given neither signals nor measurements")
         x = torch.cat(drawn)
         if self.shrink is None:
-            return GaussianDenoiser(Gaussian.fit(x, self.rank))
+            return GaussianDenoiser(Gaussian.fit(x, 64 if self.rank is None else self.rank))
         return GaussianDenoiser(Gaussian.shrunken(x, None if self.shrink == "auto" else self.shrink))

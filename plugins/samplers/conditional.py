@@ -12,7 +12,9 @@ from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional(PosteriorSampler):
-    """The E-step of DiffEM (arXiv 2510.12691): the network is the sampler, and nothing is approximated but E[x | x_t, y] itself.
+    """The E-step of DiffEM (arXiv 2510.12691): the network is the sampler, and nothing is approximated but E[x | x_t, c], c what
+    `conditioning` makes of the measurement. Where c does not tell A and the noise, as of random projections or of kernels and levels that
+    differ between observations, the draws are those of p(x | c), which knows less than p(x | y).
 
     The chain starts from x_T = x_hat + sigma (z/2 + sqrt(3)/2 z') with x_hat = D(mean + sigma z, sigma, y). At large sigma the slope of D
     is Cov[x | y]/sigma^2, so that x_T has the mean E[x | y] and the covariance sigma^2 I + Cov[x | y] of a draw of the posterior plus
@@ -21,7 +23,7 @@ class Conditional(PosteriorSampler):
     Attributes:
         steps: Noise levels.
         stepping: How the reverse diffusion is run.
-        guidance: 1 is the posterior. Another g is classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598),
+        guidance: 1 is the posterior given c. Another g is classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598),
             D(x_t) + g (D(x_t, y) - D(x_t)), at twice the cost: above 1 the draws agree with y more than they should and spread less; 0 is
             the prior.
         schedule: The noise levels.
