@@ -3,9 +3,11 @@
     python benchmarks/study.py list
     python benchmarks/study.py run ours-mask [--seed 1] [--runs runs/study]
     python benchmarks/study.py keep ours-mask [--seed 1]
+    python benchmarks/study.py floor
 
 `run` carries a row out, or goes on with it, on one core, and keeps its result in docs/results/study/. `keep` only does the latter, from a
-finished run. `benchmarks/tables.py` makes the tables from there. A test compares them.
+finished run. `floor` measures the Sinkhorn divergence of as many training points of the manifold as the samples that are compared.
+`benchmarks/tables.py` makes the tables from there. A test compares them.
 """
 
 import argparse
@@ -34,6 +36,7 @@ ROWS = {
     "sfbd-online": "SFBD, online",
     "ours": "**ours**",
     "clean": "clean images (the ceiling)",
+    "floor": "as many true points (the floor)",
 }
 PARTS = ("observations", "warm-start", "mixture")  # rows that are a phase of our default
 COLUMNS = ("frechet", "psnr", "ssim", "data-misfit", "calibration", "observation-distance")
@@ -68,6 +71,21 @@ def keep(name, seed, runs):
     assert stages, f"{name}: nothing was evaluated"
     KEPT.mkdir(parents=True, exist_ok=True)
     (KEPT / f"{name}-{seed}.json").write_text(json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def floor(count=4096):
+    """Writes the divergence of two sets of true points of the manifold."""
+    import torch
+    from invem_plugins.datasets.curve import smooth_manifold
+    from invem_plugins.metrics.sinkhorn import Sinkhorn
+
+    from invem import Outcome
+
+    x, y = (smooth_manifold(split)[torch.arange(count)].x for split in ("train", "test"))
+    value = float(Sinkhorn(epsilon=1e-3, samples=count, tol=1e-3)(Outcome((-2.0, 2.0), samples=x, reference=y), {}))
+    evaluation = {"name": "floor", "metrics": {"sinkhorn": {"value": value}}}
+    row = {"name": "floor-manifold", "seed": 0, "clean": count, "cpu": {}, "passes": {}, "evaluations": [evaluation]}
+    (KEPT / "floor-manifold-0.json").write_text(json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def cells(columns, evaluation, cpu, passes, clean):
@@ -110,7 +128,7 @@ def table(task):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["list", "run", "keep"])
+    parser.add_argument("what", choices=["list", "run", "keep", "floor"])
     parser.add_argument("name", nargs="?", help="A recipe of recipes/study, without .yaml.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
@@ -118,6 +136,9 @@ def main():
     if options.what == "list":
         for path in sorted((ROOT / "recipes" / "study").glob("*.yaml")):
             print(path.stem)
+        return
+    if options.what == "floor":
+        floor()
         return
     out = options.runs / f"{options.name}-{options.seed}"
     if options.what == "run":
