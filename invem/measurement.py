@@ -75,6 +75,20 @@ class Measurement(Batched):
         return self.A.vjp(x, grad)
 
 
+    def level(self, name: str) -> Tensor:
+        """Returns the standard deviation of the noise of signals that were measured by A = I, shape (B, 1, ...).
+
+        Args:
+            name: The component that asks, for the message.
+
+        Raises:
+            Unsupported: If A is another operator, or the noise not of one level for all entries of an observation.
+        """
+        var = self.noise.var().expand_as(self.y).flatten(1)
+        if "identity" not in self.provides or bool((var != var[:, :1]).any()):
+            raise Unsupported(f"{name} needs operator: identity, and noise of one level for all entries of an observation")
+        return var[:, 0].sqrt().reshape(-1, *[1] * (self.y.ndim - 1))
+
     def spectral_noise(self, svd: SVD) -> Tensor:
         """Returns the standard deviation of the noise of y in each coordinate of V^T x, (B, d): noise/s, infinite where y is blind.
 

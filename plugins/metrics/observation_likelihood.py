@@ -87,11 +87,9 @@ class ObservationLikelihood(Metric):
 
     def _flow(self, denoiser: Denoiser, m: Measurement) -> Tensor:
         """Returns log p_sigma(y)/d, shape (N,)."""
-        var = m.noise.var().expand_as(m.y).flatten(1)
-        if "identity" not in m.provides or bool((var != var[:, :1]).any()):
-            raise Unsupported("observation-likelihood with of: network is for the identity with noise of one level in each observation")
+        sigma = m.level("observation-likelihood with of: network").flatten()
         device = next((weight.device for weight in denoiser.parameters()), m.y.device)
-        parts = zip(torch.split(m.y, CHUNK), torch.split(var[:, 0].cpu().double().sqrt(), CHUNK), strict=True)
+        parts = zip(torch.split(m.y, CHUNK), torch.split(sigma.cpu().double(), CHUNK), strict=True)
         return torch.cat([self._climb(denoiser, y.to(device), sigma) for y, sigma in parts])
 
     def _climb(self, denoiser: Denoiser, y: Tensor, sigma: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, Unsupported, edm_weight, examples, matching, noise_levels
+from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, edm_weight, examples, matching, noise_levels
 
 _REACH = 2.0  # the consistency term begins at levels between that of the data and so many times it
 
@@ -61,7 +61,7 @@ class AmbientTweedie(Objective):
                 raise RecipeError("ambient-tweedie was given neither measurements nor clean images")
             sigma = noise_levels(rng, batch.x, self.p_mean, self.p_std)
             return matching(denoiser, batch.x, sigma, edm_weight(denoiser, sigma), rng)
-        least = _level(m)
+        least = m.level("ambient-tweedie")
         sigma = noise_levels(rng, m.y, self.p_mean, self.p_std, least)
         x_t, share = _noisier(m.y, least, sigma, rng)
         error = share * denoiser(x_t, sigma) + (1 - share) * x_t - m.y
@@ -98,11 +98,3 @@ def _noisier(y: Tensor, least: Tensor, sigma: Tensor, rng: Rng) -> tuple[Tensor,
     """Returns x_t at sigma, made of y at `least`, and a = 1 - least^2/sigma^2."""
     more = (sigma**2 - least**2).clamp(min=0)
     return y + more.sqrt() * rng.normal_like(y), more / sigma**2
-
-
-def _level(m: Measurement) -> Tensor:
-    """Returns the standard deviation of the noise, shape (B, 1, ...)."""
-    var = m.noise.var().expand_as(m.y).flatten(1)
-    if "identity" not in m.provides or bool((var != var[:, :1]).any()):
-        raise Unsupported("ambient-tweedie needs operator: identity, and noise of one level for all entries of an observation")
-    return var[:, 0].sqrt().reshape(-1, *[1] * (m.y.ndim - 1))

@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, Unsupported, edm_weight, examples, matching, noise_levels
+from invem import Denoiser, Example, Objective, RecipeError, Rng, Unsupported, edm_weight, examples, matching, noise_levels
 
 
 @examples({"through": False}, {"score": 0.0})
@@ -43,7 +43,9 @@ class SUREScore(Objective):
             if batch.x is None:
                 raise RecipeError("sure-score was given neither measurements nor clean images")
             return self._match(denoiser, batch.x, rng)
-        level = _level(m)
+        level = m.level("sure-score")
+        if not bool((level > 0).all()):
+            raise Unsupported("sure-score needs noise of one level above zero for all entries of an observation")
         probe = torch.where(rng.normal_like(m.y) < 0, -1.0, 1.0).to(m.y)
         plain: Denoiser = getattr(denoiser, "_orig_mod", denoiser)  # a compiled network has no second derivative
         with torch.enable_grad():
@@ -57,11 +59,3 @@ class SUREScore(Objective):
     def _match(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Tensor:
         sigma = noise_levels(rng, x, self.p_mean, self.p_std)
         return matching(denoiser, x, sigma, edm_weight(denoiser, sigma), rng)
-
-
-def _level(m: Measurement) -> Tensor:
-    """Returns the standard deviation of the noise, shape (B, 1, ...)."""
-    var = m.noise.var().expand_as(m.y).flatten(1)
-    if "identity" not in m.provides or bool((var != var[:, :1]).any()) or bool((var == 0).any()):
-        raise Unsupported("sure-score needs operator: identity, and noise of one level above zero for all entries of an observation")
-    return var[:, 0].sqrt().reshape(-1, *[1] * (m.y.ndim - 1))

@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Measurement, PosteriorSampler, Rng, Unsupported, prior_draw
+from invem import Denoiser, Measurement, PosteriorSampler, Rng, prior_draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,5 @@ class SFBD(PosteriorSampler):
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
-        var = m.noise.var().expand_as(m.y).flatten(1)
-        if "identity" not in m.provides or bool((var != var[:, :1]).any()):
-            raise Unsupported("sfbd denoises: it needs operator: identity, and noise of one level for all entries of an observation")
-        sigma = var[:, :1].sqrt().clamp(min=2 * self.end)
+        sigma = m.level("sfbd").reshape(-1, 1).clamp(min=2 * self.end)
         return prior_draw(denoiser, m.y, sigma, self.steps, self.end, rng, iterations=self.iterations)
