@@ -21,7 +21,7 @@ from invem.errors import (
 from invem.hookspecs import examples, hookimpl
 
 if TYPE_CHECKING:
-    from invem.batched import Batched, Index, Rng, shared
+    from invem.batched import Batched, Index, Rng, shared, wide
     from invem.compare import canonical, directions, frechet_distance, inside, principal, ranks, sliced_wasserstein
     from invem.compose import LinearStack, LinearSum, Stack, Sum, stack, total
     from invem.dataset import Dataset
@@ -151,12 +151,13 @@ __all__ = [
     "strength",
     "suggest",
     "total",
+    "wide",
 ]
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "batched": ("Batched", "Index", "Rng", "shared"),
+    "batched": ("Batched", "Index", "Rng", "shared", "wide"),
     "compare": ("canonical", "directions", "frechet_distance", "inside", "principal", "ranks", "sliced_wasserstein"),
     "compose": ("LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"),
     "dataset": ("Dataset",),

@@ -9,8 +9,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Example, Gaussian, Mixture, MixtureDenoiser, Objective, RecipeError, Rng
-from invem.batched import wide
+from invem import Denoiser, Example, Gaussian, Mixture, MixtureDenoiser, Objective, RecipeError, Rng, wide
 
 LARGEST = 256  # entries of a signal
 ENTRIES = 2**23  # of the largest tensor of an E-step
