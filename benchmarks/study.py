@@ -28,6 +28,7 @@ ROWS = {
     "diem": "DiEM",
     "diffem": "DiffEM",
     "ambient": "Ambient",
+    "msm": "MSM",
     "gsure": "GSURE",
     "ambient-tweedie": "Ambient Tweedie",
     "ambient-tweedie-consistency": "Ambient Tweedie, consistency",
