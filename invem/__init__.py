@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from invem.linear import Boundary, CircularConvolution, Convolution, Mask, Matrix, Separable, blur
     from invem.measurement import Example, Measurement, conditioning
     from invem.metric import Metric, Outcome
-    from invem.mixture import Mixture, PosteriorMoments
+    from invem.mixture import FactorMixture, Mixture, PosteriorMoments
     from invem.noise import NoiseModel
     from invem.objective import Objective, edm_weight, matching, noise_levels
     from invem.operator import SVD, Chain, LinearChain, LinearOperator, Operator, OperatorLaw, chain, image_shape
@@ -58,6 +58,7 @@ __all__ = [
     "Denoise",
     "Denoiser",
     "Example",
+    "FactorMixture",
     "Gaussian",
     "GaussianDenoiser",
     "Geometric",
@@ -177,7 +178,7 @@ _MODULES = {
     ),
     "likelihood": ("nearest", "nearest_draw", "pull", "sharpness", "strength"),
     "tweedie": ("Covariance", "Local", "back", "condition", "linearised", "local", "prior_draw"),
-    "mixture": ("Mixture", "PosteriorMoments"),
+    "mixture": ("FactorMixture", "Mixture", "PosteriorMoments"),
     "gaussian": ("Gaussian",),
     "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),
     "kspace": ("fourier", "fourier_adjoint", "kspace_mask"),

@@ -9,7 +9,7 @@ from invem.batched import Rng
 from invem.errors import Unsupported
 from invem.gaussian import Gaussian
 from invem.measurement import Measurement
-from invem.mixture import Mixture
+from invem.mixture import FactorMixture, Mixture
 
 __all__ = ["Begun", "Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level"]
 
@@ -98,7 +98,7 @@ class Begun(Denoiser):
 class MixtureDenoiser(Denoiser):
     """The exact denoiser of a mixture of Gaussians."""
 
-    def __init__(self, prior: Mixture) -> None:
+    def __init__(self, prior: Mixture | FactorMixture) -> None:
         super().__init__()
         self.prior = prior
         self.moments = prior.moments()

@@ -48,6 +48,12 @@ class Measurement(Batched):
             same = same if torch.equal(self.A[rows](probe), probe) else set()
         return self.A.provides | self.noise.provides | same
 
+    @property
+    def alike(self) -> bool:
+        """Whether the operators of all observations are the same."""
+        own = self.A.tensors().keys() - self.A.shared_paths()
+        return all(bool((self.A.tensors()[path] == self.A.tensors()[path][:1]).all()) for path in own)
+
     def matrices(self) -> Tensor:
         """Returns the matrices of linear operators on flattened signals, shape (B, m, d), float64. For few entries: A is called d times."""
         d = math.prod(self.shape)
@@ -73,7 +79,6 @@ class Measurement(Batched):
             clean = self.A(x).detach().requires_grad_()
             (grad,) = torch.autograd.grad(self.noise.log_prob(self.y, clean).sum(), clean)
         return self.A.vjp(x, grad)
-
 
     def level(self, name: str) -> Tensor:
         """Returns the standard deviation of the noise of signals that were measured by A = I, shape (B, 1, ...).

@@ -1,5 +1,6 @@
-"""A mixture of Gaussians on signals: a prior with several modes whose posterior is known exactly."""
+"""Mixtures of Gaussians on signals: priors with several modes whose posterior is known exactly."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from invem.batched import Batched, Rng, shared, wide
 from invem.gaussian import Gaussian
+from invem.linalg import DPLR
 from invem.measurement import Measurement
 
-__all__ = ["Mixture", "PosteriorMoments"]
+__all__ = ["FactorMixture", "Mixture", "PosteriorMoments"]
 
 
 class PosteriorMoments(NamedTuple):
@@ -62,14 +64,7 @@ class Mixture(Batched):
 
     def sample(self, rng: Rng) -> Tensor:
         """Draws one signal a stream, shape (B, *shape)."""
-        return self._draw(self._pick(wide(self.weights).log().expand(len(rng), -1), rng), rng)
-
-    def _pick(self, log_weights: Tensor, rng: Rng) -> Tensor:
-        """Draws a component of each row. log_weights: (B, K); returns (B,)."""
-        total = log_weights.softmax(-1).cumsum(-1)
-        u = rng.uniform(1, dtype=torch.float64).to(total) * total[:, -1:]
-        k: Tensor = (total < u).sum(-1).clamp(max=total.shape[1] - 1)
-        return k
+        return self._draw(_pick(wide(self.weights).log().expand(len(rng), -1), rng), rng)
 
     def _draw(self, k: Tensor, rng: Rng) -> Tensor:
         values, vectors = self._eigen
@@ -91,7 +86,7 @@ class Mixture(Batched):
     def spread(self, m: Measurement) -> Tensor:
         """Returns the noise variances (B, m), float64, at least what keeps A C A^T + S invertible where they are 0."""
         largest = self._eigen[0].max()
-        return wide(m.noise.var().expand_as(m.y).flatten(1)).clamp(min=float(1e-10 * largest + 1e-30))
+        return _floored(m, largest)
 
     def _evidence(self, m: Measurement) -> tuple[Tensor, Tensor, Tensor]:
         """Returns A (B, m, d), the noise variances (B, m) and log w_k + log p(y | k), (B, K)."""
@@ -111,7 +106,7 @@ class Mixture(Batched):
         A component given y, then Matheron's rule for its Gaussian.
         """
         A, var, log_weights = self._evidence(m)
-        k = self._pick(log_weights, rng)
+        k = _pick(log_weights, rng)
         x, cov = self._draw(k, rng), wide(self.covs)[k]
         r = wide(m.y - m.A(x)).flatten(1) - var.sqrt() * wide(rng.normal_like(m.y)).flatten(1)
         u = torch.linalg.solve(A @ cov @ A.mT + torch.diag_embed(var), r[..., None])
@@ -130,3 +125,223 @@ class Mixture(Batched):
             second = second + w[:, None, None] * (cov - gain @ A @ cov + centre[:, :, None] * centre[:, None])
         mean = torch.einsum("bk,kbi->bi", weights, torch.stack(means))
         return PosteriorMoments(weights, mean, second - mean[:, :, None] * mean[:, None])
+
+
+@dataclass(frozen=True, eq=False)
+class FactorMixture(Batched):
+    """sum_k w_k N(m_k, F_k F_k^T + diag(D)): a mixture of factor analysers (Z. Ghahramani & G. Hinton, CRG-TR-96-1, 1996) with one D.
+
+    For signals of more entries than `Mixture` is for. As D is common, the determinant of A D A^T + S is too, and drops out of the
+    probabilities of the components. Where A acts on each entry by itself (a mask, the identity) no system is larger than q; any other
+    linear A is made a matrix, once for all observations if it is the same for all and once for each if not.
+
+    Attributes:
+        weights: w, shape (K,), positive, summing to one.
+        means: m, shape (K, *shape).
+        factors: F over flattened signals, shape (K, d, q).
+        diag: D, shape (d,), positive.
+    """
+
+    weights: Tensor = shared()
+    means: Tensor = shared()
+    factors: Tensor = shared()
+    diag: Tensor = shared()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one signal."""
+        return tuple(self.means.shape[1:])
+
+    def moments(self) -> Gaussian:
+        """Returns the Gaussian with the mean and the covariance of the mixture."""
+        w, m = wide(self.weights), wide(self.means.flatten(1))
+        mean = w @ m
+        factor = torch.cat([wide(self.factors), (m - mean)[..., None]], -1) * w.sqrt()[:, None, None]
+        factor = factor.transpose(0, 1).flatten(1)
+        centre = mean.reshape(self.shape).to(self.means)
+        if factor.shape[1] >= len(factor):
+            return Gaussian.full(centre, factor @ factor.T + torch.diag(wide(self.diag)))
+        return Gaussian(centre, DPLR(self.diag, factor.to(self.diag)))
+
+    def sample(self, rng: Rng) -> Tensor:
+        """Draws one signal a stream, shape (B, *shape)."""
+        k = _pick(wide(self.weights).log().expand(len(rng), -1), rng)
+        z, e = self._latent(rng)
+        x = self.means.flatten(1)[k] + torch.einsum("bdq,bq->bd", self.factors[k], z.to(self.factors)) + self.diag.sqrt() * e
+        return x.reshape(-1, *self.shape)
+
+    def _latent(self, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Draws standard normals: (B, q) for the factors and (B, d) for the entries."""
+        z = rng.normal(self.factors.shape[2] + len(self.diag)).to(self.diag)
+        return z[:, : self.factors.shape[2]], z[:, self.factors.shape[2] :]
+
+    def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """Returns E[x | x_t]. sigma: one level, or (B, 1, ...)."""
+        var = wide(sigma).flatten() ** 2
+        common = var[:1] if bool((var == var[:1]).all()) else var
+        system = _Entrywise(self, torch.ones(1, 1).to(wide(x_t)), common[:, None], wide(x_t.flatten(1)))
+        log_weights, h = system.weigh()
+        share, x = log_weights.softmax(-1), torch.zeros_like(system.y)
+        for k in range(len(self.weights)):
+            centre = system.means[k] + h[k] @ system.factors[k].T
+            x = x + share[:, k, None] * (centre + wide(self.diag) / (wide(self.diag) + common[:, None]) * (system.y - centre))
+        return x.to(x_t.dtype).reshape(x_t.shape)
+
+    def _system(self, m: Measurement) -> "_System":
+        """Returns what is known of each component given a batch of measurements."""
+        var = _floored(m, self.diag.max() + self.factors.square().sum((1, 2)).max())
+        y = wide(m.y.flatten(1))
+        if m.provides & {"mask", "identity"}:
+            ones = torch.ones(len(m), *self.shape, dtype=m.y.dtype, device=m.y.device)
+            return _Entrywise(self, wide(m.A(ones).flatten(1)), var, y)
+        return _Dense(self, (m[:1] if m.alike else m).matrices(), var[:1] if bool((var == var[:1]).all()) else var, y)
+
+    def shares(self, m: Measurement) -> Tensor:
+        """Returns the probabilities of the components given y, shape (B, K), float64. m: linear A and Gaussian noise."""
+        return self._system(m).weigh()[0].softmax(-1)
+
+    def shares_of(self, x: Tensor) -> Tensor:
+        """Returns the probabilities of the components given the signal itself, shape (B, K), float64. x: (B, *shape)."""
+        one = torch.ones(1, 1).to(wide(x))
+        return _Entrywise(self, one, 0 * one, wide(x.flatten(1))).weigh()[0].softmax(-1)
+
+    def draw(self, m: Measurement, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Draws the signal and its component from p(x, k | y) exactly: (B, *shape) and (B,).
+
+        k given y, then z given k and y, x = m_k + F_k z + e, then e by Matheron's rule. m: linear A and Gaussian noise.
+        """
+        system = self._system(m)
+        log_weights, h = system.weigh()
+        k = _pick(log_weights, rng)
+        z, e = (wide(part) for part in self._latent(rng))
+        noise = wide(rng.normal_like(m.y)).flatten(1) * system.var.sqrt()
+        rows = torch.arange(len(k), device=k.device)
+        root = torch.stack([torch.linalg.solve_triangular(c.mT, z[..., None], upper=True)[..., 0] for c in system.roots])
+        centre = system.means[k] + torch.einsum("bdq,bq->bd", system.factors[k], h[k, rows] + root[k, rows])
+        e = e * wide(self.diag).sqrt()
+        x = centre + e + wide(self.diag) * system.back(system.y - system.ahead(centre + e) - noise)
+        return x.to(self.means).reshape(-1, *self.shape), k
+
+    def posterior(self, m: Measurement, rng: Rng) -> Tensor:
+        """Draws p(x | y) exactly, for linear A and Gaussian noise, shape (B, *shape)."""
+        return self.draw(m, rng)[0]
+
+
+class _System(ABC):
+    """The components of a `FactorMixture` under y = A x + n: r = y - A m and A F, both whitened by N = A D A^T + S.
+
+    Attributes:
+        y: (B, m), float64.
+        var: The noise variances, (B or 1, m).
+        roots: For each component L with L L^T = I + F^T A^T N^-1 A F, shape (B or 1, q, q); `weigh` makes them.
+    """
+
+    def __init__(self, prior: FactorMixture, var: Tensor, y: Tensor) -> None:
+        self.y, self.var = y, var
+        self.weights, self.means, self.factors, self.diag = (
+            wide(part) for part in (prior.weights, prior.means.flatten(1), prior.factors, prior.diag)
+        )
+        self.roots: list[Tensor] = []
+
+    @abstractmethod
+    def ahead(self, x: Tensor) -> Tensor:
+        """Returns A x. x: (B or 1, d)."""
+
+    @abstractmethod
+    def back(self, r: Tensor) -> Tensor:
+        """Returns A^T N^-1 r, shape (B, d). r: (B, m)."""
+
+    @abstractmethod
+    def size(self, r: Tensor) -> Tensor:
+        """Returns r^T N^-1 r, shape (B,)."""
+
+    @abstractmethod
+    def gram(self, factor: Tensor) -> Tensor:
+        """Returns F^T A^T N^-1 A F, shape (B or 1, q, q)."""
+
+    def weigh(self) -> tuple[Tensor, Tensor]:
+        """Returns log w_k + log p(y | k) but for what is common, (B, K), and E[z | k, y], (K, B, q)."""
+        logs, found = [], []
+        eye = torch.eye(self.factors.shape[2], dtype=self.y.dtype, device=self.y.device)
+        for mean, factor in zip(self.means, self.factors, strict=True):
+            r = self.y - self.ahead(mean[None])
+            root = torch.linalg.cholesky(self.gram(factor) + eye)
+            b = self.back(r) @ factor
+            h = torch.cholesky_solve(b.T, root[0]).T if len(root) == 1 else torch.cholesky_solve(b[..., None], root)[..., 0]
+            logs.append(-0.5 * (self.size(r) - (b * h).sum(1)) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+            found.append(h)
+            self.roots.append(root)
+        return self.weights.log() + torch.stack(logs, -1), torch.stack(found)
+
+
+class _Entrywise(_System):
+    """A diagonal: each entry of y is one of x times a number, (B or 1, d)."""
+
+    def __init__(self, prior: FactorMixture, scale: Tensor, var: Tensor, y: Tensor) -> None:
+        super().__init__(prior, var, y)
+        self.scale = scale
+        self.total = scale.square() * self.diag + var
+
+    def ahead(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+    def back(self, r: Tensor) -> Tensor:
+        return self.scale * r / self.total
+
+    def size(self, r: Tensor) -> Tensor:
+        return (r.square() / self.total).sum(1)
+
+    def gram(self, factor: Tensor) -> Tensor:
+        # The largest product of all: in single precision, of which the sums over entries keep enough.
+        pairs = (factor[:, :, None] * factor[:, None]).flatten(1)
+        share = self.scale.square() / self.total
+        found = share.float() @ pairs.float() if len(share) > 1 else share @ pairs
+        return found.to(factor).reshape(-1, *[factor.shape[1]] * 2)
+
+
+class _Dense(_System):
+    """Any matrix A, (B or 1, m, d)."""
+
+    def __init__(self, prior: FactorMixture, A: Tensor, var: Tensor, y: Tensor) -> None:
+        super().__init__(prior, var, y)
+        self.A = A
+        self.root = torch.linalg.cholesky((A * self.diag) @ A.mT + torch.diag_embed(var))
+
+    def _white(self, r: Tensor) -> Tensor:
+        """Returns L^-1 r, shape (B, m)."""
+        if len(self.root) == 1:
+            r = torch.linalg.solve_triangular(self.root[0], r.T, upper=False).T
+        else:
+            r = torch.linalg.solve_triangular(self.root, r[..., None], upper=False)[..., 0]
+        return r
+
+    def ahead(self, x: Tensor) -> Tensor:
+        return x @ self.A[0].T if len(self.A) == 1 else torch.einsum("bmd,bd->bm", self.A, x.expand(len(self.A), -1))
+
+    def back(self, r: Tensor) -> Tensor:
+        white = self._white(r)
+        if len(self.root) == 1:
+            u = torch.linalg.solve_triangular(self.root[0].T, white.T, upper=True).T
+        else:
+            u = torch.linalg.solve_triangular(self.root.mT, white[..., None], upper=True)[..., 0]
+        return u @ self.A[0] if len(self.A) == 1 else torch.einsum("bmd,bm->bd", self.A, u)
+
+    def size(self, r: Tensor) -> Tensor:
+        return self._white(r).square().sum(1)
+
+    def gram(self, factor: Tensor) -> Tensor:
+        white: Tensor = torch.linalg.solve_triangular(self.root, self.A @ factor, upper=False)
+        return white.mT @ white
+
+
+def _pick(log_weights: Tensor, rng: Rng) -> Tensor:
+    """Draws a component of each row. log_weights: (B, K); returns (B,)."""
+    total = log_weights.softmax(-1).cumsum(-1)
+    u = rng.uniform(1, dtype=torch.float64).to(total) * total[:, -1:]
+    k: Tensor = (total < u).sum(-1).clamp(max=total.shape[1] - 1)
+    return k
+
+
+def _floored(m: Measurement, largest: Tensor) -> Tensor:
+    """Returns the noise variances (B, m), float64, at least what keeps A C A^T + S invertible for a C of this size where they are 0."""
+    return wide(m.noise.var().expand_as(m.y).flatten(1)).clamp(min=float(1e-10 * largest + 1e-30))

@@ -38,7 +38,7 @@ from invem.gaussian import Gaussian
 from invem.linalg import DPLR
 from invem.measurement import Example, Measurement
 from invem.metric import Outcome
-from invem.mixture import Mixture
+from invem.mixture import FactorMixture, Mixture
 from invem.noise import NoiseModel
 from invem.objective import Objective
 from invem.operator import Operator
@@ -318,7 +318,8 @@ class Run:
         if meta["kind"] == "gaussian":
             return GaussianDenoiser(moments)
         if meta["kind"] == "mixture":
-            return MixtureDenoiser(Mixture(**_part(tensors, "mixture.")).to(self.device))
+            parts = _part(tensors, "mixture.")
+            return MixtureDenoiser((FactorMixture(**parts) if "factors" in parts else Mixture(**parts)).to(self.device))
         network = self._network(meta["sigma_data"])
         try:
             network.load_state_dict(_part(tensors, "network."))
@@ -607,7 +608,7 @@ class Run:
             moments = fitted.known_moments()
             tensors, kind = _moments(moments), "gaussian"
             if isinstance(fitted, MixtureDenoiser):
-                tensors |= _named("mixture.", {name: getattr(fitted.prior, name) for name in ("weights", "means", "covs")})
+                tensors |= _named("mixture.", fitted.prior.tensors())
                 kind = "mixture"
             store.write(path, tensors, {"kind": kind})
             yield self._log("fit", **name, **clock.read(), std=float(moments.cov.diag.mean().sqrt()))

@@ -136,7 +136,7 @@ def _gaussian(prior: Gaussian, m: Measurement) -> Tensor:
     entrywise = bool(m.provides & {"mask", "identity"})
     size, d = m.y[0].numel(), prior.mean.numel()
     low = entrywise and 2 * prior.cov.factor.shape[1] < size
-    common = _spread(prior, m[0]) if not low and _alike(m) else None
+    common = _spread(prior, m[0]) if not low and m.alike else None
     if size > LARGEST and not entrywise and common is None:
         raise Unsupported(f"observation-likelihood solves a dense system for each operator: {size} entries are more than {LARGEST}")
     values = []
@@ -161,12 +161,6 @@ def _gaussian(prior: Gaussian, m: Measurement) -> Tensor:
             value = _dense(r, _spread(prior, part), var)
         values.append((value - 0.5 * math.log(2 * math.pi) * count) / count.clamp(min=1))
     return torch.cat(values)
-
-
-def _alike(m: Measurement) -> bool:
-    """Whether all operators of the batch are the same."""
-    own = m.A.tensors().keys() - m.A.shared_paths()
-    return all(bool((m.A.tensors()[path] == m.A.tensors()[path][:1]).all()) for path in own)
 
 
 def _spread(prior: Gaussian, m: Measurement) -> Tensor:

@@ -10,6 +10,7 @@ def invem_objectives() -> dict[str, str]:
         "ambient-tweedie": "invem_plugins.objectives.ambient_tweedie:AmbientTweedie",
         "cond-dsm": "invem_plugins.objectives.cond_dsm:CondDSM",
         "dsm": "invem_plugins.objectives.dsm:DSM",
+        "factor-mixture": "invem_plugins.objectives.factor_mixture:FactorMixtureMoments",
         "gaussian-mixture": "invem_plugins.objectives.gaussian_mixture:GaussianMixture",
         "gaussian-moments": "invem_plugins.objectives.gaussian_moments:GaussianMoments",
         "gsure": "invem_plugins.objectives.gsure:GSURE",
