@@ -49,7 +49,7 @@ class Metric(ABC):
 
     Attributes:
         needs: The parts of `Outcome` that it reads; "labels" if `prepare` needs labelled images, "image" if the signals must be images,
-            "var" if the noise must be Gaussian and not zero.
+            "var" if the noise must be Gaussian and not zero, "several draws" if one of each observation is not enough.
         unit: The unit that a table prints, such as "dB".
         higher_is_better: Which way is up, where there is no `target`.
     """

@@ -222,6 +222,12 @@ def test_the_weight_that_dps_tunes_ends_its_phase(tmp_path):
     assert "weight: auto" in refusal(tmp_path, "phases.em.stop=weight")
 
 
+def test_a_metric_of_several_draws_is_refused_one(tmp_path):
+    metric = "evaluate.metrics=[calibration]"
+    assert "calibration needs several draws" in refusal(tmp_path, metric, "evaluate.draws=1")
+    plan(tmp_path, metric, "evaluate.draws=2")
+
+
 def test_observations_alone_end_a_phase(tmp_path):
     metric = "evaluate.metrics=[{name: observation-distance}]"
     done = carried_out(tmp_path, metric, "phases.em.stop=auto", "phases.em.rounds=5", "evaluate.samples=32")

@@ -800,6 +800,7 @@ def _needs(
         have |= {"samples", "observed", "simulated"}
     if any(stage.judge is not None for stage in found):
         have |= {"draws"} if recipe.evaluate.observations else set()
+        have |= {"several draws"} if recipe.evaluate.observations and recipe.evaluate.draws > 1 else set()
         have |= {"resimulated"} if recipe.evaluate.samples > 1 else set()
     for i, (name, metric) in enumerate(metrics.items()):
         if lacks := metric.needs - have:

@@ -31,7 +31,7 @@ class Calibration(Metric):
 
     of: Literal["coverage", "spread-error"] = "coverage"
     level: Annotated[float, Interval(gt=0, lt=1)] = 0.9
-    needs: ClassVar[frozenset[str]] = frozenset({"truth", "draws"})
+    needs: ClassVar[frozenset[str]] = frozenset({"truth", "draws", "several draws"})
 
     @property
     def target(self) -> float:
