@@ -35,6 +35,7 @@ ROWS = {
     "sure-score": "SURE-Score",
     "sfbd": "SFBD",
     "sfbd-online": "SFBD, online",
+    "mmps": "EM of the network, MMPS",
     "ours": "**ours**",
     "clean": "clean images (the ceiling)",
     "floor": "as many true points (the floor)",

@@ -215,9 +215,14 @@ class FactorMixture(Batched):
         k = _pick(log_weights, rng)
         z, e = (wide(part) for part in self._latent(rng))
         noise = wide(rng.normal_like(m.y)).flatten(1) * system.var.sqrt()
-        rows = torch.arange(len(k), device=k.device)
-        root = torch.stack([torch.linalg.solve_triangular(c.mT, z[..., None], upper=True)[..., 0] for c in system.roots])
-        centre = system.means[k] + torch.einsum("bdq,bq->bd", system.factors[k], h[k, rows] + root[k, rows])
+        centre = torch.empty_like(e)
+        for j in k.unique().tolist():
+            rows, root = k == j, system.roots[j]
+            if len(root) == 1:
+                z_given = h[j, rows] + torch.linalg.solve_triangular(root[0].T, z[rows].T, upper=True).T
+            else:
+                z_given = h[j, rows] + torch.linalg.solve_triangular(root[rows].mT, z[rows, :, None], upper=True)[..., 0]
+            centre[rows] = system.means[j] + z_given @ system.factors[j].T
         e = e * wide(self.diag).sqrt()
         x = centre + e + wide(self.diag) * system.back(system.y - system.ahead(centre + e) - noise)
         return x.to(self.means).reshape(-1, *self.shape), k
