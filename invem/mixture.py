@@ -216,7 +216,7 @@ class FactorMixture(Batched):
         z, e = (wide(part) for part in self._latent(rng))
         noise = wide(rng.normal_like(m.y)).flatten(1) * system.var.sqrt()
         centre = torch.empty_like(e)
-        for j in k.unique().tolist():
+        for j in torch.unique(k).tolist():
             rows, root = k == j, system.roots[j]
             if len(root) == 1:
                 z_given = h[j, rows] + torch.linalg.solve_triangular(root[0].T, z[rows].T, upper=True).T
