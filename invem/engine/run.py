@@ -611,7 +611,8 @@ class Run:
                 tensors |= _named("mixture.", fitted.prior.tensors())
                 kind = "mixture"
             store.write(path, tensors, {"kind": kind})
-            yield self._log("fit", **name, **clock.read(), std=float(moments.cov.diag.mean().sqrt()))
+            spread = moments.cov.diag + moments.cov.factor.square().sum(1)
+            yield self._log("fit", **name, **clock.read(), std=float(spread.mean().sqrt()))
             return
         passes = yield from self._train(p, r, stage, path, x, m, before)
         yield self._log("fit", **name, steps=stage.phase.fit.steps, passes=passes, **clock.read())
