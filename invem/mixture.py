@@ -133,7 +133,8 @@ class FactorMixture(Batched):
 
     For signals of more entries than `Mixture` is for. As D is common, the determinant of A D A^T + S is too, and drops out of the
     probabilities of the components. Where A acts on each entry by itself (a mask, the identity) no system is larger than q; any other
-    linear A is made a matrix, once for all observations if it is the same for all and once for each if not.
+    linear A is made a matrix, and a system of the m entries of y is solved: one for a batch if A and the noise are the same for all of
+    it, and one for each observation if not.
 
     Attributes:
         weights: w, shape (K,), positive, summing to one.
@@ -190,11 +191,13 @@ class FactorMixture(Batched):
     def _system(self, m: Measurement) -> "_System":
         """Returns what is known of each component given a batch of measurements."""
         var = _floored(m, self.diag.max() + self.factors.square().sum((1, 2)).max())
+        var = var[:1] if bool((var == var[:1]).all()) else var
         y = wide(m.y.flatten(1))
-        if m.provides & {"mask", "identity"}:
-            ones = torch.ones(len(m), *self.shape, dtype=m.y.dtype, device=m.y.device)
-            return _Entrywise(self, wide(m.A(ones).flatten(1)), var, y)
-        return _Dense(self, (m[:1] if m.alike else m).matrices(), var[:1] if bool((var == var[:1]).all()) else var, y)
+        first = m[:1] if m.alike else m
+        if m.provides & {"mask", "identity"} and m.y.shape[1:] == self.shape:
+            ones = torch.ones(len(first), *self.shape, dtype=m.y.dtype, device=m.y.device)
+            return _Entrywise(self, wide(first.A(ones).flatten(1)), var, y)
+        return _Dense(self, first.matrices(), var, y)
 
     def shares(self, m: Measurement) -> Tensor:
         """Returns the probabilities of the components given y, shape (B, K), float64. m: linear A and Gaussian noise."""
@@ -233,11 +236,11 @@ class FactorMixture(Batched):
 
 
 class _System(ABC):
-    """The components of a `FactorMixture` under y = A x + n: r = y - A m and A F, both whitened by N = A D A^T + S.
+    """The components of a `FactorMixture` under y = A x + n, where N = A D A^T + S is what no factor explains.
 
     Attributes:
         y: (B, m), float64.
-        var: The noise variances, (B or 1, m).
+        var: The noise variances, each axis 1 where they are common to it.
         roots: For each component L with L L^T = I + F^T A^T N^-1 A F, shape (B or 1, q, q); `weigh` makes them.
     """
 
@@ -280,7 +283,7 @@ class _System(ABC):
 
 
 class _Entrywise(_System):
-    """A diagonal: each entry of y is one of x times a number, (B or 1, d)."""
+    """A diagonal: each entry of y is that of x times a number, (B or 1, d or 1)."""
 
     def __init__(self, prior: FactorMixture, scale: Tensor, var: Tensor, y: Tensor) -> None:
         super().__init__(prior, var, y)
@@ -297,11 +300,16 @@ class _Entrywise(_System):
         return (r.square() / self.total).sum(1)
 
     def gram(self, factor: Tensor) -> Tensor:
-        # The largest product of all: in single precision, of which the sums over entries keep enough.
-        pairs = (factor[:, :, None] * factor[:, None]).flatten(1)
         share = self.scale.square() / self.total
-        found = share.float() @ pairs.float() if len(share) > 1 else share @ pairs
-        return found.to(factor).reshape(-1, *[factor.shape[1]] * 2)
+        if len(share) == 1:
+            return ((factor * share.T).T @ factor)[None]
+        pairs = (factor[:, :, None] * factor[:, None]).flatten(1)
+        # The largest product of all: in single precision while its error moves the probabilities of components by less than 1e-3.
+        if float(share.amax()) * float(factor.square().sum(0).amax() if factor.numel() else 0) < 1e5:
+            found = (share.float() @ pairs.float()).to(factor)
+        else:
+            found = share @ pairs
+        return found.reshape(len(share), *[factor.shape[1]] * 2)
 
 
 class _Dense(_System):
@@ -348,5 +356,5 @@ def _pick(log_weights: Tensor, rng: Rng) -> Tensor:
 
 
 def _floored(m: Measurement, largest: Tensor) -> Tensor:
-    """Returns the noise variances (B, m), float64, at least what keeps A C A^T + S invertible for a C of this size where they are 0."""
+    """Returns the noise variances (B, m), float64, at least 1e-10 of the variance of the prior, which stands for none."""
     return wide(m.noise.var().expand_as(m.y).flatten(1)).clamp(min=float(1e-10 * largest + 1e-30))

@@ -33,8 +33,8 @@ def mixture(seed=0, spread=0.5):
 
 
 def dense(prior):
-    covs = prior.factors @ prior.factors.mT + torch.diag(prior.diag)
-    return Mixture(prior.weights, prior.means, covs.double())
+    factors = prior.factors.double()
+    return Mixture(prior.weights, prior.means, factors @ factors.mT + torch.diag(prior.diag.double()))
 
 
 def observe(x, law, sigma=0.3, seed=0):
@@ -72,10 +72,34 @@ def test_components_are_as_probable_as_by_dense_matrices(law, sigma):
     assert (expected.max(1).values < 0.99).any()
 
 
+@pytest.mark.parametrize("size", [1, 40])
+@pytest.mark.parametrize("law", ["mask", "identity"])
+def test_little_noise_and_a_small_diagonal_keep_the_probabilities(law, size):
+    """Components that are nearly the same, measured almost exactly: in single precision their probabilities would be noise."""
+    one = mixture()
+    factors = one.factors[:1] * (1 + 0.02 * torch.randn(K, D, Q, generator=torch.Generator().manual_seed(4)))
+    prior = FactorMixture(one.weights, one.means[:1].expand(K, *SHAPE), factors, torch.full((D,), 1e-5))
+    m = observe(prior.sample(Rng.keyed("x", items=range(40))), law, 1e-3)
+    found = torch.cat([prior.shares(m[rows]) for rows in torch.arange(40).split(size)])
+    assert torch.allclose(found, dense(prior).posterior_moments(m).weights, atol=1e-3)
+
+
 @pytest.mark.parametrize("law", LAWS)
-def test_draws_have_the_moments_of_the_posterior(law):
+def test_without_factors_it_is_a_mixture_of_diagonal_gaussians(law):
+    one = mixture()
+    prior = FactorMixture(one.weights, one.means, torch.zeros(K, D, 0), one.diag)
+    m = observe(prior.sample(Rng.keyed("x", items=range(40))), law)
+    assert torch.allclose(prior.shares(m), dense(prior).posterior_moments(m).weights, atol=2e-5)
+    assert prior.posterior(m, Rng.keyed("draw", items=range(40))).shape == (40, *SHAPE)
+    found = fit(GaussianDenoiser(Gaussian.standard(SHAPE)), 3, m=m, components=2, rank=0).prior
+    assert found.factors.shape == (2, D, 0) and found.denoise(m.A.adjoint(m.y), torch.tensor(0.5)).isfinite().all()
+
+
+@pytest.mark.parametrize("sigma", [0.3, [0.1, 0.6]], ids=["one level", "two levels"])
+@pytest.mark.parametrize("law", LAWS)
+def test_draws_have_the_moments_of_the_posterior(law, sigma):
     prior, n = mixture(), 20_000
-    m = observe(prior.sample(Rng.keyed("x", items=range(3))), law)
+    m = observe(prior.sample(Rng.keyed("x", items=range(3))), law, sigma)
     expected = dense(prior).posterior_moments(m)
     x, k = prior.draw(m[torch.arange(3).repeat_interleave(n)], Rng.keyed("draw", items=range(3 * n)))
     x, k = x.reshape(3, n, D).double(), k.reshape(3, n)
@@ -84,6 +108,11 @@ def test_draws_have_the_moments_of_the_posterior(law):
         assert ((x[i].mean(0) - expected.mean[i]).abs() < 5 * std / n**0.5).all()
         assert (torch.cov(x[i].T) - expected.cov[i]).abs().max() < 0.05 * expected.cov[i].diagonal().max()
         assert torch.allclose(k[i].bincount(minlength=K) / n, expected.weights[i].float(), atol=0.02)
+        for j in range(K):  # the component that is told is that of the signal
+            if (k[i] == j).sum() > 500:
+                alone = Mixture(torch.ones(1), prior.means[j : j + 1], dense(prior).covs[j : j + 1]).posterior_moments(m[i])
+                rows = x[i][k[i] == j]
+                assert ((rows.mean(0) - alone.mean[0]).abs() < 5 * alone.cov[0].diagonal().sqrt() / len(rows) ** 0.5).all()
 
 
 def test_it_is_the_mixture_of_its_dense_covariances():
@@ -123,6 +152,32 @@ def test_a_step_is_factor_analysis_of_the_signals():
     assert torch.allclose(found.means[0], expected.mean, atol=1e-4)
     gap = found.factors[0] @ found.factors[0].T + torch.diag(found.diag) - expected.cov.dense()
     assert gap.abs().max() < 0.02 * expected.cov.dense().diagonal().max()
+
+
+def test_a_step_from_known_components_is_the_weighted_mean_of_the_signals():
+    """Means, weights and, at full rank, the covariances (n_k S_k + pool W) / (n_k + pool), S_k of a component and W pooled within all."""
+    prior, pool = mixture(), 50.0
+    x = prior.sample(Rng.keyed("x", items=range(400)))
+    start = FactorMixture(prior.weights, prior.means, torch.cat([prior.factors, torch.zeros(K, D, D - Q)], 2), prior.diag)
+    found = FactorMixtureMoments(components=K, rank=D, pool=pool, floor=1e-9).solve(MixtureDenoiser(start), given(x)).prior
+    flat, covs = x.flatten(1).double(), dense(prior).covs
+    logs = [
+        w.log() + torch.distributions.MultivariateNormal(mean.double(), cov).log_prob(flat)
+        for w, mean, cov in zip(prior.weights, prior.means.flatten(1), covs, strict=True)
+    ]
+    share = torch.stack(logs, 1).softmax(1)
+    assert ((share > 0.05) & (share < 0.95)).any()
+    n = share.sum(0)
+    means = share.T @ flat / n[:, None]
+    gap = flat[:, None] - means
+    scatter = torch.einsum("bk,bki,bkj->kij", share, gap, gap)
+    expected = (scatter + pool * scatter.sum(0) / len(x)) / (n + pool)[:, None, None]
+    assert torch.allclose(found.weights.double(), n / len(x), atol=1e-4)
+    assert torch.allclose(found.means.flatten(1).double(), means, atol=1e-3)
+    # The diagonal before is what the factors are sought beside; the rest of each variance is left to the new one, averaged.
+    assert (dense(found).covs - expected).abs().max() < 0.02 * expected.diagonal(dim1=1, dim2=2).max()
+    again = FactorMixtureMoments(components=K, rank=D, pool=pool).solve(GaussianDenoiser(prior.moments()), given(x)).prior
+    assert not torch.allclose(again.means.sort(0).values, found.means.sort(0).values, atol=0.02)  # a new beginning is another
 
 
 def test_pooling_draws_components_together():
@@ -210,5 +265,10 @@ def test_a_run_keeps_it_and_goes_on_from_it(tmp_path):
     again = Run(plan, tmp_path / "run")
     kept = again.denoiser(tmp_path / "run" / "1-005-denoiser" / "denoiser.safetensors")
     assert isinstance(kept, MixtureDenoiser) and isinstance(kept.prior, FactorMixture) and len(kept.prior.weights) == 4
+    assert kept.prior.weights.dtype == kept.prior.means.dtype
+    before = again.denoiser(tmp_path / "run" / "1-004-denoiser" / "denoiser.safetensors")
     m = again.measurement("train")
+    (rows,) = [torch.arange(200)]
+    step = plan.stages[1].objective.solve(before, lambda: [(Example(None, m[rows]), again._rng("fit", 1, 5, items=rows.tolist()))])
+    assert torch.allclose(step.prior.means, kept.prior.means, atol=1e-4)  # it went on from the round before
     assert kept.posterior(m[torch.arange(5)], Rng.keyed("p", items=range(5))).shape == (5, 1, 8, 8)

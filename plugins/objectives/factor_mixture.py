@@ -21,16 +21,19 @@ class FactorMixtureMoments(Objective):
 
     From measurements y = A x + n, linear with Gaussian noise, the E-step is one exact draw of signal and component for each (stochastic
     EM, G. Celeux & J. Diebolt 1985), so that its Monte-Carlo error does not shrink from round to round; from signals it is the exact
-    probability of each component. The M-step is factor analysis in each component, with a diagonal that is common to all.
+    probability of each component. The M-step is factor analysis in each component, with a diagonal that is common to all: one iteration
+    of its fixed point a round, three in the first.
 
-    It goes on from a mixture of as many components and factors. From any other prior it begins with the draws of that prior's Gaussian,
-    sorted into components by k-means: a few rounds of gaussian-moments before it are the cheaper part of the work.
+    It goes on from a mixture of as many components and factors. From any other prior it begins with what it is given, signals or draws
+    under the prior (under its Gaussian, if it is not a mixture of factor analysers), sorted into components by k-means: a few rounds of
+    gaussian-moments before it are the cheaper part of the work. For operators that differ between observations and are no masks, a system
+    as large as y is solved for each: choose a small `batch`.
 
     Attributes:
         components: The number of components, at most that of the examples.
         rank: The number of factors of each.
-        pool: How many examples the covariance pooled over all components counts for in that of each (a MAP estimate, its prior inverse
-            Wishart): the fewer, the more each component is left to its own.
+        pool: How many examples the covariance pooled over all components counts for in that of each: the fewer, the more each component
+            is left to its own.
         floor: The smallest variance that the diagonal leaves to an entry, as a share of the mean variance of the prior.
     """
 
@@ -70,7 +73,7 @@ class FactorMixtureMoments(Objective):
         share = torch.cat(shares) if goes_on else _means(flat, components)
         diag = wide(prior.diag) if isinstance(prior, FactorMixture) and goes_on else None
         weights, means, factors, diag = self._step(flat, share, rank, diag)
-        found = FactorMixture(weights, means.reshape(components, *x.shape[1:]).to(x), factors.to(x), diag.to(x))
+        found = FactorMixture(weights.to(x), means.reshape(components, *x.shape[1:]).to(x), factors.to(x), diag.to(x))
         return MixtureDenoiser(found)
 
     def _step(self, x: Tensor, share: Tensor, rank: int, diag: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -99,7 +102,7 @@ class FactorMixtureMoments(Objective):
                 values, vectors = torch.linalg.eigh(cov / (root[:, None] * root))
                 lead = slice(len(root) - rank, None)
                 factors[k] = root[:, None] * vectors[:, lead] * (values[lead] - 1).clamp(min=0).sqrt()
-                left = left + weights[k] * (cov.diagonal() - factors[k].square().sum(1))
+                left = left + (n + self.pool) / (count + self.pool).sum() * (cov.diagonal() - factors[k].square().sum(1))
             diag = left.clamp(min=least)
         return weights, means, factors, diag
 
