@@ -112,6 +112,48 @@ def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
     assert digests(tmp_path / "run") == digests(whole)
 
 
+def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
+    from invem.engine import recipe
+    from invem.engine.catalog import Catalog
+    from invem.engine.plan import make
+    from invem.engine.run import run
+    from invem.errors import Stopped
+
+    plan = make(recipe.load(BLUR, ["phases.em.fit.steps=6", "phases.em.batch=16", "phases.em.rounds=1"], smoke=True), Catalog.load())
+
+    now = [0]  # a clock that goes on by one with each piece of work
+    monkeypatch.setattr(time, "process_time", lambda: now[0])
+
+    def process(out, pieces):
+        until = now[0] + pieces
+
+        def stop():
+            now[0] += 1
+            return 143 if now[0] > until else 0
+
+        try:
+            for _ in run(plan, out, stop=stop):
+                pass
+        except Stopped:
+            return 1 + process(out, pieces)
+        return 1
+
+    def costs(out):
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        return [row for row in rows if row["event"] in ("e-step", "fit")]
+
+    assert process(tmp_path / "whole", 10**5) == 1
+    assert process(tmp_path / "often", 3) > 5
+    one, many = costs(tmp_path / "whole"), costs(tmp_path / "often")
+    clocks = {"seconds", "cpu"}
+    assert [{k: v for k, v in row.items() if k not in clocks} for row in many] == [
+        {k: v for k, v in row.items() if k not in clocks} for row in one
+    ]
+    assert any(row.get("passes") for row in one)
+    assert all(row["cpu"] >= before["cpu"] for row, before in zip(many, one, strict=True)) and any(row["cpu"] for row in one)
+    assert not list((tmp_path / "often").rglob("spent.json"))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_in_the_training_saves_a_checkpoint(tmp_path, number, code):
     words = [BLUR, "--smoke", "phases.warm-start.fit.steps=100000", "--out", str(tmp_path / "run")]

@@ -139,10 +139,14 @@ def keep_memory() -> bool:
 
 
 class _Clock:
-    """Seconds since it was made: of the wall, and of all processors together."""
+    """Seconds of the wall and of all processors together, since it was made and in the processes before that worked on the same step."""
 
     def __init__(self) -> None:
         self.wall, self.cpu = time.monotonic(), time.process_time()
+
+    def add(self, before: Mapping[str, Any]) -> None:
+        self.wall -= float(before.get("seconds", 0.0))
+        self.cpu -= float(before.get("cpu", 0.0))
 
     def read(self) -> dict[str, float]:
         return {"seconds": time.monotonic() - self.wall, "cpu": time.process_time() - self.cpu}
@@ -504,7 +508,8 @@ class Run:
         rows = self._renewed(p, r, stage)
         index = self._subset(p, r, stage).repeat_interleave(stage.phase.draws)[rows]
         shards = _pieces(torch.arange(len(index)), stage.phase.batch)
-        if all((folder / f"{k:05d}.safetensors").exists() for k in range(len(shards))):
+        spent = folder / "spent.json"  # of the shards that are there; until the step is logged
+        if all((folder / f"{k:05d}.safetensors").exists() for k in range(len(shards))) and not spent.exists():
             return
         if denoiser is None:
             denoiser = GaussianDenoiser(Gaussian.standard(self.plan.shape).to(self.device))
@@ -522,8 +527,9 @@ class Run:
             options = {name: getattr(sampler, name, None) for name in ("weight", "guidance")}
             store.write_json(tuned, {"sampler": repr(sampler), **options})
         clock, done = _Clock(), 0
-        misfit: list[Tensor] = []
-        passes = 0
+        before = store.read_json(spent) if spent.exists() else {}
+        clock.add(before)
+        misfit, judged, passes = float(before.get("misfit", 0.0)), int(before.get("judged", 0)), int(before.get("passes", 0))
         for k, shard in enumerate(shards):
             path = folder / f"{k:05d}.safetensors"
             done += len(shard)
@@ -542,11 +548,14 @@ class Run:
                 if not bool(x.isfinite().all()):
                     raise NumericalError(f"phase {stage.phase.name}, round {r}: {int(bad.sum())} draws of shard {k} are not finite, twice")
             store.write(path, {"x": x})
-            misfit.append(_misfit(here, x))
+            misfit, judged = misfit + float(_misfit(here, x).double().sum()), judged + len(shard)
+            store.write_json(spent, {"misfit": misfit, "judged": judged, "passes": passes, **clock.read()})
             yield Record("e-step", {"phase": p, "name": stage.phase.name, "round": r, "done": done, "total": len(index)})
         name = {"phase": p, "name": stage.phase.name, "round": r}
-        residual = _finite(torch.cat(misfit).double().mean()) if misfit else None
-        yield self._log("e-step", **name, draws=len(index), residual=residual, passes=passes, **clock.read())
+        residual = misfit / judged if judged and math.isfinite(misfit) else None
+        record = self._log("e-step", **name, draws=len(index), residual=residual, passes=passes, **clock.read())
+        spent.unlink(missing_ok=True)
+        yield record
 
     def _calibrate(self, p: int, r: int, stage: Stage, sampler: PosteriorSampler, denoiser: Denoiser) -> Iterator[Record]:
         """Estimates options of operator and noise from the observations, under the prior of the round."""
@@ -614,11 +623,11 @@ class Run:
             spread = moments.cov.diag + moments.cov.factor.square().sum(1)
             yield self._log("fit", **name, **clock.read(), std=float(spread.mean().sqrt()))
             return
-        passes = yield from self._train(p, r, stage, path, x, m, before)
+        passes = yield from self._train(p, r, stage, path, x, m, before, clock)
         yield self._log("fit", **name, steps=stage.phase.fit.steps, passes=passes, **clock.read())
 
     def _train(
-        self, p: int, r: int, stage: Stage, path: Path, x: Tensor | None, m: Measurement | None, before: Denoiser | None
+        self, p: int, r: int, stage: Stage, path: Path, x: Tensor | None, m: Measurement | None, before: Denoiser | None, clock: _Clock
     ) -> Generator[Record, None, int]:
         """Trains the network; returns how many signals went through it, forwards and backwards."""
         assert stage.objective is not None and stage.phase.fit is not None
@@ -650,15 +659,17 @@ class Run:
         if fit.keep and previous is not None and fit.start != "fresh":
             past = int(previous[1].get("steps", 0))
             _load_optimizer(optimizer, _part(previous[0], "adam."))
-        first = self._load_checkpoint(path.parent, network, average, optimizer)
+        meta = self._load_checkpoint(path.parent, network, average, optimizer)
+        first, passes = int(meta.get("step", 0)), int(meta.get("passes", 0))
+        clock.add(meta)
         model: Any = torch.compile(denoiser) if self.compile else denoiser
         clean = self._clean() if fit.clean else None
         granted = min(max(round(fit.clean * min(fit.batch, n)), 1), fit.batch - 1) if fit.clean else 0
         losses: list[Tensor] = []
-        passes = 0
         for step in range(first, fit.steps):
             if self.stop():
-                self._save_checkpoint(path.parent, step, network, average, optimizer)
+                facts = {"step": step, "passes": passes, **clock.read()}
+                self._save_checkpoint(path.parent, facts, network, average, optimizer)
                 self._check()
             index = _batch_index(n, min(fit.batch, n) - granted, step, seed, p, r)
             rng = self._rng("m-step", p, r, step, items=range(len(index)))
@@ -699,7 +710,8 @@ class Run:
                 name = {"phase": p, "name": stage.phase.name, "round": r, "step": done, "total": fit.steps, "loss": value}
                 yield self._log("loss", **name)
             if done % fit.checkpoint == 0 and done < fit.steps:
-                self._save_checkpoint(path.parent, done, network, average, optimizer)
+                facts = {"step": done, "passes": passes, **clock.read()}
+                self._save_checkpoint(path.parent, facts, network, average, optimizer)
         if moments is None:
             moments = Gaussian.standard(self.plan.shape, sigma_data)
         tensors = _named("network.", average.state_dict()) | _named("raw.", network.state_dict()) | _moments(moments)
@@ -730,13 +742,15 @@ class Run:
                 return tensors, meta
         return None
 
-    def _save_checkpoint(self, folder: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _save_checkpoint(
+        self, folder: Path, facts: dict[str, Any], model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
         tensors = _named("model.", model.state_dict()) | _named("average.", average.state_dict()) | _optimizer(optimizer)
-        store.write(folder / f"step-{step:08d}.safetensors", tensors, {"step": step})
+        store.write(folder / f"step-{facts['step']:08d}.safetensors", tensors, facts)
         for file in sorted(folder.glob("step-*.safetensors"))[:-2]:
             file.unlink()
 
-    def _load_checkpoint(self, folder: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def _load_checkpoint(self, folder: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         for file in sorted(folder.glob("step-*.safetensors"), reverse=True):
             try:
                 tensors, meta = store.read_meta(file)
@@ -745,8 +759,8 @@ class Run:
             model.load_state_dict(_part(tensors, "model."))
             average.load_state_dict(_part(tensors, "average."))
             _load_optimizer(optimizer, _part(tensors, "adam."))
-            return int(meta["step"])
-        return 0
+            return meta
+        return {}
 
     # Evaluation
 
