@@ -79,7 +79,7 @@ class Start:
 
     Attributes:
         label: Its name on the page.
-        leaves: The prior that it leaves: "none", "Gaussian", "network", "conditional network" or "built network".
+        leaves: The prior that it leaves: "none", "Gaussian", "network", "conditional network", "interpolant network" or "built network".
         phases: The phases before the one that is looked at.
         prior: The `prior` of the recipe, and what kind it is.
         condition: What its objective needs of the network.
@@ -209,10 +209,11 @@ def starts(cases: list[SamplerCase]) -> list[Start]:
     ]
     for case in classical:
         found.append(Start(f"restored by {case.label}", "network", ({**kept, "sampler": case.part, "fit": fit("dsm")},)))
-    phase = {**kept, "sampler": classical[0].part, "fit": fit("cond-dsm")}
+    for objective, leaves in (("cond-dsm", "conditional network"), ("sfbd-omni", "interpolant network")):
+        phase = {**kept, "sampler": classical[0].part, "fit": fit(objective)}
+        found.append(Start(f"restored by {classical[0].label}, fitted by `{objective}`", leaves, (phase,), condition=2))
     return [
         *found,
-        Start(f"restored by {classical[0].label}, fitted by `cond-dsm`", "conditional network", (phase,), condition=2),
         Start("another run, a network", "network", prior=("elsewhere", "network")),
         Start("another run, a Gaussian", "Gaussian", prior=("elsewhere", "gaussian")),
         Start("pretrained weights", "built network", prior=("network", "built")),
@@ -330,6 +331,8 @@ REASONS = (
     (r"needs ([\w, ]+), which .* does not provide", r"\1"),
     (r"needs a prior in closed form", "a Gaussian prior"),
     (r"fitted by a conditional objective", "a conditional prior"),
+    (r"fitted with an interpolant", "an interpolant"),
+    (r"observations of the shape of the signals", "y like x"),
     (r"needs the moments of the prior", "moments"),
     (r"there is no prior to sample with yet", "a prior"),
     (r"noise of one level above zero", "one noise level above 0"),
@@ -428,7 +431,7 @@ class Tables:
             for start in self.starts:
                 able = {key[0] for key, text in self.of(slot=label, start=start) if not text}
                 usual = {key[0] for key, text in self.of(slot="`prior`", start=start) if not text}
-                some = able if {"closed form", "conditional"} & alike[0].group[0] and able < usual else set()
+                some = able if {"closed form", "conditional", "interpolant"} & alike[0].group[0] and able < usual else set()
                 with_some = "with " + ", ".join(f"`{name}`" for name in sorted(some))
                 cells.append(with_some if some else self.least("sampler", slot=label, start=start))
             assert columns.setdefault(prior_of(alike[0]), cells) == cells, f"{label}: {cells}"
@@ -488,14 +491,14 @@ class Tables:
         return [[head, *heads], *merged([[name, *row] for name, row in zip(names, rest, strict=True)])]
 
 
-PRIORS = ("none", "any", "with moments", "Gaussian", "conditional")
+PRIORS = ("none", "any", "with moments", "Gaussian", "conditional", "interpolant")
 
 
 def prior_of(case: SamplerCase) -> str:
     """Returns what a sampler asks of the prior."""
     if not case.sampler.prior:
         return "none"
-    words = {"closed form": "Gaussian", "conditional": "conditional", "moments": "with moments"}
+    words = {"closed form": "Gaussian", "conditional": "conditional", "interpolant": "interpolant", "moments": "with moments"}
     found = next((word for need, word in words.items() if need in case.group[0]), "any")
     assert found in PRIORS
     return found
@@ -553,15 +556,15 @@ provide.
 ## Samplers and operators
 
 With Gaussian noise. *prior* is what a sampler asks of the prior: none (a classical restoration), any, one with moments (all that a phase
-has fitted), a Gaussian, or a conditional network.
+has fitted), a Gaussian, a conditional network, or one with an interpolant (`scsi`, `sfbd-omni`).
 
 {table(make.samplers_by_operators())}
 
 ## Samplers and beginnings
 
 The columns are what samplers ask of the prior. In a phase of several rounds the prior is that of the beginning in the first alone, so
-that what the phase itself fits counts too: a sampler that asks for a Gaussian or a conditional network runs *with* objectives that fit
-one.
+that what the phase itself fits counts too: a sampler that asks for a Gaussian, a conditional network or an interpolant runs *with*
+objectives that fit one.
 
 {table(make.samplers_by_starts())}
 

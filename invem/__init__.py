@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from invem.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, level
     from invem.diffusion import Denoise, Stepping, calls, generate, heun, integrate, multistep, predict_correct, reverse, start, start_given
     from invem.gaussian import Gaussian
+    from invem.interpolant import Interpolant, Interpolating
     from invem.kspace import fourier, fourier_adjoint, kspace_mask
     from invem.likelihood import nearest, nearest_draw, pull, sharpness, strength
     from invem.linalg import DPLR, Krylov, Solution, cg, gmres, least_norm, sqrt_matvec
     from invem.linear import Boundary, CircularConvolution, Convolution, Mask, Matrix, Separable, blur
-    from invem.measurement import Example, Measurement, conditioning
+    from invem.measurement import Example, Measurement, conditioning, remeasure
     from invem.metric import Metric, Outcome
     from invem.mixture import FactorMixture, Mixture, PosteriorMoments
     from invem.noise import NoiseModel
@@ -65,6 +66,8 @@ __all__ = [
     "Geometry",
     "GuidedSampler",
     "Index",
+    "Interpolant",
+    "Interpolating",
     "InvemError",
     "Karras",
     "Krylov",
@@ -140,6 +143,7 @@ __all__ = [
     "project",
     "pull",
     "ranks",
+    "remeasure",
     "resample",
     "reverse",
     "shared",
@@ -176,6 +180,7 @@ _MODULES = {
         "start",
         "start_given",
     ),
+    "interpolant": ("Interpolant", "Interpolating"),
     "likelihood": ("nearest", "nearest_draw", "pull", "sharpness", "strength"),
     "tweedie": ("Covariance", "Local", "back", "condition", "linearised", "local", "prior_draw"),
     "mixture": ("FactorMixture", "Mixture", "PosteriorMoments"),
@@ -183,7 +188,7 @@ _MODULES = {
     "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),
     "kspace": ("fourier", "fourier_adjoint", "kspace_mask"),
     "linear": ("Boundary", "CircularConvolution", "Convolution", "Mask", "Matrix", "Separable", "blur"),
-    "measurement": ("Example", "Measurement", "conditioning"),
+    "measurement": ("Example", "Measurement", "conditioning", "remeasure"),
     "metric": ("Metric", "Outcome"),
     "noise": ("NoiseModel",),
     "objective": ("Objective", "edm_weight", "matching", "noise_levels"),

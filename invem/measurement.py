@@ -7,12 +7,12 @@ from typing import NamedTuple, Self
 import torch
 from torch import Generator, Tensor
 
-from invem.batched import Batched, wide
+from invem.batched import Batched, Rng, wide
 from invem.errors import Unsupported
 from invem.noise import NoiseModel
 from invem.operator import SVD, Operator
 
-__all__ = ["Example", "Measurement", "conditioning"]
+__all__ = ["Example", "Measurement", "conditioning", "remeasure"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,3 +158,19 @@ def conditioning(m: Measurement) -> Tensor:
     observations, and of a noise level that does, they do not say everything, and the network knows E[x | x_t] given what they do say.
     """
     return torch.stack([m.A.adjoint(m.y), m.A.adjoint(torch.ones_like(m.y))], 1)
+
+
+@torch.no_grad()
+def remeasure(m: Measurement, x: Tensor, rng: Rng) -> Measurement:
+    """Returns the same with y' ~ p(y | x), the noise of each sample from its own stream.
+
+    Args:
+        m: For A and the noise; its y is not used.
+        x: Signals, shape (B, *shape).
+        rng: B streams.
+    """
+    clean = m.A(x)
+    if "var" in m.noise.provides:
+        return replace(m, y=clean + m.noise.var().sqrt() * rng.normal_like(clean))
+    streams = [Rng.generator("measured anew", seed) for seed in rng.seeds]
+    return replace(m, y=torch.cat([m.noise[i].sample(clean[i : i + 1], stream) for i, stream in enumerate(streams)]))

@@ -25,6 +25,7 @@ from invem.dataset import Dataset
 from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned, level
 from invem.errors import DataError, RecipeError, Unsupported
 from invem.gaussian import Gaussian
+from invem.interpolant import Interpolant, Interpolating
 from invem.measurement import Example, Measurement
 from invem.metric import Metric, Outcome
 from invem.noise import NoiseModel
@@ -444,7 +445,7 @@ def _gradients(case: _NetworkCase) -> Measured:
 
 # Samplers
 
-_NOISE = 0.2
+_NOISE, _JITTER = 0.2, 0.1
 
 
 def _prior(shape: tuple[int, ...]) -> Gaussian:
@@ -471,6 +472,40 @@ class _Conditional(GaussianDenoiser):
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
         return super().forward(x_t, sigma) if cond is None else _informed(self.moments, x_t, level(sigma, x_t), cond)
+
+
+def _transported(prior: Gaussian, state: Tensor, t: Tensor, cond: Tensor, jitter: float, informed: bool) -> Tensor:
+    """Returns E[x | I_t, cond], t (1 or B, 1), for a measurement by a mask, or of the whole, with noise _NOISE."""
+    shown, t, state = (cond[:, 1] > 0).double(), t.double(), state.double()
+    known = (1 - t) ** 2 / (t * jitter) ** 2
+    pull = (1 - t) * (state - t * cond[:, 0].double() if informed else state) / (t * jitter) ** 2
+    if informed:
+        known, pull = known + shown / _NOISE**2, pull + shown * cond[:, 0].double() / _NOISE**2
+    else:
+        there = 1 / (t**2 * (_NOISE**2 + jitter**2))
+        known, pull = known + shown * (there - known), pull + shown * (there * state - pull)
+    precision = torch.linalg.inv(prior.cov.dense().double())
+    pull = pull + precision @ prior.mean.double()
+    x_hat: Tensor = torch.linalg.solve(precision + torch.diag_embed(known.expand(state.shape)), pull)
+    return x_hat.to(prior.mean)
+
+
+class _Transport(GaussianDenoiser):
+    """The exact denoiser of an interpolant that is told the measurement."""
+
+    condition = 2
+
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        if cond is None:
+            return super().forward(x_t, sigma)
+        return _transported(self.moments, x_t, level(sigma, x_t), cond, _JITTER, True)
+
+
+def _fitted(needs: frozenset[str], prior: Gaussian) -> Denoiser:
+    """Returns the exact denoiser of a prior that was fitted so that it can do what a sampler needs."""
+    if "interpolant" in needs:
+        return Interpolant(_Transport(prior), _JITTER, True)
+    return (_Conditional if "conditional" in needs else GaussianDenoiser)(prior)
 
 
 @dataclasses.dataclass
@@ -503,9 +538,9 @@ def _samplers(factory: Law, folder: Path) -> Iterator[tuple[str, _SamplerCase]]:
         for label, options in _options(factory, (8,), folder) if law != "identity" or not found else ():
             m = _measure(law, 4, (8,))
             sampler = factory(**options)
-            given = "conditional" in sampler.needs
-            denoiser = (_Conditional if given else GaussianDenoiser)(_prior((8,)))
-            if sampler.needs - m.provides - {"moments", "closed form", "conditional"} or (given and law == "random-projection"):
+            fitted = frozenset({"conditional", "interpolant"})
+            denoiser = _fitted(sampler.needs, _prior((8,)))
+            if sampler.needs - m.provides - {"moments", "closed form"} - fitted or (sampler.needs & fitted and law == "random-projection"):
                 continue
             sampler = sampler.tune(denoiser, m, Rng.keyed("contracts", "tune", items=range(4)))
             found = True
@@ -599,14 +634,22 @@ _OBJECTIVE = 2048
 class _Near(Denoiser):
     """E[x | x_t, cond], and at every noise level as far from it, in units of what a network there learns."""
 
-    def __init__(self, prior: Gaussian, far: float = 0.0) -> None:
+    def __init__(self, prior: Gaussian, far: float = 0.0, objective: Objective | None = None) -> None:
         super().__init__()
-        self.prior, self.far, self.sigma_data = prior, far, 0.5
+        self.prior, self.far, self.sigma_data, self.objective = prior, far, 0.5, objective
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
         sigma = level(sigma, x_t)
-        x_hat = self.prior.denoise(x_t, sigma) if cond is None else _informed(self.prior, x_t, sigma, cond)
+        x_hat = self.prior.denoise(x_t, sigma) if cond is None else self._told(x_t, sigma, cond)
         return x_hat + self.far * sigma / (1 + sigma**2) * x_t
+
+
+    def _told(self, x_t: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        if not isinstance(self.objective, Interpolating):
+            return _informed(self.prior, x_t, sigma, cond)
+        flow = _transported(self.prior, x_t, sigma, cond, self.objective.jitter, self.objective.informed)
+        told = cond.flatten(2).any(2).any(1).reshape(-1, *[1] * (x_t.ndim - 1))
+        return torch.where(told, flow, self.prior.denoise(x_t, sigma))
 
 
 @dataclasses.dataclass
@@ -701,7 +744,7 @@ def _minimum(case: _ObjectiveCase) -> Measured | None:
     whole = not case.measured or "identity" in case.m.provides or case.objective.condition > 0
     worst = -math.inf
     for given in ([case.batch] if whole else []) + ([case.clean] if case.measured else []):
-        exact, *others = (case.loss(_Near(case.prior, far), given).detach().double() for far in (0.0, -0.2, 0.2))
+        exact, *others = (case.loss(_Near(case.prior, far, case.objective), given).detach().double() for far in (0.0, -0.2, 0.2))
         for other in others:
             gap = exact - other
             worst = max(worst, float(gap.mean() / gap.std() * len(gap) ** 0.5))

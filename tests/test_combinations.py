@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from invem import Denoiser, Example, GaussianDenoiser, Measurement, Preconditioned, RecipeError, Rng
+from invem import Denoiser, Example, GaussianDenoiser, Interpolant, Measurement, Preconditioned, RecipeError, Rng
 from invem.engine import plan as plans
 from invem.engine.run import run
 from invem.testing import _options, _prior
@@ -158,12 +158,13 @@ def measurement(operator, noise, n=2, **options):
 
 def refused(part, m):
     """Whether the plan refuses a sampler or an objective on a measurement with all that it may ask of prior and data."""
-    given = {"moments", "closed form", "conditional", "x", "measurement"}
+    given = {"moments", "closed form", "conditional", "interpolant", "x", "measurement"}
     return part.needs - m.provides - given or plans._refusal(part, m if plans._is_odd(m) else None) is not None
 
 
 def draws_are_finite(case, m):
-    denoiser = (Conditional if "conditional" in case.sampler.needs else GaussianDenoiser)(_prior(m.shape))
+    denoiser = (Conditional if {"conditional", "interpolant"} & case.sampler.needs else GaussianDenoiser)(_prior(m.shape))
+    denoiser = Interpolant(denoiser, 0.1, True) if "interpolant" in case.sampler.needs else denoiser
     sampler = case.sampler.tune(denoiser, m, Rng.keyed("tune", items=range(len(m))))
     x = sampler(denoiser, m, Rng.keyed("draw", items=range(len(m))))
     return x.shape == (len(m), *m.shape) and bool(x.isfinite().all())

@@ -19,6 +19,7 @@ LAYERS = [
     {"denoiser"},
     {"diffusion", "tweedie"},
     {"sampler", "objective", "dataset", "metric"},
+    {"interpolant"},
     {"engine"},
     {"testing"},
     {"cli"},

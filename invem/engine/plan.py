@@ -25,6 +25,7 @@ from invem.engine.recipe import Fit, Loaded, Part, Phase, Recipe
 from invem.engine.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError, Unsupported
 from invem.gaussian import Gaussian
+from invem.interpolant import Interpolant
 from invem.measurement import Example, Measurement
 from invem.metric import Metric
 from invem.noise import NoiseModel
@@ -481,8 +482,11 @@ class _Silent(NoiseModel):
 
 
 def _is_odd(m: Measurement) -> bool:
-    """Whether a component whose needs are met may still refuse: the noise is 0 or has several levels, or A has no true derivative."""
-    if m.A.straight_through:
+    """Whether a component whose needs are met may still refuse.
+
+    The noise is 0 or has several levels, A has no true derivative, or nothing makes a signal of y.
+    """
+    if m.A.straight_through or not (m.y.shape[1:] == torch.Size(m.shape) or "adjoint" in m.A.provides):
         return True
     if "var" not in m.noise.provides:
         return False
@@ -497,9 +501,10 @@ def _refusal(part: PosteriorSampler | Objective, m: Measurement | None) -> str |
     if "var" in m.noise.provides and not bool((m.noise.var() > 0).all()):
         m = replace(m, noise=_Silent(torch.zeros(len(m), *[1] * (m.y.ndim - 1))))
     blank, rng = _Blank(part, m.shape), Rng.keyed("asked", items=range(len(m)))
+    prior = Interpolant(blank, 0.1, True) if "interpolant" in part.needs else blank
     try:
         if isinstance(part, PosteriorSampler):
-            part(blank, m, rng)
+            part(prior, m, rng)
         elif not part.closed_form:
             part.loss(part.wrap(blank, m), Example(torch.zeros(len(m), *m.shape), m), rng)
     except Unsupported as error:
@@ -751,6 +756,8 @@ def _needs(
                     reason = f"{name} needs a prior in closed form, a Gaussian or a mixture, and the prior is a network then"
                 elif lacks == {"conditional"}:
                     reason = f"{name} needs a prior that an earlier phase fitted by a conditional objective (cond-dsm)"
+                elif lacks == {"interpolant"}:
+                    reason = f"{name} needs a prior that an earlier phase fitted with an interpolant (scsi, sfbd-omni)"
                 elif lacks == {"moments"}:
                     reason = f"{name} needs the moments of the prior, and a network as it was built has none"
                 builder.fail(("phases", i, "sampler"), f"{reason}; these fit: {fitting}")

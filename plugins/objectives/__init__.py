@@ -14,5 +14,7 @@ def invem_objectives() -> dict[str, str]:
         "gaussian-mixture": "invem_plugins.objectives.gaussian_mixture:GaussianMixture",
         "gaussian-moments": "invem_plugins.objectives.gaussian_moments:GaussianMoments",
         "gsure": "invem_plugins.objectives.gsure:GSURE",
+        "scsi": "invem_plugins.objectives.scsi:SCSI",
+        "sfbd-omni": "invem_plugins.objectives.sfbd_omni:SFBDOmni",
         "sure-score": "invem_plugins.objectives.sure_score:SUREScore",
     }

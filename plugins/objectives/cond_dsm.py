@@ -1,13 +1,12 @@
 """Conditional denoising score matching: the network learns the posterior itself."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Gt, Interval
 from torch import Tensor
 
-from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, conditioning, edm_weight, matching, noise_levels
+from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, conditioning, edm_weight, matching, noise_levels, remeasure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +51,10 @@ class CondDSM(Objective):
         cond = None
         if m is not None:
             kept = (kept >= self.drop).to(x).reshape(-1, *[1] * x.ndim)
-            cond = kept * conditioning(replace(m, y=_measured(m, x, rng))).to(x)
+            cond = kept * conditioning(remeasure(m, x, rng)).to(x)
         return matching(denoiser, x, sigma, edm_weight(denoiser, sigma), rng, cond)
 
     def wrap(self, denoiser: Denoiser, m: Measurement | None) -> Denoiser:
         """Returns the network itself, which carries the training measurements while it is trained."""
         denoiser.others = m  # type: ignore[assignment]
         return denoiser
-
-
-@torch.no_grad()
-def _measured(m: Measurement, x: Tensor, rng: Rng) -> Tensor:
-    """Draws y' ~ p(y | x) for each signal, from a stream of its own, shape of y."""
-    clean = m.A(x)
-    if "var" in m.noise.provides:
-        return clean + m.noise.var().sqrt() * rng.normal_like(clean)
-    streams = [Rng.generator("measured anew", seed) for seed in rng.seeds]
-    return torch.cat([m.noise[i].sample(clean[i : i + 1], stream) for i, stream in enumerate(streams)])

@@ -15,6 +15,7 @@ def invem_samplers() -> dict[str, str]:
         "diffpir": "invem_plugins.samplers.diffpir:DiffPIR",
         "dps": "invem_plugins.samplers.dps:DPS",
         "exact": "invem_plugins.samplers.exact:Exact",
+        "interpolant": "invem_plugins.samplers.interpolant:InterpolantFlow",
         "langevin": "invem_plugins.samplers.langevin:AnnealedLangevin",
         "lgd": "invem_plugins.samplers.lgd:LGD",
         "matched-gibbs": "invem_plugins.samplers.matched_gibbs:MatchedGibbs",
