@@ -589,7 +589,7 @@ A run that begins with nothing has D with samplers that ask for no prior.
 {table(make.objectives_by_starts())}
 
 An objective that gives the network a condition ({given}) needs a network with as many tensors as `condition`, so that one network cannot
-serve objectives that differ in it.
+serve objectives that differ in it; a phase may have a `network` of its own.
 
 ## Noise
 

@@ -281,3 +281,75 @@ def test_a_missing_draw_is_named(tmp_path):
     (tmp_path / "run" / "1-000-samples" / "00001.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match=r"00001\.safetensors"):
         done._draws(1, 0, done.plan.stages[1])
+
+
+# A network for each phase
+
+TWO = """
+data: {name: synthetic, size: 6, train: 32, test: 8}
+operator: {name: random-mask, keep: 0.6}
+noise: {name: gaussian, sigma: 0.1}
+network: {name: mlp, width: 16, depth: 1}
+phases:
+  - {name: warm, rounds: 2, fit: {objective: gaussian-moments, rank: 4}}
+  - {name: one, batch: 8, sampler: {name: mmps, steps: 4}, fit: {objective: dsm, steps: 4, batch: 8, moments: 4}}
+  - name: told
+    rounds: 2
+    batch: 8
+    network: {name: mlp, width: 8, depth: 1, condition: 2}
+    sampler: {name: mmps, steps: 4}
+    fit: {objective: cond-dsm, steps: 4, batch: 8, moments: 4}
+  - {name: last, batch: 8, sampler: {name: conditional, steps: 4}, fit: {objective: dsm, steps: 4, batch: 8, moments: 4}}
+evaluate: {metrics: [data-misfit], samples: 8, observations: 4, draws: 1, posterior: 0, steps: 3}
+"""
+
+
+def two(tmp_path, *overrides):
+    path = tmp_path / "two.yaml"
+    path.write_text(TWO)
+    return make(load(path, list(overrides)), CATALOG)
+
+
+def weights(out, name, part="network."):
+    return {key: value for key, value in store.read(out / name / "denoiser.safetensors").items() if key.startswith(part)}
+
+
+def test_a_phase_trains_a_network_of_its_own_and_goes_on_from_the_newest_weights_of_the_same(tmp_path):
+    made = two(tmp_path)
+    for _ in run(made, tmp_path / "run"):
+        pass
+    done = Run(made, tmp_path / "run")
+    assert [stage.own == "" for stage in made.stages] == [True, True, False, True]
+    assert [done.denoiser(done.out / name / "denoiser.safetensors").condition for name in ("1-000-denoiser", "2-001-denoiser")] == [0, 2]
+    for (p, r), before in {(1, 0): None, (2, 0): None, (2, 1): "2-000-denoiser", (3, 0): "1-000-denoiser"}.items():
+        found = done._previous_network(p, r)
+        assert (found is None) == (before is None)
+        if before is not None:
+            assert {k: v for k, v in found[0].items() if k.startswith("network.")}.keys() == weights(done.out, before).keys()
+            assert all(torch.equal(found[0][key], value) for key, value in weights(done.out, before).items())
+    assert done.last_denoiser().condition == 0
+    again = two(tmp_path)  # as `resume` and `restore` read it
+    x_t = torch.zeros(2, *again.shape)
+    assert torch.equal(Run(again, done.out).last_denoiser()(x_t, 0.5), done.last_denoiser()(x_t, 0.5))
+
+
+def test_a_network_that_is_the_recipes_is_no_network_of_its_own(tmp_path):
+    same = two(tmp_path, "phases.one.network={name: mlp, width: 16, depth: 1, condition: 0}")
+    assert same.stages[1].own == "" and same.stages[1].network is None
+    other = two(tmp_path, "phases.one.network={name: mlp, width: 16, depth: 2}")
+    assert other.stages[1].own != other.stages[2].own != ""
+    assert other.resolved["phases"][1]["network"] == {"name": "mlp", "width": 16, "depth": 2, "condition": 0}
+    assert same.resolved["phases"][0]["network"] is None
+
+
+def test_what_a_network_of_a_phase_is_refused_for(tmp_path):
+    def said(*overrides):
+        with pytest.raises(RecipeError) as found:
+            two(tmp_path, *overrides)
+        return str(found.value)
+
+    assert "phases.0.network: the phase trains no network" in said("phases.warm.network=mlp")
+    assert "phases.2.network" in said("phases.told.network={name: mlp, widht: 3}")
+    text = said("phases.told.network={name: mlp, width: 8}")
+    assert "phases.2.fit" in text and "condition=2 (it is 0)" in text
+    assert "unet" in said("phases.told.network={name: unet, channels: [8], attention: [4], condition: 2}")

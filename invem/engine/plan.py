@@ -51,6 +51,8 @@ class Stage:
         on: What is learned from: "draws", "observations" or "clean".
         judge: The sampler of the held-out restorations, if there is one.
         annealed: The samplers of the first rounds, where options change from round to round; `sampler` is that of all later ones.
+        network: Builds the network that the phase trains, if it has one of its own: (shape) -> network.
+        own: Says which network of its own that is; "" is the recipe's.
     """
 
     phase: Phase
@@ -59,6 +61,8 @@ class Stage:
     on: str
     judge: PosteriorSampler | None
     annealed: tuple[PosteriorSampler, ...] = ()
+    network: Callable[..., Any] | None = None
+    own: str = ""
 
     def at(self, r: int) -> PosteriorSampler | None:
         """Returns the sampler of a round."""
@@ -94,7 +98,7 @@ class Plan:
         law: Draws n measurements' operators and noise laws: (n, rng) -> (Operator, NoiseModel); with a third argument, at other values
             of their options, by keys such as "operator.std".
         options: The options of "operator" and "noise" with their values.
-        network: Builds a new network.
+        network: Builds a new network of the recipe: () -> network; `build` one of a phase.
         stages: The phases.
         metrics: The metrics by label.
         resolved: The recipe as plain data, every default written out.
@@ -110,7 +114,7 @@ class Plan:
     observed: bool
     law: Callable[..., tuple[Operator, NoiseModel]]
     options: Mapping[str, Mapping[str, Any]]
-    network: Callable[[], Any]
+    network: Callable[..., Any]
     stages: list[Stage]
     metrics: dict[str, Metric]
     resolved: dict[str, Any]
@@ -129,6 +133,11 @@ class Plan:
     def recipe(self) -> Recipe:
         """The checked recipe."""
         return self.loaded.recipe
+
+    def build(self, p: int | None = None) -> Any:
+        """Builds a new network: that of a phase, or the recipe's."""
+        own = None if p is None else self.stages[p].network
+        return self.network() if own is None else own(self.shape)
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan as plain data: what `invem plan` prints."""
@@ -345,8 +354,8 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         many = law(_DRAWN, Rng.generator(0))[0](probe)
         provides = provides if torch.equal(many, probe) else provides - {"identity"}
     silent = "var" in measured.noise.provides and not bool((measured.noise.var() > 0).all())
-    condition = int(getattr(built, "condition", 0))
-    own = (provides, condition, facts.prior, where == "data", len(shape) == 3, silent, measured if _is_odd(measured) else None)
+    conditions = [int(getattr(built if stage.network is None else stage.network(shape), "condition", 0)) for stage in stages]
+    own = (provides, conditions, facts.prior, where == "data", len(shape) == 3, silent, measured if _is_odd(measured) else None)
     stages = _needs(recipe, builder, stages, metrics, *own)
     for i, stage in enumerate(stages):
         if stage.objective is not None and (reason := stage.objective.refuses(tuple(shape))):
@@ -523,6 +532,8 @@ def _parts(recipe: Recipe) -> Iterator[tuple[str, Part, Path]]:
     for i, phase in enumerate(recipe.phases):
         if phase.sampler is not None:
             yield "samplers", phase.sampler, ("phases", i, "sampler")
+        if phase.network is not None:
+            yield "networks", phase.network, ("phases", i, "network")
     if recipe.evaluate.sampler is not None:
         yield "samplers", recipe.evaluate.sampler, ("evaluate", "sampler")
     for i, part in enumerate(recipe.evaluate.metrics):
@@ -644,9 +655,22 @@ def _stages(recipe: Recipe, builder: _Builder) -> list[Stage]:
             _check_fit(recipe, builder, i, on, objective)
             fitted = True
         _check_policy(recipe, builder, i, sampler)
-        stages.append(Stage(phase, sampler, objective, on, None, annealed))
+        network, own = _own_network(recipe, builder, i, objective)
+        stages.append(Stage(phase, sampler, objective, on, None, annealed, network, own))
     able = [judge, *(stage.sampler for stage in stages if stage.sampler is not None and stage.sampler.prior)]
     return [replace(stage, judge=judge or stage.sampler or next((s for s in able if s is not None), None)) for stage in stages]
+
+
+def _own_network(recipe: Recipe, builder: _Builder, i: int, objective: Objective | None) -> tuple[Callable[..., Any] | None, str]:
+    """Returns what builds the network of a phase and says which it is, if it is not the recipe's."""
+    part, path = recipe.phases[i].network, ("phases", i, "network")
+    if part is None:
+        return None, ""
+    make = builder.part("networks", part, path)
+    if recipe.phases[i].fit is None or (objective is not None and objective.closed_form):
+        builder.fail(path, "the phase trains no network")
+    mine, whole = ((p.name, builder.resolved.get(place)) for p, place in ((part, path), (recipe.network, ("network",))))
+    return (None, "") if mine == whole else (make, repr(mine))
 
 
 def _annealed(phase: Phase, builder: _Builder, i: int) -> tuple[PosteriorSampler | None, tuple[PosteriorSampler, ...]]:
@@ -734,7 +758,7 @@ def _needs(
     stages: list[Stage],
     metrics: dict[str, Metric],
     provides: frozenset[str],
-    condition: int,
+    conditions: list[int],
     prior: str,
     truth: bool,
     image: bool,
@@ -782,8 +806,8 @@ def _needs(
                     builder.fail(path, f"{name} needs {what}")
                 elif "measurement" in stage.objective.needs and (own := _refusal(stage.objective, odd)):
                     builder.fail(path, _own(name, own))
-            if stage.objective.condition not in (0, condition):
-                builder.fail(path, f"{name} needs network.condition={stage.objective.condition} (it is {condition})")
+            if stage.objective.condition not in (0, conditions[i]):
+                builder.fail(path, f"{name} needs network.condition={stage.objective.condition} (it is {conditions[i]})")
         judges = [s for s in (stage.judge, stage.sampler, *(s.sampler for s in stages)) if s is not None and s.prior]
         able = [s for s in judges if not s.needs - provides - after and _refusal(s, odd) is None]
         found.append(replace(stage, judge=able[0] if able else None))

@@ -153,6 +153,10 @@ class Phase(_Model):
     fit: Fit | None = Field(
         default=None, validate_default=True, description="The training, for a phase that learns."
     )
+    network: Part | None = Field(
+        default=None,
+        description="The network that the phase trains, from the newest weights of the same one if there are any; null is the recipe's.",
+    )
     observations: Count | None = Field(
         default=None,
         description="Size of the subset of the observations drawn anew in each round; null is all.",

@@ -40,7 +40,6 @@ from invem.measurement import Example, Measurement
 from invem.metric import Outcome
 from invem.mixture import FactorMixture, Mixture
 from invem.noise import NoiseModel
-from invem.objective import Objective
 from invem.operator import Operator
 from invem.sampler import PosteriorSampler
 from invem.schedule import Karras
@@ -314,9 +313,9 @@ class Run:
     def denoiser(self, path: Path) -> Denoiser:
         """Reads a fitted denoiser of this run, with the averaged weights, in evaluation mode."""
         p = int(path.parent.name.split("-")[0]) if path.parent.name.endswith("-denoiser") else None
-        return self._read(path, self.plan.stages[p].objective if p is not None else None)
+        return self._read(path, p)
 
-    def _read(self, path: Path, objective: Objective | None) -> Denoiser:
+    def _read(self, path: Path, p: int | None) -> Denoiser:
         tensors, meta = store.read_meta(path)
         moments = Gaussian(tensors["moments.mean"], DPLR(tensors["moments.diag"], tensors["moments.factor"])).to(self.device)
         if meta["kind"] == "gaussian":
@@ -324,7 +323,8 @@ class Run:
         if meta["kind"] == "mixture":
             parts = _part(tensors, "mixture.")
             return MixtureDenoiser((FactorMixture(**parts) if "factors" in parts else Mixture(**parts)).to(self.device))
-        network = self._network(meta["sigma_data"])
+        objective = None if p is None else self.plan.stages[p].objective
+        network = self._network(p, meta["sigma_data"])
         try:
             network.load_state_dict(_part(tensors, "network."))
         except RuntimeError as error:
@@ -340,7 +340,7 @@ class Run:
         if named is None:
             return None
         if named == "network":
-            return self._network(0.5).to(self.device).eval().requires_grad_(False)
+            return self._network(None, 0.5).to(self.device).eval().requires_grad_(False)
         path = self.out / "prior.safetensors"
         if not path.exists():
             tensors, meta = store.read_meta(store.last_denoiser(Path(named).expanduser()))
@@ -366,10 +366,11 @@ class Run:
                 return prior
             raise DataError(f"{error}; go on with: invem resume {self.out}") from None
 
-    def _network(self, sigma_data: float, *key: int) -> Denoiser:
+    def _network(self, p: int | None, sigma_data: float, *key: int) -> Denoiser:
+        """Builds the network of a phase, or the recipe's."""
         with torch.random.fork_rng(devices=[]):
             torch.random.manual_seed(Rng.keyed(self.recipe.seed, "network", *key, items=[0]).seeds[0])
-            built = self.plan.network()
+            built = self.plan.build(p)
         return built if isinstance(built, Denoiser) else Preconditioned(built, sigma_data)
 
     # Measurements
@@ -644,7 +645,7 @@ class Run:
         else:
             spread = moments.cov.diag + moments.cov.factor.square().sum(1) if moments is not None else torch.tensor(0.25)
             sigma_data = round(float(spread.mean().sqrt()), 4)
-        network = self._network(sigma_data, *((p, r) if fit.start == "fresh" else (p,)))
+        network = self._network(p, sigma_data, *((p, r) if fit.start == "fresh" else (p,)))
         if previous is not None and fit.start != "fresh":
             network.load_state_dict(_part(previous[0], "network." if fit.start == "ema" else "raw."))
         average = copy.deepcopy(network)
@@ -725,15 +726,19 @@ class Run:
         return passes
 
     def _previous_network(self, p: int, r: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        for q in range(p, -1, -1):
+        """Returns the newest weights of the network of a phase, and what is known of them."""
+        own = self.plan.stages[p].own
+        for q in (q for q in range(p, -1, -1) if self.plan.stages[q].own == own):
             for s in range(r - 1 if q == p else self.plan.stages[q].phase.rounds - 1, -1, -1):
                 path = self.out / f"{q}-{s:03d}-denoiser" / "denoiser.safetensors"
                 if path.exists():
                     tensors, meta = store.read_meta(path)
                     if meta["kind"] == "network":
                         return tensors, meta
+        if own:
+            return None
         if self.recipe.prior == "network":
-            tensors = self._network(0.5).state_dict()
+            tensors = self._network(None, 0.5).state_dict()
             return _named("network.", tensors) | _named("raw.", tensors), {"kind": "network", "sigma_data": 0}
         path = self.out / "prior.safetensors"
         if path.exists():
