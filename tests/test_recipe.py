@@ -172,7 +172,7 @@ def test_a_recipe_can_be_changed_again(read):
         (
             "phases.em.ronds=2",
             "override 'phases.em.ronds=2': phases.1.ronds: unknown key; did you mean 'rounds'? "
-            "Allowed: name, rounds, sampler, fit, observations, draws, batch, refresh, restart, anneal, overlap, calibrate, stop",
+            "Allowed: name, rounds, sampler, fit, network, observations, draws, batch, refresh, restart, anneal, overlap, calibrate, stop",
         ),
         (
             "compute.dev=cpu",
