@@ -365,7 +365,7 @@ def least(refusals: list[tuple[Start, str]], key: str) -> str:
     if any(not text for _, text in refusals):
         return "runs"
     lines = [[line for line in text.splitlines() if f"phases.{len(start.phases)}.{key}:" in line] for start, text in refusals]
-    return min((lacking("\n".join(some)) for some in lines if some), key=lambda words: (words.count(","), len(words), words))
+    return min((lacking("\n".join(some)) for some in lines if some), key=lambda words: (words.count(","), len(words), words), default="")
 
 
 def merged(rows: list[list[str]], join: str = ", ") -> list[list[str]]:
@@ -442,7 +442,7 @@ class Tables:
         slots = {key[1] for key, text in self.of(objective=objective, **parts) if not text}
         letters = {"D": slots - {OBSERVATIONS, CLEAN}, "O": slots & {OBSERVATIONS}, "C": slots & {CLEAN}}
         found = " ".join(letter for letter, able in letters.items() if able)
-        return found or self.least("fit", objective=objective, slot="`prior`", **parts)
+        return found or next(filter(None, (self.least("fit", objective=objective, slot=slot, **parts) for slot in ("`prior`", CLEAN))))
 
     def objectives_by_operators(self) -> list[list[str]]:
         rows = [[f"`{name}`", *(self._letters(name, group=group) for group in self.groups)] for name in CONDITIONS]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from invem.compare import canonical, directions, frechet_distance, inside, principal, ranks, sliced_wasserstein
     from invem.compose import LinearStack, LinearSum, Stack, Sum, stack, total
     from invem.dataset import Dataset
-    from invem.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, level
+    from invem.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, closed_form, level
     from invem.diffusion import Denoise, Stepping, calls, generate, heun, integrate, multistep, predict_correct, reverse, start, start_given
     from invem.gaussian import Gaussian
     from invem.interpolant import Interpolant, Interpolating
@@ -112,6 +112,7 @@ __all__ = [
     "cg",
     "chain",
     "choose",
+    "closed_form",
     "condition",
     "conditioning",
     "directions",
@@ -166,7 +167,7 @@ _MODULES = {
     "compare": ("canonical", "directions", "frechet_distance", "inside", "principal", "ranks", "sliced_wasserstein"),
     "compose": ("LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"),
     "dataset": ("Dataset",),
-    "denoiser": ("Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level"),
+    "denoiser": ("Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "closed_form", "level"),
     "diffusion": (
         "Denoise",
         "Stepping",

@@ -1,6 +1,7 @@
 """Denoisers: (x_t, sigma) -> x_hat = E[x | x_t], with x_t = x + sigma z."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +9,11 @@ from torch import Tensor, nn
 from invem.batched import Rng
 from invem.errors import Unsupported
 from invem.gaussian import Gaussian
-from invem.measurement import Measurement
+from invem.linalg import DPLR
+from invem.measurement import Measurement, conditioning
 from invem.mixture import FactorMixture, Mixture
 
-__all__ = ["Begun", "Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level"]
+__all__ = ["Begun", "Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "closed_form", "level"]
 
 
 class Denoiser(nn.Module):
@@ -54,6 +56,18 @@ class Denoiser(nn.Module):
         """
         raise Unsupported(f"{type(self).__name__} has no posterior in closed form")
 
+    def posterior_mean(self, m: Measurement) -> Tensor:
+        """Returns E[x | y], shape (B, *shape), for linear A and Gaussian noise. Only priors in closed form know it.
+
+        Raises:
+            Unsupported: If the prior is a network.
+        """
+        raise Unsupported(f"{type(self).__name__} has no posterior in closed form")
+
+    def told(self, m: Measurement) -> Tensor:
+        """Returns what a conditional network is given of a measurement, shape (B, condition, *shape)."""
+        return conditioning(m)
+
 
 def level(sigma: Tensor | float, x: Tensor) -> Tensor:
     """Returns sigma as (1 or B, 1, ...), of the dtype and on the device of x."""
@@ -72,6 +86,9 @@ class GaussianDenoiser(Denoiser):
 
     def posterior(self, m: Measurement, rng: Rng) -> Tensor:
         return self.moments.posterior(m, rng)
+
+    def posterior_mean(self, m: Measurement) -> Tensor:
+        return self.moments.posterior_mean(m)
 
 
 class Begun(Denoiser):
@@ -94,6 +111,12 @@ class Begun(Denoiser):
     def posterior(self, m: Measurement, rng: Rng) -> Tensor:
         return self.inner.posterior(m, rng)
 
+    def posterior_mean(self, m: Measurement) -> Tensor:
+        return self.inner.posterior_mean(m)
+
+    def told(self, m: Measurement) -> Tensor:
+        return self.inner.told(m)
+
 
 class MixtureDenoiser(Denoiser):
     """The exact denoiser of a mixture of Gaussians."""
@@ -108,6 +131,18 @@ class MixtureDenoiser(Denoiser):
 
     def posterior(self, m: Measurement, rng: Rng) -> Tensor:
         return self.prior.posterior(m, rng)
+
+    def posterior_mean(self, m: Measurement) -> Tensor:
+        return self.prior.posterior_mean(m)
+
+
+def closed_form(tensors: Mapping[str, Tensor]) -> Denoiser:
+    """Returns the prior of which these are the `tensors()`: a Gaussian, a mixture of Gaussians or one of factor analysers."""
+    if "covs" in tensors:
+        return MixtureDenoiser(Mixture(**tensors))
+    if "factors" in tensors:
+        return MixtureDenoiser(FactorMixture(**tensors))
+    return GaussianDenoiser(Gaussian(tensors["mean"], DPLR(tensors["cov.diag"], tensors["cov.factor"])))
 
 
 class Preconditioned(Denoiser):

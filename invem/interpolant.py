@@ -136,7 +136,7 @@ class Interpolating(Objective):
         error = denoiser(state, torch.where(flows, t, sigma), cond) - x
         return torch.mean((weight * error.square()).flatten(1), dim=1)
 
-    def wrap(self, denoiser: Denoiser, m: Measurement | None) -> Denoiser:
+    def wrap(self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None) -> Denoiser:
         """Returns the network with the interpolant that it learns; it carries the training measurements while it is trained."""
         wrapped = Interpolant(denoiser, self.jitter, self.informed)
         wrapped.others = m  # type: ignore[assignment]

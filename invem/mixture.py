@@ -113,6 +113,10 @@ class Mixture(Batched):
         step: Tensor = (cov @ A.mT @ u)[..., 0]
         return x + step.to(x).reshape(x.shape)
 
+    def posterior_mean(self, m: Measurement) -> Tensor:
+        """Returns E[x | y], shape (B, *shape), for linear A and Gaussian noise."""
+        return self.posterior_moments(m).mean.to(m.y.dtype).reshape(-1, *self.shape)
+
     def posterior_moments(self, m: Measurement) -> PosteriorMoments:
         """Returns the weights, the mean and the covariance of p(x | y)."""
         A, var, log_weights = self._evidence(m)
@@ -180,41 +184,41 @@ class FactorMixture(Batched):
         """Returns E[x | x_t]. sigma: one level, or (B, 1, ...)."""
         var = wide(sigma).flatten() ** 2
         common = var[:1] if bool((var == var[:1]).all()) else var
-        system = _Entrywise(self, torch.ones(1, 1).to(wide(x_t)), common[:, None], wide(x_t.flatten(1)))
-        log_weights, h = system.weigh()
-        share, x = log_weights.softmax(-1), torch.zeros_like(system.y)
-        for k in range(len(self.weights)):
-            centre = system.means[k] + h[k] @ system.factors[k].T
-            x = x + share[:, k, None] * (centre + wide(self.diag) / (wide(self.diag) + common[:, None]) * (system.y - centre))
-        return x.to(x_t.dtype).reshape(x_t.shape)
+        return _Entrywise(self, torch.ones(1, 1).to(wide(x_t)), common[:, None]).mean(x_t)
 
-    def _system(self, m: Measurement) -> "_System":
-        """Returns what is known of each component given a batch of measurements."""
+    def conditioned(self, m: Measurement) -> "Conditioned":
+        """Returns what is known of each component given A and the noise of a batch of measurements, whatever their y.
+
+        Where all of them have the same A and the same noise it serves any number of y. m: linear A and Gaussian noise.
+        """
         var = _floored(m, self.diag.max() + self.factors.square().sum((1, 2)).max())
         var = var[:1] if bool((var == var[:1]).all()) else var
-        y = wide(m.y.flatten(1))
         first = m[:1] if m.alike else m
         if m.provides & {"mask", "identity"} and m.y.shape[1:] == self.shape:
             ones = torch.ones(len(first), *self.shape, dtype=m.y.dtype, device=m.y.device)
-            return _Entrywise(self, wide(first.A(ones).flatten(1)), var, y)
-        return _Dense(self, first.matrices(), var, y)
+            return _Entrywise(self, wide(first.A(ones).flatten(1)), var)
+        return _Dense(self, first.matrices(), var)
+
+    def posterior_mean(self, m: Measurement) -> Tensor:
+        """Returns E[x | y], shape (B, *shape), for linear A and Gaussian noise."""
+        return self.conditioned(m).mean(m.y)
 
     def shares(self, m: Measurement) -> Tensor:
         """Returns the probabilities of the components given y, shape (B, K), float64. m: linear A and Gaussian noise."""
-        return self._system(m).weigh()[0].softmax(-1)
+        return self.conditioned(m).weigh(wide(m.y.flatten(1)))[0].softmax(-1)
 
     def shares_of(self, x: Tensor) -> Tensor:
         """Returns the probabilities of the components given the signal itself, shape (B, K), float64. x: (B, *shape)."""
         one = torch.ones(1, 1).to(wide(x))
-        return _Entrywise(self, one, 0 * one, wide(x.flatten(1))).weigh()[0].softmax(-1)
+        return _Entrywise(self, one, 0 * one).weigh(wide(x.flatten(1)))[0].softmax(-1)
 
     def draw(self, m: Measurement, rng: Rng) -> tuple[Tensor, Tensor]:
         """Draws the signal and its component from p(x, k | y) exactly: (B, *shape) and (B,).
 
         k given y, then z given k and y, x = m_k + F_k z + e, then e by Matheron's rule. m: linear A and Gaussian noise.
         """
-        system = self._system(m)
-        log_weights, h = system.weigh()
+        system, y = self.conditioned(m), wide(m.y.flatten(1))
+        log_weights, h = system.weigh(y)
         k = _pick(log_weights, rng)
         z, e = (wide(part) for part in self._latent(rng))
         noise = wide(rng.normal_like(m.y)).flatten(1) * system.var.sqrt()
@@ -227,7 +231,7 @@ class FactorMixture(Batched):
                 z_given = h[j, rows] + torch.linalg.solve_triangular(root[rows].mT, z[rows, :, None], upper=True)[..., 0]
             centre[rows] = system.means[j] + z_given @ system.factors[j].T
         e = e * wide(self.diag).sqrt()
-        x = centre + e + wide(self.diag) * system.back(system.y - system.ahead(centre + e) - noise)
+        x = centre + e + wide(self.diag) * system.back(y - system.ahead(centre + e) - noise)
         return x.to(self.means).reshape(-1, *self.shape), k
 
     def posterior(self, m: Measurement, rng: Rng) -> Tensor:
@@ -235,21 +239,24 @@ class FactorMixture(Batched):
         return self.draw(m, rng)[0]
 
 
-class _System(ABC):
+class Conditioned(ABC):
     """The components of a `FactorMixture` under y = A x + n, where N = A D A^T + S is what no factor explains.
 
     Attributes:
-        y: (B, m), float64.
         var: The noise variances, each axis 1 where they are common to it.
-        roots: For each component L with L L^T = I + F^T A^T N^-1 A F, shape (B or 1, q, q); `weigh` makes them.
     """
 
-    def __init__(self, prior: FactorMixture, var: Tensor, y: Tensor) -> None:
-        self.y, self.var = y, var
+    def __init__(self, prior: FactorMixture, var: Tensor) -> None:
+        self.var, self.shape = var, prior.shape
         self.weights, self.means, self.factors, self.diag = (
             wide(part) for part in (prior.weights, prior.means.flatten(1), prior.factors, prior.diag)
         )
-        self.roots: list[Tensor] = []
+
+    @cached_property
+    def roots(self) -> list[Tensor]:
+        """For each component L with L L^T = I + F^T A^T N^-1 A F, shape (B or 1, q, q)."""
+        eye = torch.eye(self.factors.shape[2], dtype=self.factors.dtype, device=self.factors.device)
+        return [torch.linalg.cholesky(self.gram(factor) + eye) for factor in self.factors]
 
     @abstractmethod
     def ahead(self, x: Tensor) -> Tensor:
@@ -260,33 +267,40 @@ class _System(ABC):
         """Returns A^T N^-1 r, shape (B, d). r: (B, m)."""
 
     @abstractmethod
-    def size(self, r: Tensor) -> Tensor:
-        """Returns r^T N^-1 r, shape (B,)."""
+    def weighed(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns A^T N^-1 r, shape (B, d), and r^T N^-1 r, shape (B,)."""
 
     @abstractmethod
     def gram(self, factor: Tensor) -> Tensor:
         """Returns F^T A^T N^-1 A F, shape (B or 1, q, q)."""
 
-    def weigh(self) -> tuple[Tensor, Tensor]:
-        """Returns log w_k + log p(y | k) but for what is common, (B, K), and E[z | k, y], (K, B, q)."""
+    def weigh(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns log w_k + log p(y | k) but for what is common, (B, K), and E[z | k, y], (K, B, q). y: (B, m), float64."""
         logs, found = [], []
-        eye = torch.eye(self.factors.shape[2], dtype=self.y.dtype, device=self.y.device)
-        for mean, factor in zip(self.means, self.factors, strict=True):
-            r = self.y - self.ahead(mean[None])
-            root = torch.linalg.cholesky(self.gram(factor) + eye)
-            b = self.back(r) @ factor
+        for mean, factor, root in zip(self.means, self.factors, self.roots, strict=True):
+            pulled, size = self.weighed(y - self.ahead(mean[None]))
+            b = pulled @ factor
             h = torch.cholesky_solve(b.T, root[0]).T if len(root) == 1 else torch.cholesky_solve(b[..., None], root)[..., 0]
-            logs.append(-0.5 * (self.size(r) - (b * h).sum(1)) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+            logs.append(-0.5 * (size - (b * h).sum(1)) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1))
             found.append(h)
-            self.roots.append(root)
         return self.weights.log() + torch.stack(logs, -1), torch.stack(found)
 
+    def mean(self, y: Tensor) -> Tensor:
+        """Returns E[x | y], shape (B, *shape), of the dtype of y. y: (B, *measurement shape)."""
+        flat = wide(y.flatten(1))
+        log_weights, h = self.weigh(flat)
+        share, centre = log_weights.softmax(-1), torch.zeros(len(flat), len(self.diag)).to(flat)
+        for k, (mean, factor) in enumerate(zip(self.means, self.factors, strict=True)):
+            centre = centre + share[:, k, None] * (mean + h[k] @ factor.T)
+        x = centre + self.diag * self.back(flat - self.ahead(centre))
+        return x.to(y.dtype).reshape(-1, *self.shape)
 
-class _Entrywise(_System):
+
+class _Entrywise(Conditioned):
     """A diagonal: each entry of y is that of x times a number, (B or 1, d or 1)."""
 
-    def __init__(self, prior: FactorMixture, scale: Tensor, var: Tensor, y: Tensor) -> None:
-        super().__init__(prior, var, y)
+    def __init__(self, prior: FactorMixture, scale: Tensor, var: Tensor) -> None:
+        super().__init__(prior, var)
         self.scale = scale
         self.total = scale.square() * self.diag + var
 
@@ -296,8 +310,9 @@ class _Entrywise(_System):
     def back(self, r: Tensor) -> Tensor:
         return self.scale * r / self.total
 
-    def size(self, r: Tensor) -> Tensor:
-        return (r.square() / self.total).sum(1)
+    def weighed(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        white = r / self.total
+        return self.scale * white, (r * white).sum(1)
 
     def gram(self, factor: Tensor) -> Tensor:
         share = self.scale.square() / self.total
@@ -312,11 +327,11 @@ class _Entrywise(_System):
         return found.reshape(len(share), *[factor.shape[1]] * 2)
 
 
-class _Dense(_System):
+class _Dense(Conditioned):
     """Any matrix A, (B or 1, m, d)."""
 
-    def __init__(self, prior: FactorMixture, A: Tensor, var: Tensor, y: Tensor) -> None:
-        super().__init__(prior, var, y)
+    def __init__(self, prior: FactorMixture, A: Tensor, var: Tensor) -> None:
+        super().__init__(prior, var)
         self.A = A
         self.root = torch.linalg.cholesky((A * self.diag) @ A.mT + torch.diag_embed(var))
 
@@ -332,15 +347,16 @@ class _Dense(_System):
         return x @ self.A[0].T if len(self.A) == 1 else torch.einsum("bmd,bd->bm", self.A, x.expand(len(self.A), -1))
 
     def back(self, r: Tensor) -> Tensor:
+        return self.weighed(r)[0]
+
+    def weighed(self, r: Tensor) -> tuple[Tensor, Tensor]:
         white = self._white(r)
         if len(self.root) == 1:
             u = torch.linalg.solve_triangular(self.root[0].T, white.T, upper=True).T
         else:
             u = torch.linalg.solve_triangular(self.root.mT, white[..., None], upper=True)[..., 0]
-        return u @ self.A[0] if len(self.A) == 1 else torch.einsum("bmd,bm->bd", self.A, u)
-
-    def size(self, r: Tensor) -> Tensor:
-        return self._white(r).square().sum(1)
+        pulled = u @ self.A[0] if len(self.A) == 1 else torch.einsum("bmd,bm->bd", self.A, u)
+        return pulled, white.square().sum(1)
 
     def gram(self, factor: Tensor) -> Tensor:
         white: Tensor = torch.linalg.solve_triangular(self.root, self.A @ factor, upper=False)

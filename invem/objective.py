@@ -20,7 +20,7 @@ class Objective(ABC):
 
     Attributes:
         needs: "x" if it learns from signals (posterior draws or granted clean images), "measurement" if from measurements, and the
-            capabilities that it calls on those.
+            capabilities that it calls on those; "closed form" if the prior that the round begins with must be a Gaussian or a mixture.
         provides: What the denoiser can then do beyond E[x | x_t]: "conditional" if it knows E[x | x_t, y].
         condition: How many tensors of the signal's shape it gives the network as a condition; the network's option `condition` must be
             as large.
@@ -45,12 +45,13 @@ class Objective(ABC):
         """Returns the denoiser that is best in closed form. `batches()` passes once over the data."""
         raise Unsupported(f"{type(self).__name__} has no closed form: it is trained by its loss")
 
-    def wrap(self, denoiser: Denoiser, m: Measurement | None) -> Denoiser:
+    def wrap(self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None) -> Denoiser:
         """Returns what stands for the prior where the network is not itself E[x | x_t]: a module around it.
 
         Args:
             denoiser: The network, before it is trained.
             m: The training measurements; None where the weights, and all buffers, are loaded afterwards.
+            before: The prior that the round begins with, if there is one; None where the weights are loaded.
         """
         return denoiser
 

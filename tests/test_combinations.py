@@ -206,7 +206,7 @@ def learns(name, options, m):
             continue
         network: Denoiser = Preconditioned(CATALOG.find("networks", "mlp").load()(m.shape, width=8, depth=1, condition=objective.condition))
         torch.nn.init.normal_(network.backbone.leave.weight, std=0.1, generator=Rng.generator(k))
-        denoiser = objective.wrap(network, m)
+        denoiser = objective.wrap(network, m, GaussianDenoiser(prior))
         network.moments = denoiser.moments = prior
         loss = objective.loss(denoiser, batch, Rng.keyed("loss", items=range(len(m))))
         loss.mean().backward()

@@ -779,7 +779,7 @@ def _needs(
                 if lacks == {"closed form"}:
                     reason = f"{name} needs a prior in closed form, a Gaussian or a mixture, and the prior is a network then"
                 elif lacks == {"conditional"}:
-                    reason = f"{name} needs a prior that an earlier phase fitted by a conditional objective (cond-dsm)"
+                    reason = f"{name} needs a prior that an earlier phase fitted by a conditional objective (cond-dsm, refine)"
                 elif lacks == {"interpolant"}:
                     reason = f"{name} needs a prior that an earlier phase fitted with an interpolant (scsi, sfbd-omni)"
                 elif lacks == {"moments"}:
@@ -795,7 +795,7 @@ def _needs(
             name, path = stage.phase.fit.objective, ("phases", i, "fit")
             if "x" in stage.objective.needs or stage.on == "observations" or "measurement" in stage.objective.needs:
                 known = {"draws": {"x", "measurement"}, "clean": {"x"}, "observations": {"measurement"}}[stage.on]
-                given = provides | known
+                given = provides | known | (during & {"closed form"})
                 if lacks := stage.objective.needs - given:
                     what = f"{_list(lacks)}, which {recipe.operator.name} with {recipe.noise.name} noise does not provide"
                     if "x" in lacks:
@@ -803,6 +803,8 @@ def _needs(
                         what += "" if "measurement" in stage.objective.needs else ", or `on: clean`"
                     elif "measurement" in lacks:
                         what = "measurements to learn from, and clean images have none: use dsm"
+                    elif lacks == {"closed form"}:
+                        what = "a prior in closed form to begin with, a Gaussian or a mixture: put gaussian-moments before it"
                     builder.fail(path, f"{name} needs {what}")
                 elif "measurement" in stage.objective.needs and (own := _refusal(stage.objective, odd)):
                     builder.fail(path, _own(name, own))

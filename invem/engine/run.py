@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from invem.batched import Batched, Rng
 from invem.dataset import Dataset
-from invem.denoiser import Begun, Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned
+from invem.denoiser import Begun, Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, closed_form
 from invem.diffusion import generate
 from invem.engine import store, yaml
 from invem.engine.calibrate import Parameters, calibrate, number, rebuilt
@@ -38,8 +38,8 @@ from invem.gaussian import Gaussian
 from invem.linalg import DPLR
 from invem.measurement import Example, Measurement
 from invem.metric import Outcome
-from invem.mixture import FactorMixture, Mixture
 from invem.noise import NoiseModel
+from invem.objective import Objective
 from invem.operator import Operator
 from invem.sampler import PosteriorSampler
 from invem.schedule import Karras
@@ -321,8 +321,7 @@ class Run:
         if meta["kind"] == "gaussian":
             return GaussianDenoiser(moments)
         if meta["kind"] == "mixture":
-            parts = _part(tensors, "mixture.")
-            return MixtureDenoiser((FactorMixture(**parts) if "factors" in parts else Mixture(**parts)).to(self.device))
+            return closed_form({name: tensor.to(self.device) for name, tensor in _part(tensors, "mixture.").items()})
         objective = None if p is None else self.plan.stages[p].objective
         network = self._network(p, meta["sigma_data"])
         try:
@@ -651,7 +650,10 @@ class Run:
         average = copy.deepcopy(network)
         if previous is not None and fit.start == "warm" and fit.keep:
             average.load_state_dict(_part(previous[0], "network."))
-        denoiser = stage.objective.wrap(network, m).to(self.device).train()
+        told = m
+        if m is None and type(stage.objective).wrap is not Objective.wrap:
+            told = self.measurement("train", self.believed(p, r))
+        denoiser = stage.objective.wrap(network, told, before).to(self.device).train()
         network.moments = denoiser.moments = moments.to(self.device) if moments is not None else None
         average.to(self.device).requires_grad_(False)
         parameters = [w for w in denoiser.parameters() if w.requires_grad]

@@ -13,6 +13,7 @@ def invem_objectives() -> dict[str, str]:
         "factor-mixture": "invem_plugins.objectives.factor_mixture:FactorMixtureMoments",
         "gaussian-mixture": "invem_plugins.objectives.gaussian_mixture:GaussianMixture",
         "gaussian-moments": "invem_plugins.objectives.gaussian_moments:GaussianMoments",
+        "refine": "invem_plugins.objectives.refine:Refine",
         "gsure": "invem_plugins.objectives.gsure:GSURE",
         "scsi": "invem_plugins.objectives.scsi:SCSI",
         "sfbd-omni": "invem_plugins.objectives.sfbd_omni:SFBDOmni",

@@ -86,7 +86,7 @@ class Ambient(Objective):
         weight = edm_weight(denoiser, torch.where(given > 0, sigma, _HIDDEN)) * (seen if self.target == "seen" else given)
         return torch.mean((weight * (a * x_hat + (1 - a) * x_t - y).square()).flatten(1), dim=1)
 
-    def wrap(self, denoiser: Denoiser, m: Measurement | None) -> Denoiser:
+    def wrap(self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None) -> Denoiser:
         return AmbientDenoiser(denoiser, torch.zeros(0) if m is None else self._chosen(m))
 
     def _fewer(self, seen: Tensor, rng: Rng) -> Tensor:

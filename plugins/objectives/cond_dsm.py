@@ -54,7 +54,7 @@ class CondDSM(Objective):
             cond = kept * conditioning(remeasure(m, x, rng)).to(x)
         return matching(denoiser, x, sigma, edm_weight(denoiser, sigma), rng, cond)
 
-    def wrap(self, denoiser: Denoiser, m: Measurement | None) -> Denoiser:
+    def wrap(self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None) -> Denoiser:
         """Returns the network itself, which carries the training measurements while it is trained."""
         denoiser.others = m  # type: ignore[assignment]
         return denoiser

@@ -7,14 +7,14 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, Stepping, Unsupported, calls, conditioning, integrate
+from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, Stepping, Unsupported, calls, integrate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional(PosteriorSampler):
-    """The E-step of DiffEM (arXiv 2510.12691): the network is the sampler, and nothing is approximated but E[x | x_t, c], c what
-    `conditioning` makes of the measurement. Where c does not tell A and the noise, as of random projections or of kernels and levels that
-    differ between observations, the draws are those of p(x | c), which knows less than p(x | y).
+    """The E-step of DiffEM (arXiv 2510.12691): the network is the sampler, and nothing is approximated but E[x | x_t, c], c what the
+    denoiser is told of the measurement (`Denoiser.told`). Where c does not tell A and the noise, as of random projections or of kernels
+    and levels that differ between observations, the draws are those of p(x | c), which knows less than p(x | y).
 
     The chain starts from x_T = x_hat + sigma (z/2 + sqrt(3)/2 z') with x_hat = D(mean + sigma z, sigma, y). At large sigma the slope of D
     is Cov[x | y]/sigma^2, so that x_T has the mean E[x | y] and the covariance sigma^2 I + Cov[x | y] of a draw of the posterior plus
@@ -44,8 +44,8 @@ class Conditional(PosteriorSampler):
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         if denoiser.condition != 2:
-            raise Unsupported("conditional needs a denoiser that knows E[x | x_t, y]: fit it with an objective such as cond-dsm")
-        cond = conditioning(m)
+            raise Unsupported("conditional needs a denoiser that knows E[x | x_t, y]: fit it with an objective such as cond-dsm or refine")
+        cond = denoiser.told(m)
 
         def denoise(x_t: Tensor, sigma: float) -> Tensor:
             given: Tensor = denoiser(x_t, sigma, cond)
