@@ -11,11 +11,11 @@ from invem_plugins.objectives.dsm import DSM
 from invem import GaussianDenoiser, Rng
 from invem.denoiser import Begun
 from invem.engine import store
-from invem.engine.catalog import Catalog
+from invem.engine.catalog import Catalog, Component, options_of
 from invem.engine.plan import make
 from invem.engine.recipe import Fit, load
 from invem.engine.run import Run, _distance_says, _moved, _weight_says, run
-from invem.errors import DataError, NumericalError, RecipeError
+from invem.errors import DataError, NumericalError, PluginError, RecipeError
 from invem.testing import _measure, _prior
 
 CATALOG = Catalog.load()
@@ -353,3 +353,27 @@ def test_what_a_network_of_a_phase_is_refused_for(tmp_path):
     text = said("phases.told.network={name: mlp, width: 8}")
     assert "phases.2.fit" in text and "condition=2 (it is 0)" in text
     assert "unet" in said("phases.told.network={name: unet, channels: [8], attention: [4], condition: 2}")
+
+
+@pytest.mark.parametrize("component", [parts[0] for parts in CATALOG.offers["objectives"].values()], ids=lambda part: part.name)
+def test_no_option_of_an_objective_hides_a_key_of_the_fit(component):
+    """In the resolved recipe, from which a run is resumed."""
+    assert not options_of(component.load()).keys() & Fit.model_fields.keys()
+
+
+def test_an_option_of_an_objective_cannot_have_the_name_of_a_key_of_a_fit(tmp_path, monkeypatch):
+    class Clash(DSM):
+        def __init__(self, *, steps: int = 4) -> None:
+            super().__init__()
+
+    monkeypatch.setitem(CATALOG.offers["objectives"], "clash", [Component("objectives", "clash", Clash, "elsewhere", "0")])
+    with pytest.raises(PluginError, match="objective 'clash' of elsewhere: steps is a key of a fit"):
+        plan(tmp_path, "phases.em.fit={objective: clash, steps: 6}")
+
+
+def test_a_fit_that_is_resumed_has_the_steps_of_the_recipe(tmp_path):
+    fit = "phases.em={name: em, fit: {objective: ambient-tweedie, consistency: 1.0, steps: 6, batch: 8}}"
+    made = plan(tmp_path, "operator=identity", "evaluate.metrics=[]", fit)
+    again = tmp_path / "again.yaml"
+    again.write_text(json.dumps(made.resolved))
+    assert make(load(again, []), CATALOG).stages[1].phase.fit.steps == 6
