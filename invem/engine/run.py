@@ -868,7 +868,8 @@ class Run:
         if options.samples:
             path = folder / "samples.safetensors"
             if not path.exists():
-                samples = self.generate(denoiser, options.samples, ("generate", p, r))
+                # The same random numbers in every round: two evaluations differ by the prior, and not by the luck of the draw.
+                samples = self.generate(denoiser, options.samples, ("generate", 0, 0))
                 store.write(path, {"x": _whole(samples, f"{phase}: unconditional samples")})
             samples = store.read(path)["x"]
         outcome = Outcome(self._range, self._truth(), draws, m, samples, self._reference(), denoiser=denoiser)
