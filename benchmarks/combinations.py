@@ -442,7 +442,7 @@ class Tables:
         slots = {key[1] for key, text in self.of(objective=objective, **parts) if not text}
         letters = {"D": slots - {OBSERVATIONS, CLEAN}, "O": slots & {OBSERVATIONS}, "C": slots & {CLEAN}}
         found = " ".join(letter for letter, able in letters.items() if able)
-        return found or next(filter(None, (self.least("fit", objective=objective, slot=slot, **parts) for slot in ("`prior`", CLEAN))))
+        return found or next(filter(None, (self.least("fit", objective=objective, slot=slot, **parts) for slot in ("`prior`", CLEAN))), "")
 
     def objectives_by_operators(self) -> list[list[str]]:
         rows = [[f"`{name}`", *(self._letters(name, group=group) for group in self.groups)] for name in CONDITIONS]

@@ -3,15 +3,18 @@
     python benchmarks/study.py list
     python benchmarks/study.py run ours-mask [--seed 1] [--runs runs/study]
     python benchmarks/study.py keep ours-mask [--seed 1]
+    python benchmarks/study.py spread ours-mask [--seed 1]
     python benchmarks/study.py floor
 
 `run` carries a row out, or goes on with it, on one core, and keeps its result in docs/results/study/. `keep` only does the latter, from a
-finished run. `floor` measures the Sinkhorn divergence of as many training points of the manifold as the samples that are compared.
+finished run. `spread` adds to that the Fréchet distance of four more sets of samples. `floor` measures the Sinkhorn divergence of as many
+training points of the manifold as the samples that are compared.
 `benchmarks/tables.py` makes the tables from there. A test compares them.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +80,25 @@ def keep(name, seed, runs):
     (KEPT / f"{name}-{seed}.json").write_text(json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
+def spread(name, seed, runs, sets=4):
+    """Adds the Fréchet distances of further sets of samples of the last network of a finished run to what is kept of it."""
+    import torch
+
+    from invem import Outcome
+    from invem.cli import _open
+
+    torch.set_num_threads(1)
+    work = _open(runs / f"{name}-{seed}")
+    place = next(i for i, label in enumerate(work.plan.metrics) if label.startswith("frechet"))
+    metric, state, reference = list(work.plan.metrics.values())[place], work._states()[place], work._reference()
+    denoiser, row = work.last_denoiser(), kept(name, seed)
+    row["spread"] = []
+    for k in range(sets):
+        samples = work.generate(denoiser, work.recipe.evaluate.samples, ("spread", k))
+        row["spread"].append(float(metric(Outcome(work._range, samples=samples, reference=reference), state)))
+    (KEPT / f"{name}-{seed}.json").write_text(json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
 def floor(count=4096):
     """Writes the divergence of two sets of true points of the manifold."""
     import torch
@@ -112,8 +134,21 @@ def line(label, columns, found, phase=None):
     return f"| {label} | " + " | ".join(cells(columns, found["evaluations"][last], cpu, passes, clean)) + " |"
 
 
+def spreads():
+    """The mean and the standard deviation of the Fréchet distance over sets of samples of one network."""
+    lines = ["| | seed | mean | standard deviation of one set |", "|---|---:|---:|---:|"]
+    for path in sorted(KEPT.glob("*.json")):
+        found = json.loads(path.read_text("utf-8"))
+        if values := found.get("spread"):
+            digits = f"{statistics.mean(values):.3g} | {statistics.stdev(values):.2g}"
+            lines.append(f"| `{found['name']}` | {found['seed']} | {digits} |")
+    return "\n".join(lines)
+
+
 def table(task):
     """The table of one task: one line a row, and one more for each further seed."""
+    if task == "spread":
+        return spreads()
     columns, heads = (("sinkhorn",), ("Sinkhorn divergence",)) if task == "manifold" else (COLUMNS, HEADS)
     shown = [*heads, "clean images", "CPU, min", "network passes, millions"]
     lines = ["| | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(shown)]
@@ -132,7 +167,7 @@ def table(task):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["list", "run", "keep", "floor"])
+    parser.add_argument("what", choices=["list", "run", "keep", "spread", "floor"])
     parser.add_argument("name", nargs="?", help="A recipe of recipes/study, without .yaml.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
@@ -143,6 +178,9 @@ def main():
         return
     if options.what == "floor":
         floor()
+        return
+    if options.what == "spread":
+        spread(options.name, options.seed, options.runs)
         return
     out = options.runs / f"{options.name}-{options.seed}"
     if options.what == "run":

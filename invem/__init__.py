@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from invem.compare import canonical, directions, frechet_distance, inside, principal, ranks, sliced_wasserstein
     from invem.compose import LinearStack, LinearSum, Stack, Sum, stack, total
     from invem.dataset import Dataset
-    from invem.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, closed_form, level
+    from invem.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, level, prior_of
     from invem.diffusion import Denoise, Stepping, calls, generate, heun, integrate, multistep, predict_correct, reverse, start, start_given
     from invem.gaussian import Gaussian
     from invem.interpolant import Interpolant, Interpolating
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from invem.linear import Boundary, CircularConvolution, Convolution, Mask, Matrix, Separable, blur
     from invem.measurement import Example, Measurement, conditioning, remeasure
     from invem.metric import Metric, Outcome
-    from invem.mixture import FactorMixture, Mixture, PosteriorMoments
+    from invem.mixture import Conditioned, FactorMixture, Mixture, PosteriorMoments
     from invem.noise import NoiseModel
     from invem.objective import Objective, edm_weight, matching, noise_levels
     from invem.operator import SVD, Chain, LinearChain, LinearOperator, Operator, OperatorLaw, chain, image_shape
@@ -52,6 +52,7 @@ __all__ = [
     "Boundary",
     "Chain",
     "CircularConvolution",
+    "Conditioned",
     "Convolution",
     "Covariance",
     "DataError",
@@ -112,7 +113,6 @@ __all__ = [
     "cg",
     "chain",
     "choose",
-    "closed_form",
     "condition",
     "conditioning",
     "directions",
@@ -141,6 +141,7 @@ __all__ = [
     "predict_correct",
     "principal",
     "prior_draw",
+    "prior_of",
     "project",
     "pull",
     "ranks",
@@ -167,7 +168,7 @@ _MODULES = {
     "compare": ("canonical", "directions", "frechet_distance", "inside", "principal", "ranks", "sliced_wasserstein"),
     "compose": ("LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"),
     "dataset": ("Dataset",),
-    "denoiser": ("Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "closed_form", "level"),
+    "denoiser": ("Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level", "prior_of"),
     "diffusion": (
         "Denoise",
         "Stepping",
@@ -184,7 +185,7 @@ _MODULES = {
     "interpolant": ("Interpolant", "Interpolating"),
     "likelihood": ("nearest", "nearest_draw", "pull", "sharpness", "strength"),
     "tweedie": ("Covariance", "Local", "back", "condition", "linearised", "local", "prior_draw"),
-    "mixture": ("FactorMixture", "Mixture", "PosteriorMoments"),
+    "mixture": ("Conditioned", "FactorMixture", "Mixture", "PosteriorMoments"),
     "gaussian": ("Gaussian",),
     "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),
     "kspace": ("fourier", "fourier_adjoint", "kspace_mask"),

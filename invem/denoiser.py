@@ -13,7 +13,7 @@ from invem.linalg import DPLR
 from invem.measurement import Measurement, conditioning
 from invem.mixture import FactorMixture, Mixture
 
-__all__ = ["Begun", "Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "closed_form", "level"]
+__all__ = ["Begun", "Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level", "prior_of"]
 
 
 class Denoiser(nn.Module):
@@ -136,7 +136,7 @@ class MixtureDenoiser(Denoiser):
         return self.prior.posterior_mean(m)
 
 
-def closed_form(tensors: Mapping[str, Tensor]) -> Denoiser:
+def prior_of(tensors: Mapping[str, Tensor]) -> Denoiser:
     """Returns the prior of which these are the `tensors()`: a Gaussian, a mixture of Gaussians or one of factor analysers."""
     if "covs" in tensors:
         return MixtureDenoiser(Mixture(**tensors))

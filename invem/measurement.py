@@ -157,19 +157,21 @@ def conditioning(m: Measurement) -> Tensor:
     For a mask these are the measured entries and the mask, for denoising y and ones: all of y and A. Of other operators that differ between
     observations, and of a noise level that does, they do not say everything, and the network knows E[x | x_t] given what they do say.
     """
-    return torch.stack([m.A.adjoint(m.y), m.A.adjoint(torch.ones_like(m.y))], 1)
+    with torch.autocast(m.y.device.type, enabled=False):
+        return torch.stack([m.A.adjoint(m.y), m.A.adjoint(torch.ones_like(m.y))], 1)
 
 
 @torch.no_grad()
 def remeasure(m: Measurement, x: Tensor, rng: Rng) -> Measurement:
-    """Returns the same with y' ~ p(y | x), the noise of each sample from its own stream.
+    """Returns the same with y' ~ p(y | x), the noise of each sample from its own stream, in full precision under autocast too.
 
     Args:
         m: For A and the noise; its y is not used.
         x: Signals, shape (B, *shape).
         rng: B streams.
     """
-    clean = m.A(x)
+    with torch.autocast(x.device.type, enabled=False):
+        clean = m.A(x)
     if "var" in m.noise.provides:
         return replace(m, y=clean + m.noise.var().sqrt() * rng.normal_like(clean))
     streams = [Rng.generator("measured anew", seed) for seed in rng.seeds]

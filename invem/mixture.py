@@ -13,7 +13,7 @@ from invem.gaussian import Gaussian
 from invem.linalg import DPLR
 from invem.measurement import Measurement
 
-__all__ = ["FactorMixture", "Mixture", "PosteriorMoments"]
+__all__ = ["Conditioned", "FactorMixture", "Mixture", "PosteriorMoments"]
 
 
 class PosteriorMoments(NamedTuple):
@@ -115,7 +115,13 @@ class Mixture(Batched):
 
     def posterior_mean(self, m: Measurement) -> Tensor:
         """Returns E[x | y], shape (B, *shape), for linear A and Gaussian noise."""
-        return self.posterior_moments(m).mean.to(m.y.dtype).reshape(-1, *self.shape)
+        A, var, log_weights = self._evidence(m)
+        weights, y = log_weights.softmax(-1), wide(m.y.flatten(1))
+        x = torch.zeros(len(y), A.shape[2], dtype=A.dtype, device=A.device)
+        for w, mean, cov in zip(weights.T, wide(self.means.flatten(1)), wide(self.covs), strict=True):
+            u = torch.linalg.solve(A @ cov @ A.mT + torch.diag_embed(var), (y - A @ mean)[..., None])
+            x = x + w[:, None] * (mean + (cov @ A.mT @ u)[..., 0])
+        return x.to(m.y.dtype).reshape(-1, *self.shape)
 
     def posterior_moments(self, m: Measurement) -> PosteriorMoments:
         """Returns the weights, the mean and the covariance of p(x | y)."""

@@ -21,7 +21,8 @@ class Objective(ABC):
     Attributes:
         needs: "x" if it learns from signals (posterior draws or granted clean images), "measurement" if from measurements, and the
             capabilities that it calls on those; "closed form" if the prior that the round begins with must be a Gaussian or a mixture.
-        provides: What the denoiser can then do beyond E[x | x_t]: "conditional" if it knows E[x | x_t, y].
+        provides: What the denoiser can then do beyond E[x | x_t]: "conditional" if it knows E[x | x_t, y], "interpolant" if it is one,
+            "closed form" if the prior beside the network is a Gaussian or a mixture.
         condition: How many tensors of the signal's shape it gives the network as a condition; the network's option `condition` must be
             as large.
     """

@@ -334,7 +334,7 @@ def consistency(denoiser, m, **options):
 def test_the_consistency_term_mends_it(steps):
     """It is zero at the exact denoiser, positive where that is wrong below, and its gradient points back."""
     m = noisy(signals())
-    options = {"branch": steps} if steps != AmbientTweedie.branch else {}
+    options = {"branch_steps": steps} if steps != AmbientTweedie.branch_steps else {}
     at_best = consistency(Shifted(torch.zeros(1, D, D + 1)), m, **options)
     assert errors(at_best[:, None]) < 4
     for sign in (-1, 1):
@@ -359,7 +359,7 @@ def test_few_steps_of_the_consistency_term_are_biased():
     x = sign + 0.2 * rng(N, "signal").normal(1)
     noise = Noise(torch.full((N, 1), SIGMA_Y))
     m = Measurement(x + SIGMA_Y * rng(N, "noise").normal(1), Identity((1,)), noise)
-    few, many = (consistency(MixtureDenoiser(prior), m, **options) for options in ({}, {"branch": 32}))
+    few, many = (consistency(MixtureDenoiser(prior), m, **options) for options in ({}, {"branch_steps": 32}))
     assert errors(few[:, None]) > 4 and float(many.mean()) < 0.5 * float(few.mean())
 
 
@@ -370,7 +370,7 @@ def test_the_consistency_term_has_the_mean_that_is_claimed():
         def forward(self, x_t, sigma, cond=None):
             return self.prior.denoise(x_t, level(sigma, x_t)) + 0.3 * below(level(sigma, x_t))
 
-    value = consistency(Moved(WRONG[None]), noisy(signals()), branch=1)
+    value = consistency(Moved(WRONG[None]), noisy(signals()), branch_steps=1)
     sigma = SIGMA_Y * 2 ** torch.linspace(0, 1, 2001, dtype=torch.float64)
     expected = float(edm_weight(Moved(WRONG), sigma).mean()) * 0.3**2
     assert abs(float(value.mean()) - expected) < 4 * float(value.std()) / N**0.5
@@ -385,7 +385,7 @@ def test_observations_without_noise_are_left_out_of_the_consistency_term():
     without = AmbientTweedie().loss(denoiser, Example(None, m), rng(40))
     assert torch.equal(with_it[:20], without[:20]) and not (with_it[20:] == without[20:]).any()
     with pytest.raises(RecipeError, match="consistency"):
-        AmbientTweedie(branch=8)
+        AmbientTweedie(branch_steps=8)
 
 
 # SURE-Score: what it learns is the law of h, which is narrower

@@ -379,8 +379,7 @@ def test_a_fit_that_is_resumed_has_the_steps_of_the_recipe(tmp_path):
     assert make(load(again, []), CATALOG).stages[1].phase.fit.steps == 6
 
 
-def test_two_evaluations_of_one_prior_are_the_same(tmp_path):
-    """They differ by the prior, not by the random numbers."""
+def test_two_evaluations_of_one_prior_have_the_same_samples(tmp_path):
     again = "{name: %s, fit: {objective: gaussian-moments, on: clean, rank: 2}}"
     carried_out(tmp_path, f"phases=[{again % 'one'}, {again % 'two'}]", "evaluate.sampler={name: mmps, steps: 2}")
     one, two = (store.read(tmp_path / "run" / f"{p}-000-evaluation" / "samples.safetensors")["x"] for p in (0, 1))

@@ -27,8 +27,8 @@ from invem import (
     Preconditioned,
     RecipeError,
     Rng,
-    closed_form,
     level,
+    prior_of,
 )
 from invem.engine import catalog, plan, recipe
 from invem.engine.run import run
@@ -77,6 +77,7 @@ class Exact(Denoiser):
         self.sigma_data, self.spread, self.phi = sigma_data, 1.0, None
 
     def forward(self, x_t, sigma, cond=None):
+        self.cond = cond
         q, mu, y = self.spread / self.sigma_data, cond[:, 0].double(), cond[:, 1].double()
         x_t, sigma = q * x_t.double() + mu, q * level(sigma, x_t).double()
         inverse = torch.linalg.inv(TRUE.cov.dense().double())
@@ -138,7 +139,7 @@ def test_draws_are_those_of_the_true_posterior_and_not_of_the_prior_that_was_ref
 
 
 @pytest.mark.parametrize("law", ["Gaussian", "mixture", "factors"])
-def test_without_a_condition_it_is_the_prior_and_both_survive_being_stored(law, tmp_path):
+def test_without_a_condition_it_is_the_prior_and_both_survive_being_stored(law):
     factors = mixture()
     covs = (factors.factors @ factors.factors.mT + torch.diag(factors.diag)).double()
     before = {
@@ -157,9 +158,21 @@ def test_without_a_condition_it_is_the_prior_and_both_survive_being_stored(law, 
     loaded = RefinedDenoiser(Exact())
     loaded.load_state_dict(denoiser.state_dict())
     loaded.inner.spread = denoiser.inner.spread
+    Refine().loss(denoiser, Example(x_t), rng(5))
+    plain = denoiser.inner.cond
+    with torch.autocast("cpu", torch.bfloat16):
+        Refine().loss(denoiser, Example(x_t), rng(5))
+    assert torch.equal(denoiser.inner.cond, plain)
+    assert torch.allclose(denoiser.told_again(few), told, atol=1e-6)
+    other = {k: v + 1 if k.endswith("mean") or k.endswith("means") else v for k, v in denoiser.state_dict().items()}
+    moved = RefinedDenoiser(Exact(), before)
+    moved(x_t, 0.5)
+    moved.load_state_dict(other)
+    assert not torch.equal(moved(x_t, 0.5), before(x_t, 0.5))
+    assert moved.double().closed.known_moments().mean.dtype == torch.float64
     assert torch.equal(loaded(x_t, 0.5), before(x_t, 0.5))
     assert torch.allclose(loaded(x_t, 0.5, told), denoiser(x_t, 0.5, told)) and not torch.equal(loaded(x_t, 0.5, told), loaded(x_t, 0.5))
-    assert closed_form(getattr(before, "prior", before.moments).tensors()).known_moments().mean.equal(before.known_moments().mean)
+    assert prior_of(getattr(before, "prior", before.moments).tensors()).known_moments().mean.equal(before.known_moments().mean)
 
 
 def test_the_posterior_mean_is_that_of_the_draws_and_of_the_dense_mixture():
@@ -195,7 +208,9 @@ def test_operators_that_differ_are_measured_with_again():
     loss.mean().backward()
     assert loss.shape == (7,) and bool(loss.isfinite().all())
     again = Refine().wrap(denoiser.inner, m, denoiser)
-    assert isinstance(again.prior, MixtureDenoiser)
+    assert isinstance(again.prior, FactorMixture) and torch.equal(again.told(m[:3]), denoiser.told(m[:3]))
+    with pytest.raises(RecipeError, match="there is none"):
+        Refine().wrap(denoiser.inner, m)
     with pytest.raises(RecipeError, match="no measurement"):
         Refine().loss(RefinedDenoiser(denoiser.inner, MixtureDenoiser(prior)), Example(x[:2]), rng(2))
     with pytest.raises(RecipeError, match="measurements only"):

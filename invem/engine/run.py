@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from invem.batched import Batched, Rng
 from invem.dataset import Dataset
-from invem.denoiser import Begun, Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, closed_form
+from invem.denoiser import Begun, Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, prior_of
 from invem.diffusion import generate
 from invem.engine import store, yaml
 from invem.engine.calibrate import Parameters, calibrate, number, rebuilt
@@ -321,7 +321,7 @@ class Run:
         if meta["kind"] == "gaussian":
             return GaussianDenoiser(moments)
         if meta["kind"] == "mixture":
-            return closed_form({name: tensor.to(self.device) for name, tensor in _part(tensors, "mixture.").items()})
+            return prior_of({name: tensor.to(self.device) for name, tensor in _part(tensors, "mixture.").items()})
         objective = None if p is None else self.plan.stages[p].objective
         network = self._network(p, meta["sigma_data"])
         try:
@@ -718,7 +718,7 @@ class Run:
         if moments is None:
             moments = Gaussian.standard(self.plan.shape, sigma_data)
         tensors = _named("network.", average.state_dict()) | _named("raw.", network.state_dict()) | _moments(moments)
-        own = {tensor.data_ptr() for tensor in network.state_dict().values()}
+        own = {tensor.data_ptr() for tensor in network.state_dict().values() if tensor.numel()}
         tensors |= _named("wrap.", {name: t for name, t in denoiser.state_dict().items() if t.data_ptr() not in own})
         if fit.keep:
             tensors |= _optimizer(optimizer)
@@ -729,15 +729,16 @@ class Run:
 
     def _previous_network(self, p: int, r: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Returns the newest weights of the network of a phase, and what is known of them."""
-        own = self.plan.stages[p].own
-        for q in (q for q in range(p, -1, -1) if self.plan.stages[q].own == own):
+        own, residual = self.plan.stages[p].own, _is_residual(self.plan.stages[p])
+        alike = (stage.own == own and _is_residual(stage) == residual for stage in self.plan.stages)
+        for q in (q for q, same in reversed(list(enumerate(alike))) if same and q <= p):
             for s in range(r - 1 if q == p else self.plan.stages[q].phase.rounds - 1, -1, -1):
                 path = self.out / f"{q}-{s:03d}-denoiser" / "denoiser.safetensors"
                 if path.exists():
                     tensors, meta = store.read_meta(path)
                     if meta["kind"] == "network":
                         return tensors, meta
-        if own:
+        if own or residual:
             return None
         if self.recipe.prior == "network":
             tensors = self._network(None, 0.5).state_dict()
@@ -868,7 +869,7 @@ class Run:
         if options.samples:
             path = folder / "samples.safetensors"
             if not path.exists():
-                # The same random numbers in every round: two evaluations differ by the prior, and not by the luck of the draw.
+                # The same random numbers in every round and for every prior, so that Fréchet distances can be compared.
                 samples = self.generate(denoiser, options.samples, ("generate", 0, 0))
                 store.write(path, {"x": _whole(samples, f"{phase}: unconditional samples")})
             samples = store.read(path)["x"]
@@ -981,6 +982,11 @@ class Run:
         paths = sorted(self.out.glob("*-evaluation/metrics.json"), key=lambda f: [int(w) for w in f.parent.name.split("-")[:2]])
         rows = [store.read_json(path) for path in [self.out / "observations.json", *paths] if path.exists()]
         store.write_text(self.out / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+
+def _is_residual(stage: Stage) -> bool:
+    """Whether the network of a stage is beside a prior in closed form, and none itself."""
+    return stage.objective is not None and not stage.objective.closed_form and "closed form" in stage.objective.provides
 
 
 def _whole(x: Tensor, what: str) -> Tensor:

@@ -12,7 +12,7 @@ from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, e
 _REACH = 2.0  # the consistency term begins at levels between that of the data and so many times it
 
 
-@examples({"consistency": 1.0, "branch": 2})
+@examples({"consistency": 1.0, "branch_steps": 2})
 @dataclass(frozen=True, kw_only=True)
 class AmbientTweedie(Objective):
     """E w |a D(x_t, sigma) + (1 - a) x_t - y|^2 / d with x_t = y + sqrt(sigma^2 - s_n^2) e and a = 1 - s_n^2/sigma^2, at levels sigma
@@ -23,12 +23,12 @@ class AmbientTweedie(Objective):
     the weight of sigma are those of EDM (arXiv 2206.00364, table 1), the law cut off below at s_n; the code of
     arXiv 2411.02780 moves what is below to s_n itself, where a = 0 and nothing is learned.
 
-    The loss does not depend on D below s_n. There `consistency` adds w (D' - D).(D'' - D) / d, whose mean is w |E[D(x_s, s) | x_t] -
-    D(x_t, sigma)|^2 / d: D along the true reverse diffusion is a martingale. D' and D'' are two independent branches: x_s is reached from
-    one x_t by `branch` ancestral steps of the network itself, through which no gradient flows. The product is that of the released code;
-    the square of the mean of a few branches (arXiv 2411.02780) adds their variance. sigma is log-uniform between s_n and 2 s_n, because
-    nothing fixes D at s_n itself, and s log-uniform between `end` and s_n, so that every level is asked for. Each step has the right mean
-    and lacks the variance of x given x_t: a bias of order 1/branch, and none on a Gaussian, where D is linear.
+    The loss does not depend on D below s_n. There `consistency` adds w (D' - D).(D'' - D) / d, whose mean is w |E[D(x_s, s) | x_t] - D(x_t,
+    sigma)|^2 / d: D along the true reverse diffusion is a martingale. D' and D'' are two independent branches: x_s is reached from one x_t
+    by `branch_steps` ancestral steps of the network itself, through which no gradient flows. The product is that of the released code; the
+    square of the mean of a few branches (arXiv 2411.02780) adds their variance. sigma is log-uniform between s_n and 2 s_n, because nothing
+    fixes D at s_n itself, and s log-uniform between `end` and s_n, so that every level is asked for. Each step has the right mean and lacks
+    the variance of x given x_t: a bias of order 1/branch_steps, and none on a Gaussian, where D is linear.
 
     D(x_t, sigma) is a goal through which no gradient flows either, as in the released code without its option `with_grad`. In that of
     arXiv 2411.02780 one flows, which moves D above s_n, where a^2 is small, to agree with what is below; on a mixture in one dimension that
@@ -38,21 +38,22 @@ class AmbientTweedie(Objective):
         p_mean: The mean of log sigma before it is cut off, sigma in units of the data.
         p_std: Its standard deviation.
         consistency: The weight of the consistency term; 0 leaves D below s_n to chance, so that samples must stop there.
-        branch: Reverse steps of each branch of the consistency term: 2 branch - 1 calls of the network without gradient, beside two with.
+        branch_steps: Reverse steps of each branch of the consistency term: 2 branch_steps - 1 calls of the network without gradient,
+            beside two with.
         end: The lowest level of the consistency term, in units of the data. Observations with less noise are left out of it.
     """
 
     p_mean: float = -1.2
     p_std: Annotated[float, Gt(0)] = 1.2
     consistency: Annotated[float, Ge(0)] = 0.0
-    branch: Annotated[int, Ge(1)] = 4
+    branch_steps: Annotated[int, Ge(1)] = 4
     end: Annotated[float, Gt(0)] = 0.01
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "identity", "var"})
 
     def __post_init__(self) -> None:
-        if not self.consistency and (self.branch, self.end) != (AmbientTweedie.branch, AmbientTweedie.end):
-            raise RecipeError("ambient-tweedie: branch and end belong to the consistency term: give its weight, `consistency`")
+        if not self.consistency and (self.branch_steps, self.end) != (AmbientTweedie.branch_steps, AmbientTweedie.end):
+            raise RecipeError("ambient-tweedie: branch_steps and end belong to the consistency term: give its weight, `consistency`")
 
     def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
         m = batch.measurement
@@ -85,8 +86,8 @@ class AmbientTweedie(Objective):
     @torch.no_grad()
     def _reverse(self, denoiser: Denoiser, x_t: Tensor, x_hat: Tensor, sigma: Tensor, end: Tensor, rng: Rng) -> Tensor:
         """Steps from sigma to `end`, levels (B, 1, ...), at equal ratios; x_hat is D(x_t, sigma)."""
-        ratio = (end / sigma) ** (1 / self.branch)
-        for k in range(self.branch):
+        ratio = (end / sigma) ** (1 / self.branch_steps)
+        for k in range(self.branch_steps):
             x_hat = denoiser(x_t, sigma) if k else x_hat
             s = sigma * ratio
             x_t = x_hat + ratio**2 * (x_t - x_hat) + s * (1 - ratio**2).sqrt() * rng.normal_like(x_t)
