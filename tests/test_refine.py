@@ -30,8 +30,9 @@ from invem import (
     level,
     prior_of,
 )
+from invem.denoiser import Begun
 from invem.engine import catalog, plan, recipe
-from invem.engine.run import run
+from invem.engine.run import Run, run
 
 D, NOISE, N = 4, 0.5, 60_000
 TRUE = Gaussian.full(torch.linspace(-1, 1, D), 0.6 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double())
@@ -261,10 +262,10 @@ compute: {threads: 1}
 """
 
 
-def planned(tmp_path, objective="factor-mixture, components: 2, rank: 2", rounds="2"):
+def planned(tmp_path, objective="factor-mixture, components: 2, rank: 2", rounds="2", *overrides):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("OBJECTIVE", objective).replace("ROUNDS", rounds))
-    return plan.make(recipe.load(path, []), catalog.Catalog.load())
+    return plan.make(recipe.load(path, list(overrides)), catalog.Catalog.load())
 
 
 def test_a_run_refines_a_mixture_by_clean_images_and_learns_from_the_draws(tmp_path):
@@ -275,6 +276,25 @@ def test_a_run_refines_a_mixture_by_clean_images_and_learns_from_the_draws(tmp_p
     names = {path.parent.name for path in out.glob("*-denoiser/denoiser.safetensors")}
     assert names == {"0-000-denoiser", "1-000-denoiser", "1-001-denoiser", "2-000-denoiser", "3-000-denoiser"}
     assert len(list(out.glob("2-000-samples/*.safetensors"))) == 3
+    work = Run(made, out)
+    first, refined = (work.denoiser(out / name / "denoiser.safetensors") for name in ("0-000-denoiser", "1-001-denoiser"))
+    m = work.measurement("test")
+    x_t, told = m.y + 0.5, refined.told(m)
+    assert isinstance(refined, RefinedDenoiser) and torch.equal(refined(x_t, 0.5), first(x_t, 0.5))
+    assert torch.equal(told, torch.stack([first.posterior_mean(m), m.A.adjoint(m.y)], 1))
+    assert refined(x_t, 0.5, told).isfinite().all() and not torch.equal(refined(x_t, 0.5, told), refined(x_t, 0.5))
+    assert torch.equal(Begun(refined, x_t).told(m), told) and torch.equal(Begun(refined, x_t).posterior_mean(m), told[:, 0])
+
+
+def test_a_network_of_residuals_is_no_start_for_a_prior(tmp_path):
+    """Although it is the recipe's own network."""
+    own = "network={name: mlp, width: 8, depth: 1, condition: 2}"
+    made = planned(tmp_path, "gaussian-moments", "1", own, "phases.detail.network=null")
+    out = tmp_path / "run"
+    for _ in run(made, out):
+        pass
+    work = Run(made, out)
+    assert work._previous_network(3, 0) is None and work._previous_network(1, 1) is not None
 
 
 def test_a_network_is_not_refined(tmp_path):
