@@ -27,6 +27,7 @@ ROWS = {
     "observations": "observations",
     "warm-start": "Gaussian warm start",
     "mixture": "mixture of Gaussians",
+    "settle": "mixture, fitted anew after `refine`",
     "emdiffusion": "EMDiffusion",
     "diem": "DiEM",
     "diffem": "DiffEM",
@@ -45,7 +46,7 @@ ROWS = {
     "clean": "clean images (the ceiling)",
     "floor": "as many true points (the floor)",
 }
-PARTS = ("observations", "warm-start", "mixture")  # rows that are a phase of our default
+PARTS = ("observations", "warm-start", "mixture", "settle")  # rows that are a phase of our default
 COLUMNS = ("frechet", "psnr", "ssim", "data-misfit", "calibration", "observation-distance")
 HEADS = ("Fréchet", "PSNR, dB", "SSIM", "misfit", "coverage", "observation distance")
 
