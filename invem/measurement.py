@@ -1,6 +1,7 @@
 """The whole of what a sampler may know: y, A and the noise law."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -151,13 +152,19 @@ class Example(NamedTuple):
     label: Tensor | None = None
 
 
+def _full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Keeps autocast, which trains networks, from what is measured."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
 def conditioning(m: Measurement) -> Tensor:
     """Returns [A^T y, A^T 1], shape (B, 2, *shape): what a conditional network is given of a measurement. A must be linear.
 
     For a mask these are the measured entries and the mask, for denoising y and ones: all of y and A. Of other operators that differ between
     observations, and of a noise level that does, they do not say everything, and the network knows E[x | x_t] given what they do say.
     """
-    with torch.autocast(m.y.device.type, enabled=False):
+    with _full_precision(m.y):
         return torch.stack([m.A.adjoint(m.y), m.A.adjoint(torch.ones_like(m.y))], 1)
 
 
@@ -170,7 +177,7 @@ def remeasure(m: Measurement, x: Tensor, rng: Rng) -> Measurement:
         x: Signals, shape (B, *shape).
         rng: B streams.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with _full_precision(x):
         clean = m.A(x)
     if "var" in m.noise.provides:
         return replace(m, y=clean + m.noise.var().sqrt() * rng.normal_like(clean))

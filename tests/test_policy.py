@@ -371,6 +371,15 @@ def test_an_option_of_an_objective_cannot_have_the_name_of_a_key_of_a_fit(tmp_pa
         plan(tmp_path, "phases.em.fit={objective: clash, steps: 6}")
 
 
+def test_no_option_can_be_called_name(tmp_path, monkeypatch):
+    def named(*, name: str = "x"):
+        return DSM()
+
+    monkeypatch.setitem(CATALOG.offers["samplers"], "named", [Component("samplers", "named", named, "elsewhere", "0")])
+    with pytest.raises(PluginError, match="no option can be called `name`"):
+        plan(tmp_path, "phases.em.sampler=named")
+
+
 def test_a_fit_that_is_resumed_has_the_steps_of_the_recipe(tmp_path):
     fit = "phases.em={name: em, fit: {objective: ambient-tweedie, consistency: 1.0, steps: 6, batch: 8}}"
     made = plan(tmp_path, "operator=identity", "evaluate.metrics=[]", fit)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from invem_plugins.networks.convnet import ConvNet
 from invem_plugins.noises.gaussian import gaussian
+from invem_plugins.objectives.factor_mixture import FactorMixtureMoments
 from invem_plugins.objectives.refine import Refine, RefinedDenoiser
 from invem_plugins.operators.gaussian_blur import gaussian_blur
 from invem_plugins.operators.identity import identity
@@ -216,6 +217,14 @@ def test_operators_that_differ_are_measured_with_again():
         Refine().loss(RefinedDenoiser(denoiser.inner, MixtureDenoiser(prior)), Example(x[:2]), rng(2))
     with pytest.raises(RecipeError, match="measurements only"):
         Refine().loss(denoiser, Example(None, m[:2]), rng(2))
+
+
+def test_a_mixture_is_gone_on_from_after_it_was_refined():
+    prior = MixtureDenoiser(mixture(d=16, shape=(1, 4, 4)))
+    m = observe(identity(32, (1, 4, 4), Rng.generator(0)), prior.prior.sample(rng(32)), 0.3)
+    refined = Refine().wrap(Preconditioned(ConvNet((1, 4, 4), condition=2)), m, prior)
+    one, two = (FactorMixtureMoments(components=3, rank=2).solve(d, lambda: [(Example(None, m), rng(32))]) for d in (prior, refined))
+    assert torch.equal(one.prior.means, two.prior.means) and torch.equal(one.prior.diag, two.prior.diag)
 
 
 @pytest.mark.parametrize(("kernels", "reach"), [([5, 3, 1], 7), ([3], 3), ([1, 1], 1)])

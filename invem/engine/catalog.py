@@ -223,13 +223,16 @@ def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Returns the options of a factory: its keyword-only parameters.
 
     Raises:
-        PluginError: If it has no signature, or annotations that name nothing.
+        PluginError: If it has no signature, annotations that name nothing, or an option `name`, which is what a recipe calls it by.
     """
     try:
         parameters = inspect.signature(factory, eval_str=True).parameters.values()
     except (TypeError, ValueError, NameError) as error:
         raise PluginError(f"{getattr(factory, '__qualname__', factory)}: its annotations cannot be read: {_line(error)}") from error
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    options = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if "name" in options:
+        raise PluginError(f"{getattr(factory, '__qualname__', factory)}: no option can be called `name`, by which a recipe names it")
+    return options
 
 
 def parse_options(

@@ -205,10 +205,9 @@ class _Builder:
             component = self.catalog.find(kind, name)
             build = component.load()
             allowed = set(options_of(build))
-            if taken := allowed & (recipes.Fit.model_fields.keys() if kind == "objectives" else {"name"}):
-                where = "a fit" if kind == "objectives" else "a component"
-                text = f"{_list(taken)} is a key of {where}, and cannot be an option"
-                raise PluginError(f"{kind[:-1]} '{name}' of {component.distribution}: {text}")
+            if kind == "objectives" and (taken := allowed & recipes.Fit.model_fields.keys()):
+                text = f"{_list(taken)} is a key of a fit, and cannot be an option"
+                raise PluginError(f"objective '{name}' of {component.distribution}: {text}")
         except (PluginError, RecipeError) as error:
             self.missing |= isinstance(error, PluginError)
             self.fail((*path, "name") if named else path, str(error))

@@ -730,8 +730,9 @@ class Run:
     def _previous_network(self, p: int, r: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Returns the newest weights of the network of a phase, and what is known of them."""
         own, residual = self.plan.stages[p].own, _is_residual(self.plan.stages[p])
-        alike = (stage.own == own and _is_residual(stage) == residual for stage in self.plan.stages)
-        for q in (q for q, same in reversed(list(enumerate(alike))) if same and q <= p):
+        for q in range(p, -1, -1):
+            if self.plan.stages[q].own != own or _is_residual(self.plan.stages[q]) != residual:
+                continue
             for s in range(r - 1 if q == p else self.plan.stages[q].phase.rounds - 1, -1, -1):
                 path = self.out / f"{q}-{s:03d}-denoiser" / "denoiser.safetensors"
                 if path.exists():
