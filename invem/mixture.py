@@ -368,6 +368,25 @@ class _Dense(Conditioned):
         white: Tensor = torch.linalg.solve_triangular(self.root, self.A @ factor, upper=False)
         return white.mT @ white
 
+    @cached_property
+    def _once(self) -> tuple[Tensor, list[Tensor]]:
+        """Where A and the noise are common, N = L L^T and R_k are the roots: L^-1 A m_k, (K, m), and R_k^-1 F_k^T A^T L^-T, (q, m) each."""
+        hidden = [self._white((self.A[0] @ factor).T) for factor in self.factors]
+        rows = [torch.linalg.solve_triangular(root[0], white, upper=False) for root, white in zip(self.roots, hidden, strict=True)]
+        return self._white(self.means @ self.A[0].T), rows
+
+    def weigh(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        if len(self.root) > 1 or len(self.A) > 1:
+            return super().weigh(y)
+        means, rows = self._once
+        white, logs, found = self._white(y), [], []
+        for mean, row, root in zip(means, rows, self.roots, strict=True):
+            r = white - mean
+            half = r @ row.T
+            logs.append(-0.5 * (r.square().sum(1) - half.square().sum(1)) - root[0].diagonal().log().sum())
+            found.append(torch.linalg.solve_triangular(root[0].T, half.T, upper=True).T)
+        return self.weights.log() + torch.stack(logs, -1), torch.stack(found)
+
 
 def _pick(log_weights: Tensor, rng: Rng) -> Tensor:
     """Draws a component of each row. log_weights: (B, K); returns (B,)."""
