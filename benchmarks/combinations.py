@@ -334,6 +334,7 @@ REASONS = (
     (r"fitted with an interpolant", "an interpolant"),
     (r"observations of the shape of the signals", "y like x"),
     (r"needs the moments of the prior", "moments"),
+    (r"needs a prior to begin with", "a prior"),
     (r"there is no prior to sample with yet", "a prior"),
     (r"noise of one level above zero", "one noise level above 0"),
     (r"noise of one level|must have one level", "one noise level"),

@@ -38,6 +38,7 @@ ROWS = {
     "ambient-tweedie": "Ambient Tweedie",
     "ambient-tweedie-consistency": "Ambient Tweedie, consistency",
     "sure-score": "SURE-Score",
+    "rsd": "RSD, one step",
     "sfbd": "SFBD",
     "sfbd-online": "SFBD, online",
     "sfbd-omni": "SFBD-OMNI",

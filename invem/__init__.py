@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from invem.compare import canonical, directions, frechet_distance, inside, principal, ranks, sliced_wasserstein
     from invem.compose import LinearStack, LinearSum, Stack, Sum, stack, total
     from invem.dataset import Dataset
-    from invem.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, level, prior_of
+    from invem.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, Several, level, prior_of
     from invem.diffusion import Denoise, Stepping, calls, generate, heun, integrate, multistep, predict_correct, reverse, start, start_given
     from invem.gaussian import Gaussian
     from invem.interpolant import Interpolant, Interpolating
@@ -99,6 +99,7 @@ __all__ = [
     "Rng",
     "Schedule",
     "Separable",
+    "Several",
     "Solution",
     "Stack",
     "Stepping",
@@ -168,7 +169,7 @@ _MODULES = {
     "compare": ("canonical", "directions", "frechet_distance", "inside", "principal", "ranks", "sliced_wasserstein"),
     "compose": ("LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"),
     "dataset": ("Dataset",),
-    "denoiser": ("Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level", "prior_of"),
+    "denoiser": ("Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "Several", "level", "prior_of"),
     "diffusion": (
         "Denoise",
         "Stepping",

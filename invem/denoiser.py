@@ -1,7 +1,7 @@
 """Denoisers: (x_t, sigma) -> x_hat = E[x | x_t], with x_t = x + sigma z."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from invem.linalg import DPLR
 from invem.measurement import Measurement, conditioning
 from invem.mixture import FactorMixture, Mixture
 
-__all__ = ["Begun", "Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "level", "prior_of"]
+__all__ = ["Begun", "Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "Several", "level", "prior_of"]
 
 
 class Denoiser(nn.Module):
@@ -67,6 +67,13 @@ class Denoiser(nn.Module):
     def told(self, m: Measurement) -> Tensor:
         """Returns what a conditional network is given of a measurement, shape (B, condition, *shape)."""
         return conditioning(m)
+
+    def one_step(self, rng: Rng, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+        """Draws the prior by its generator, one signal a stream, shape (B, *shape), on the device of `like`.
+
+        None where it has no generator, and samples are those of the reverse diffusion.
+        """
+        return None
 
 
 def level(sigma: Tensor | float, x: Tensor) -> Tensor:
@@ -172,3 +179,55 @@ class Preconditioned(Denoiser):
         c_noise = (sigma.flatten().log() / 4).expand(len(x))
         out: Tensor = self.backbone(x * total.rsqrt(), c_noise, cond)
         return mean + self.sigma_data**2 / total * x + self.sigma_data * sigma * total.rsqrt() * out.to(x.dtype)
+
+
+class Several(Denoiser):
+    """Networks of one kind that an objective trains together (`Objective.networks`). As a denoiser it is the first of them.
+
+    Args:
+        parts: The networks.
+    """
+
+    def __init__(self, parts: Iterable[Denoiser]) -> None:
+        super().__init__()
+        self.several = nn.ModuleList(parts)
+        self.condition = self._first.condition
+
+    @property
+    def _first(self) -> Denoiser:
+        first: Denoiser = self.several[0]  # type: ignore[assignment]
+        return first
+
+    @property
+    def moments(self) -> Gaussian | None:
+        """Those of the first, set for all."""
+        return self._first.moments
+
+    @moments.setter
+    def moments(self, value: Gaussian | None) -> None:
+        for part in self.several:
+            part.moments = value  # type: ignore[assignment]
+
+    @property
+    def sigma_data(self) -> float:
+        """The scale of the first."""
+        return float(getattr(self._first, "sigma_data", 0.5))
+
+    def begin_with(self, tensors: Mapping[str, Tensor]) -> None:
+        """Loads weights: those of as many networks, or those of one into each."""
+        if any(name.startswith("several.") for name in tensors):
+            self.load_state_dict(dict(tensors))
+        else:
+            for part in self.several:
+                part.load_state_dict(dict(tensors))
+
+    @staticmethod
+    def alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the weights of the first of several networks; those of one as they are."""
+        first = "several.0."
+        found = {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
+        return found or dict(tensors)
+
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        out: Tensor = self._first(x_t, sigma, cond)
+        return out

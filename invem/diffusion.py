@@ -177,5 +177,9 @@ def start_given(denoiser: Denoiser, sigma: float, rng: Rng, m: Measurement) -> T
 
 @torch.no_grad()
 def generate(denoiser: Denoiser, sigmas: Tensor, rng: Rng, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Draws unconditional samples by Heun's rule, one a stream, shape (B, *shape), on the device of `like`."""
-    return heun(denoiser, start(denoiser, float(sigmas[0]), rng, shape, like), sigmas)
+    """Draws unconditional samples, one a stream, shape (B, *shape), on the device of `like`.
+
+    By the generator of the prior where it has one, by Heun's rule where it has none.
+    """
+    drawn = denoiser.one_step(rng, shape, like)
+    return drawn if drawn is not None else heun(denoiser, start(denoiser, float(sigmas[0]), rng, shape, like), sigmas)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from invem.batched import Rng
 from invem.denoiser import Denoiser
@@ -20,15 +20,18 @@ class Objective(ABC):
 
     Attributes:
         needs: "x" if it learns from signals (posterior draws or granted clean images), "measurement" if from measurements, and the
-            capabilities that it calls on those; "closed form" if the prior that the round begins with must be a Gaussian or a mixture.
+            capabilities that it calls on those; "closed form" if the prior that the round begins with must be a Gaussian or a mixture,
+            "moments" if there must be one at all.
         provides: What the denoiser can then do beyond E[x | x_t]: "conditional" if it knows E[x | x_t, y], "interpolant" if it is one,
             "closed form" if the prior beside the network is a Gaussian or a mixture.
         condition: How many tensors of the signal's shape it gives the network as a condition; the network's option `condition` must be
             as large.
+        networks: How many networks of one kind it trains together: `wrap` is given that many, as `Several`, if it is more than one.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset()
     condition: ClassVar[int] = 0
+    networks: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -55,6 +58,10 @@ class Objective(ABC):
             before: The prior that the round begins with, if there is one; None where the weights are loaded.
         """
         return denoiser
+
+    def rates(self, denoiser: Denoiser, parameters: list[nn.Parameter]) -> list[tuple[float, list[nn.Parameter]]]:
+        """Returns the parameters in groups, each with its share of the learning rate; the gradient of each group is clipped by itself."""
+        return [(1.0, parameters)]
 
     def refuses(self, shape: tuple[int, ...]) -> str | None:
         """Returns why it cannot fit signals of this shape, None if it can; `invem plan` asks."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from invem.batched import Rng
 from invem.dataset import Dataset
-from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned, level
+from invem.denoiser import Denoiser, GaussianDenoiser, Preconditioned, Several, level
 from invem.errors import DataError, RecipeError, Unsupported
 from invem.gaussian import Gaussian
 from invem.interpolant import Interpolant, Interpolating
@@ -643,7 +643,6 @@ class _Near(Denoiser):
         x_hat = self.prior.denoise(x_t, sigma) if cond is None else self._told(x_t, sigma, cond)
         return x_hat + self.far * sigma / (1 + sigma**2) * x_t
 
-
     def _told(self, x_t: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
         if not isinstance(self.objective, Interpolating):
             return _informed(self.prior, x_t, sigma, cond)
@@ -673,6 +672,22 @@ class _ObjectiveCase:
         """Whether it learns from measurements and makes no use of signals beside them."""
         return "measurement" in self.objective.needs and "x" not in self.objective.needs
 
+    @property
+    def distils(self) -> bool:
+        """Whether it trains several networks, from the prior before it: no loss of one denoiser, and no data."""
+        return self.objective.networks > 1
+
+    @property
+    def batches(self) -> list[Example]:
+        """What it can be given: the signals with their measurements, and images that a recipe grants."""
+        return [self.batch] + ([self.clean] if self.measured and not self.distils else [])
+
+    def denoiser(self, make: Callable[[], Denoiser]) -> Denoiser:
+        """Returns a denoiser, or as many as it trains together, beside the prior as what they are learned from."""
+        if not self.distils:
+            return make()
+        return self.objective.wrap(Several(make() for _ in range(self.objective.networks)), self.m, GaussianDenoiser(self.prior))
+
     def loss(self, denoiser: Denoiser, batch: Example, n: int = _OBJECTIVE) -> Tensor:
         return self.objective.loss(denoiser, batch, self.rng(n))
 
@@ -687,7 +702,7 @@ def _objectives(factory: Law, folder: Path) -> Iterator[tuple[str, _ObjectiveCas
         m = _measure(law, n, shape)
         for label, options in _options(factory, shape, folder):
             objective = factory(**options)
-            if objective.needs - m.provides - {"x", "measurement", "closed form"}:
+            if objective.needs - m.provides - {"x", "measurement", "closed form", "moments"}:
                 continue
             if law == "random-mask" or objective.needs & {"identity", "svd"}:
                 yield f"{law}, {label}", _ObjectiveCase(objective, _prior(shape), Example(x, m))
@@ -697,16 +712,17 @@ def _per_draw(case: _ObjectiveCase) -> Measured | None:
     """That of the first does not change with the others, nor with their number; all are finite, and those of others change with them."""
     if case.objective.closed_form:
         return None
-    denoiser, x, m, few = _Near(case.prior), case.batch.x, case.m, 3
+    denoiser, x, m, few = case.denoiser(lambda: _Near(case.prior)), case.batch.x, case.m, 3
     assert x is not None
     y = torch.cat([m.y[:1], m.y[1:] + 5])
     moved = Example(torch.cat([x[:1], x[1:] + 5]), dataclasses.replace(m, y=y))
     worst = 0.0
-    for given, changed in [(case.batch, moved)] + ([(case.clean, moved._replace(measurement=None))] if case.measured else []):
+    for given, changed in zip(case.batches, (moved, moved._replace(measurement=None)), strict=False):
         loss, other = case.loss(denoiser, given), case.loss(denoiser, changed)
         measured = given.measurement
         alone = case.loss(denoiser, Example(x[:few], None if measured is None else measured[torch.arange(few)]), few)
-        wrong = loss.shape != (len(x),) or not bool(loss.isfinite().all()) or torch.equal(other[1:], loss[1:])
+        ignored = not case.distils and torch.equal(other[1:], loss[1:])
+        wrong = loss.shape != (len(x),) or not bool(loss.isfinite().all()) or ignored
         worst = max(worst, float(wrong), _distance(other[:1], loss[:1]), _distance(alone, loss[:few]))
     return worst, 1e-5
 
@@ -714,22 +730,21 @@ def _per_draw(case: _ObjectiveCase) -> Measured | None:
 def _trains(case: _ObjectiveCase) -> Measured | None:
     if case.objective.closed_form:
         return None
-    layer = torch.nn.Linear(8, 8)
 
     class Net(Denoiser):
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.sigma_data = layer, 0.5
+            self.layer, self.sigma_data = torch.nn.Linear(8, 8), 0.5
 
         def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
             out: Tensor = self.layer(x_t)
             return out
 
     dead = 0
-    for given in [case.batch] + ([case.clean] if case.measured else []):
-        layer.zero_grad()
-        case.loss(Net(), given).mean().backward()  # type: ignore[no-untyped-call]
-        dead += sum(w.grad is None or not bool(w.grad.any()) for w in layer.parameters())
+    for given in case.batches:
+        net = case.denoiser(Net)
+        case.loss(net, given).mean().backward()  # type: ignore[no-untyped-call]
+        dead += sum(w.grad is None or not bool(w.grad.any()) for w in net.parameters())
     return float(dead), 0.0
 
 
@@ -739,7 +754,7 @@ def _minimum(case: _ObjectiveCase) -> Measured | None:
     An objective on measurements is held to it where A = I, on granted images, and where the denoiser is told the mask: what some learn
     from a mask is not E[x | x_t].
     """
-    if case.objective.closed_form:
+    if case.objective.closed_form or case.distils:
         return None
     whole = not case.measured or "identity" in case.m.provides or case.objective.condition > 0
     worst = -math.inf

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from invem import Denoiser, Example, GaussianDenoiser, Interpolant, Measurement, Preconditioned, RecipeError, Rng
+from invem import Denoiser, Example, GaussianDenoiser, Interpolant, Measurement, Preconditioned, RecipeError, Rng, Several
 from invem.engine import plan as plans
 from invem.engine.run import run
 from invem.testing import _options, _prior
@@ -197,15 +197,19 @@ def learns(name, options, m):
     objective, prior = CATALOG.find("objectives", name).load()(**options), _prior(m.shape)
     x = prior.sample(Rng.keyed("combinations", items=range(len(m))))
     closed = objective.closed_form
-    batches = [Example(x, m)] + [Example(None, m)] * ("x" not in objective.needs) + [Example(x)]
+    granted = objective.networks == 1  # the plan refuses clean images to the others
+    batches = [Example(x, m)] + [Example(None, m)] * ("x" not in objective.needs) + [Example(x)] * granted
     for k, batch in enumerate(batches):
         if closed:
             moments = objective.solve(GaussianDenoiser(prior), lambda: [(batch, Rng.keyed("solve", items=range(len(m))))]).known_moments()  # noqa: B023
             if not bool(moments.mean.isfinite().all() & moments.cov.diag.isfinite().all()):
                 return False
             continue
-        network: Denoiser = Preconditioned(CATALOG.find("networks", "mlp").load()(m.shape, width=8, depth=1, condition=objective.condition))
-        torch.nn.init.normal_(network.backbone.leave.weight, std=0.1, generator=Rng.generator(k))
+        build = CATALOG.find("networks", "mlp").load()
+        each = [Preconditioned(build(m.shape, width=8, depth=1, condition=objective.condition)) for _ in range(objective.networks)]
+        for part in each:
+            torch.nn.init.normal_(part.backbone.leave.weight, std=0.1, generator=Rng.generator(k))
+        network: Denoiser = each[0] if granted else Several(each)
         denoiser = objective.wrap(network, m, GaussianDenoiser(prior))
         network.moments = denoiser.moments = prior
         loss = objective.loss(denoiser, batch, Rng.keyed("loss", items=range(len(m))))

@@ -714,6 +714,8 @@ def _check_fit(recipe: Recipe, builder: _Builder, i: int, on: str, objective: Ob
         builder.fail(path, f"{phase.fit.objective} is solved in closed form, without {_list(named)}")
     elif named & {"flip", "shift"} and (on == "observations" or "measurement" in objective.needs):
         builder.fail(path, f"{phase.fit.objective} learns from measurements, which an image that is moved afterwards does not fit")
+    elif objective.networks > 1 and "clean" in named:
+        builder.fail(path, f"{phase.fit.objective} learns from the prior before it alone, without clean")
 
 
 def _check_policy(recipe: Recipe, builder: _Builder, i: int, sampler: PosteriorSampler | None) -> None:
@@ -798,7 +800,7 @@ def _needs(
             name, path = stage.phase.fit.objective, ("phases", i, "fit")
             if "x" in stage.objective.needs or stage.on == "observations" or "measurement" in stage.objective.needs:
                 known = {"draws": {"x", "measurement"}, "clean": {"x"}, "observations": {"measurement"}}[stage.on]
-                given = provides | known | (during & {"closed form"})
+                given = provides | known | (during & {"closed form", "moments"})
                 if lacks := stage.objective.needs - given:
                     what = f"{_list(lacks)}, which {recipe.operator.name} with {recipe.noise.name} noise does not provide"
                     if "x" in lacks:
@@ -808,6 +810,8 @@ def _needs(
                         what = "measurements to learn from, and clean images have none: use dsm"
                     elif lacks == {"closed form"}:
                         what = "a prior in closed form to begin with, a Gaussian or a mixture: put gaussian-moments before it"
+                    elif lacks == {"moments"}:
+                        what = "a prior to begin with, whose moments are known: a phase before it must learn one"
                     builder.fail(path, f"{name} needs {what}")
                 elif "measurement" in stage.objective.needs and (own := _refusal(stage.objective, odd)):
                     builder.fail(path, _own(name, own))

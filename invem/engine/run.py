@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from invem.batched import Batched, Rng
 from invem.dataset import Dataset
-from invem.denoiser import Begun, Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, prior_of
+from invem.denoiser import Begun, Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, Several, prior_of
 from invem.diffusion import generate
 from invem.engine import store, yaml
 from invem.engine.calibrate import Parameters, calibrate, number, rebuilt
@@ -152,18 +152,27 @@ class _Clock:
 
 
 @contextlib.contextmanager
-def _counted(module: nn.Module) -> Iterator[list[int]]:
-    """Counts the signals that a module is called with, in the one item of a list."""
+def _counted(*modules: nn.Module) -> Iterator[list[int]]:
+    """Counts the signals that modules are called with, in the one item of a list."""
     rows = [0]
 
     def count(_: nn.Module, given: tuple[Any, ...], __: Any) -> None:
         rows[0] += len(given[0])
 
-    handle = module.register_forward_hook(count)
+    handles = [module.register_forward_hook(count) for module in modules]
     try:
         yield rows
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _begin(network: Denoiser, tensors: Mapping[str, Tensor]) -> None:
+    """Loads the weights of an earlier network, of one or of several."""
+    if isinstance(network, Several):
+        network.begin_with(tensors)
+    else:
+        network.load_state_dict(Several.alone(tensors))
 
 
 class Run:
@@ -325,7 +334,7 @@ class Run:
         objective = None if p is None else self.plan.stages[p].objective
         network = self._network(p, meta["sigma_data"])
         try:
-            network.load_state_dict(_part(tensors, "network."))
+            _begin(network, _part(tensors, "network."))
         except RuntimeError as error:
             raise RecipeError(f"{path}: it is of another network than the recipe's: {' '.join(str(error).split())[:200]}") from error
         denoiser = network if objective is None else objective.wrap(network, None)
@@ -366,11 +375,15 @@ class Run:
             raise DataError(f"{error}; go on with: invem resume {self.out}") from None
 
     def _network(self, p: int | None, sigma_data: float, *key: int) -> Denoiser:
-        """Builds the network of a phase, or the recipe's."""
-        with torch.random.fork_rng(devices=[]):
-            torch.random.manual_seed(Rng.keyed(self.recipe.seed, "network", *key, items=[0]).seeds[0])
-            built = self.plan.build(p)
-        return built if isinstance(built, Denoiser) else Preconditioned(built, sigma_data)
+        """Builds the network of a phase, or the recipe's; or as many as its objective trains together."""
+        objective = None if p is None else self.plan.stages[p].objective
+        parts = []
+        for k in range(1 if objective is None else objective.networks):
+            with torch.random.fork_rng(devices=[]):
+                torch.random.manual_seed(Rng.keyed(self.recipe.seed, "network", *key, items=[k]).seeds[0])
+                built = self.plan.build(p)
+            parts.append(built if isinstance(built, Denoiser) else Preconditioned(built, sigma_data))
+        return parts[0] if len(parts) == 1 else Several(parts)
 
     # Measurements
 
@@ -646,10 +659,10 @@ class Run:
             sigma_data = round(float(spread.mean().sqrt()), 4)
         network = self._network(p, sigma_data, *((p, r) if fit.start == "fresh" else (p,)))
         if previous is not None and fit.start != "fresh":
-            network.load_state_dict(_part(previous[0], "network." if fit.start == "ema" else "raw."))
+            _begin(network, _part(previous[0], "network." if fit.start == "ema" else "raw."))
         average = copy.deepcopy(network)
         if previous is not None and fit.start == "warm" and fit.keep:
-            average.load_state_dict(_part(previous[0], "network."))
+            _begin(average, _part(previous[0], "network."))
         told = m
         if m is None and type(stage.objective).wrap is not Objective.wrap:
             told = self.measurement("train", self.believed(p, r))
@@ -657,15 +670,21 @@ class Run:
         network.moments = denoiser.moments = moments.to(self.device) if moments is not None else None
         average.to(self.device).requires_grad_(False)
         parameters = [w for w in denoiser.parameters() if w.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=fit.lr, weight_decay=fit.weight_decay)
+        groups = [{"params": some, "share": share} for share, some in stage.objective.rates(denoiser, parameters)]
+        optimizer = torch.optim.AdamW(groups, lr=fit.lr, weight_decay=fit.weight_decay)
         past = 0
-        if fit.keep and previous is not None and fit.start != "fresh":
+        alike = previous is not None and isinstance(network, Several) == any(name.startswith("network.several.") for name in previous[0])
+        if fit.keep and previous is not None and fit.start != "fresh" and alike:
             past = int(previous[1].get("steps", 0))
             _load_optimizer(optimizer, _part(previous[0], "adam."))
         meta = self._load_checkpoint(path.parent, network, average, optimizer)
         first, passes = int(meta.get("step", 0)), int(meta.get("passes", 0))
         clock.add(meta)
         model: Any = torch.compile(denoiser) if self.compile else denoiser
+        counted: list[nn.Module] = [network]
+        if isinstance(network, Several):
+            closed = before is None or isinstance(before, (GaussianDenoiser, MixtureDenoiser))
+            counted = [*network.several, *([] if closed else [before])]  # type: ignore[list-item]
         clean = self._clean() if fit.clean else None
         granted = min(max(round(fit.clean * min(fit.batch, n)), 1), fit.batch - 1) if fit.clean else 0
         losses: list[Tensor] = []
@@ -683,19 +702,19 @@ class Run:
                 moved = _moved(clean[chosen], fit, self._rng("augment-clean", p, r, step, items=range(granted)))
                 batches.append((Example(moved.to(self.device)), self._rng("m-step-clean", p, r, step, items=range(granted))))
             for group in optimizer.param_groups:
-                group["lr"] = fit.lr * _rate(step, fit.steps, fit.warmup, fit.decay)
+                group["lr"] = fit.lr * group["share"] * _rate(step, fit.steps, fit.warmup, fit.decay)
             with (
                 torch.random.fork_rng(devices=[]),
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
             ):
                 torch.random.manual_seed(rng.seeds[0])
-                with _counted(network) if not self.compile else contextlib.nullcontext([0]) as called:
+                with _counted(*counted) if not self.compile else contextlib.nullcontext([0]) as called:
                     loss = torch.cat([stage.objective.loss(model, batch, streams) for batch, streams in batches]).mean()
             passes += 2 * called[0]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(parameters, fit.clip)
-            if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            norms = [nn.utils.clip_grad_norm_(group["params"], fit.clip) for group in optimizer.param_groups]
+            if not bool(torch.isfinite(torch.stack([loss.detach(), *norms])).all()):
                 raise NumericalError(f"phase {stage.phase.name}, round {r}, step {step}: the loss or its gradient is not finite")
             optimizer.step()
             age = past + step
