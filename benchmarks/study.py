@@ -130,7 +130,7 @@ def line(label, columns, found, phase=None):
     """One line of a table: a run, or its phase of that name and those before it."""
     phases = [e["name"] for e in found["evaluations"]]
     last = len(phases) - 1 if phase is None else phases.index(phase)
-    before = phases[: last + 1]
+    before = phases[: last + 1] if phase else [*found["cpu"], *found["passes"]]
     cpu, passes = (sum(spent for name, spent in found[key].items() if name in before) for key in ("cpu", "passes"))
     clean = 0 if phase == "observations" else found["clean"]
     return f"| {label} | " + " | ".join(cells(columns, found["evaluations"][last], cpu, passes, clean)) + " |"

@@ -393,3 +393,12 @@ def test_two_evaluations_of_one_prior_have_the_same_samples(tmp_path):
     carried_out(tmp_path, f"phases=[{again % 'one'}, {again % 'two'}]", "evaluate.sampler={name: mmps, steps: 2}")
     one, two = (store.read(tmp_path / "run" / f"{p}-000-evaluation" / "samples.safetensors")["x"] for p in (0, 1))
     assert torch.equal(one, two)
+
+
+def test_only_the_phases_that_are_named_are_evaluated(tmp_path):
+    carried_out(tmp_path, "evaluate.phases=[em]", "evaluate.every=1")
+    found = {path.parent.name for path in (tmp_path / "run").glob("*-evaluation/metrics.json")}
+    assert found and all(name.startswith("1-") for name in found)
+    assert "there is no phase 'emm' (known: " in refusal(tmp_path, "evaluate.phases=[emm]")
+    metric = "evaluate.metrics=[{name: observation-distance, directions: 8}]"
+    assert "among evaluate.phases" in refusal(tmp_path, metric, "phases.em.stop=auto", "evaluate.phases=[]")

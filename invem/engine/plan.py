@@ -639,6 +639,10 @@ def _requirements(recipe: Recipe, builder: _Builder) -> None:
 
 
 def _stages(recipe: Recipe, builder: _Builder) -> list[Stage]:
+    names = [phase.name for phase in recipe.phases]
+    for i, name in enumerate(recipe.evaluate.phases or []):
+        if name not in names:
+            builder.fail(("evaluate", "phases", i), f"there is no phase '{name}' (known: {', '.join(names)})")
     judge: PosteriorSampler | None = None
     if recipe.evaluate.sampler is not None:
         judge = builder.build("samplers", recipe.evaluate.sampler, ("evaluate", "sampler"))
@@ -738,8 +742,9 @@ def _check_policy(recipe: Recipe, builder: _Builder, i: int, sampler: PosteriorS
     if phase.stop == "auto":
         if not any(part.name == "observation-distance" for part in recipe.evaluate.metrics):
             builder.fail(("phases", i, "stop"), "it follows the metric observation-distance: add it to evaluate.metrics")
-        if recipe.evaluate.every != 1 or not recipe.evaluate.samples:
-            builder.fail(("phases", i, "stop"), "it needs an evaluation in every round: evaluate.every 1, and samples")
+        judged = recipe.evaluate.phases is None or phase.name in recipe.evaluate.phases
+        if recipe.evaluate.every != 1 or not recipe.evaluate.samples or not judged:
+            builder.fail(("phases", i, "stop"), "it needs an evaluation in every round: every 1, samples, and it among evaluate.phases")
 
 
 def _abilities(stages: list[Stage], prior: str) -> list[tuple[frozenset[str], frozenset[str]]]:

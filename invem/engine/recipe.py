@@ -207,6 +207,7 @@ class Evaluate(_Model):
         default=32, ge=0, description="Posterior draws of each of the first 8 held-out observations, once, at the end of the run."
     )
     every: int = Field(default=1, ge=1, description="Rounds between evaluations; a closed-form phase has one, at its end.")
+    phases: list[str] | None = Field(default=None, description="The phases that are evaluated, by name; null is all.")
     steps: int = Field(default=32, ge=1, description="Noise levels of the unconditional sampler.")
     sampler: Part | None = Field(default=None, description="The posterior sampler; null is the phase's own.")
     batch: int = Field(default=256, ge=1, description="Signals that are sampled at once.")

@@ -233,6 +233,8 @@ class Run:
                 last = r + 1 == stage.phase.rounds or stopped
                 quick = stage.objective is not None and stage.objective.closed_form
                 due = last or (not quick and (r + 1) % self.recipe.evaluate.every == 0)
+                named = self.recipe.evaluate.phases
+                due = due and (named is None or stage.phase.name in named)
                 if due and denoiser is not None and (self.plan.test or self.recipe.evaluate.samples):
                     yield from self._evaluate(p, r, stage, denoiser)
                 if stopped or self._stopped(p, r, stage):
