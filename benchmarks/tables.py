@@ -131,6 +131,19 @@ def study(names):
     return benchmark.table(names[0])
 
 
+def draws(names):
+    """What draws have and lack beside the true signals, a run a label."""
+    import draws as benchmark  # the script beside this one
+
+    heads = ["Fréchet", "variance of features", "differ", *(f"{low:g} to {high:g}" for low, high in benchmark.BANDS)]
+    lines = ["| | | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
+    for label, found in json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")).items():
+        for name, row in found.items():
+            shown = [f"{row['frechet']:.3g}", *(f"{share:.2f}" for share in (row["variance"], row["differ"], *row["power"]))]
+            lines.append(f"| {label} | {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
 def blind(names):
     """Calibrated options by round, and the restorations beside those of a run that knew them."""
     found, known = (json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8")) for name in names)
@@ -147,6 +160,7 @@ def blind(names):
 KINDS = {
     "study": study,
     "blind": blind,
+    "draws": draws,
     "metric": metric,
     "quality": quality,
     "samplers": samplers,
