@@ -21,6 +21,7 @@ from invem_plugins.operators.half_mask import half_mask
 from invem_plugins.operators.identity import identity
 from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.samplers.conditional import Conditional
+from pooled import Pooled
 
 from invem import (
     Denoiser,
@@ -44,18 +45,6 @@ PRIOR = Gaussian.full(torch.linspace(-1, 1, D), 0.6 ** (torch.arange(D)[:, None]
 NOISE = 0.3
 N = 60_000
 NARROW = {"p_mean": math.log(0.6), "p_std": 0.3}
-
-
-class Pooled(Rng):
-    """Random numbers of one stream for all samples, where only their law matters: streams of their own take long to make."""
-
-    def __init__(self, seeds):
-        super().__init__(seeds)
-        self.pool = Rng.generator("pooled", *self.seeds[:1])
-
-    def _fill(self, shape, dtype, normal):
-        out = torch.empty(len(self), *shape, dtype=dtype)
-        return out.normal_(generator=self.pool) if normal else out.uniform_(generator=self.pool)
 
 
 def rng(n, *key):

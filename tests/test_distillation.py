@@ -9,6 +9,7 @@ import torch
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.objectives.rsd import RSD, Distilled
 from invem_plugins.operators.identity import identity
+from pooled import Pooled
 from torch import nn
 
 from invem import (
@@ -52,18 +53,6 @@ class Known(Denoiser):
             return self.mean + self.std * x_t / self.start
         share = self.std**2 / (self.std**2 + level(sigma, x_t) ** 2)
         return self.mean + share * (x_t - self.mean)
-
-
-class Pooled(Rng):
-    """Random numbers of one stream for all samples: streams of their own take long to make."""
-
-    def __init__(self, seeds):
-        super().__init__(seeds)
-        self.pool = Rng.generator("pooled", *self.seeds[:1])
-
-    def _fill(self, shape, dtype, normal):
-        out = torch.empty(len(self), *shape, dtype=dtype)
-        return out.normal_(generator=self.pool) if normal else out.uniform_(generator=self.pool)
 
 
 def measured(n):

@@ -564,6 +564,12 @@ def test_a_compiled_network_is_fitted_all_the_same(objective):
     assert bool(found[0].any()) and torch.allclose(*found, atol=1e-5)
 
 
+def test_options_of_a_term_that_is_left_out_are_refused():
+    for options in ({"through": False}, {"p_mean": 0.0}):
+        with pytest.raises(RecipeError, match="second term"):
+            SUREScore(score=0.0, **options)
+
+
 def test_what_an_objective_was_not_given():
     with pytest.raises(RecipeError, match="signals"):
         DSM().loss(GaussianDenoiser(PRIOR), Example(None), rng(1))

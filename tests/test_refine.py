@@ -14,6 +14,7 @@ from invem_plugins.operators.identity import identity
 from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.operators.random_projection import random_projection
 from invem_plugins.samplers.conditional import Conditional
+from pooled import Pooled
 
 from invem import (
     Denoiser,
@@ -38,18 +39,6 @@ from invem.engine.run import Run, run
 D, NOISE, N = 4, 0.5, 60_000
 TRUE = Gaussian.full(torch.linspace(-1, 1, D), 0.6 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double())
 WRONG = Gaussian.full(torch.linspace(0.5, 0, D), torch.eye(D).double() * 0.3)
-
-
-class Pooled(Rng):
-    """Random numbers of one stream for all samples: streams of their own take long to make."""
-
-    def __init__(self, seeds):
-        super().__init__(seeds)
-        self.pool = Rng.generator("pooled", *self.seeds[:1])
-
-    def _fill(self, shape, dtype, normal):
-        out = torch.empty(len(self), *shape, dtype=dtype)
-        return out.normal_(generator=self.pool) if normal else out.uniform_(generator=self.pool)
 
 
 def rng(n, *key):

@@ -37,6 +37,10 @@ class SUREScore(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "identity", "var"})
 
+    def __post_init__(self) -> None:
+        if not self.score and (self.through, self.p_mean, self.p_std) != (SUREScore.through, SUREScore.p_mean, SUREScore.p_std):
+            raise RecipeError("sure-score: through, p_mean and p_std belong to the second term: give its weight, `score`")
+
     def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
         m = batch.measurement
         if m is None:
