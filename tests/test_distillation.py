@@ -21,6 +21,7 @@ from invem import (
     RecipeError,
     Rng,
     Several,
+    Stopped,
     Unsupported,
     edm_weight,
     level,
@@ -221,6 +222,24 @@ evaluate:"""
     shutil.rmtree(out / "2-000-denoiser")
     with pytest.raises(RecipeError, match="module around the network"):
         planned(tmp_path, RECIPE, f"prior={out}")
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(tmp_path):
+    short = RECIPE.replace("rounds: 8", "rounds: 1").replace("steps: 800", "steps: 8")
+    made = planned(tmp_path, short, "evaluate={samples: 0, observations: 0}")
+    whole, parts, asked = tmp_path / "whole", tmp_path / "parts", []
+    list(run(made, whole))
+
+    def stop():
+        asked.extend([1] * (parts / "0-000-denoiser" / "denoiser.safetensors").exists())
+        return 143 * (len(asked) > 4)
+
+    with pytest.raises(Stopped):
+        list(run(made, parts, stop))
+    assert list(parts.glob("1-000-denoiser/step-*.safetensors"))
+    list(run(made, parts))
+    one, two = (folder / "1-000-denoiser" / "denoiser.safetensors" for folder in (whole, parts))
+    assert one.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.parametrize(
