@@ -1,6 +1,8 @@
-"""The mean and the spread of each sampler on the d = 8 Gaussian problem of docs/samplers.md: writes docs/results/biases.json.
+"""The mean and the spread of each sampler on the d = 8 Gaussian problem of docs/samplers.md: writes
+docs/results/biases.json.
 
-Exact, by the propagation of tests/test_regression.py, for the samplers that are affine; by 4,000 draws of one y for the others. A minute.
+Exact, by the propagation of tests/test_regression.py, for the samplers that are affine; by 4,000
+draws of one y for the others. A minute.
 """
 
 import json
@@ -32,7 +34,10 @@ AFFINE = {
     "daps-mm": ("daps-mm", {"steps": 30, **JACOBIAN}),
     "matched-gibbs": ("matched-gibbs", {"sweeps": 10}),
     "langevin": ("langevin", {}),
-    "split-gibbs, last 0.3": ("split-gibbs", {"first": 10.0, "last": 0.3, "sweeps": 100, "levels": 1}),
+    "split-gibbs, last 0.3": (
+        "split-gibbs",
+        {"first": 10.0, "last": 0.3, "sweeps": 100, "levels": 1},
+    ),
     "split-gibbs": ("split-gibbs", {"levels": 1}),
     "pigdm": ("pigdm", {"stepping": "ancestral", "steps": 1000, "variance": 1.0, "schedule": FINE}),
     "tmpd": ("tmpd", {"stepping": "ancestral", "steps": 1000, "schedule": FINE}),
@@ -45,7 +50,10 @@ AFFINE = {
     "daps, exact kernel": ("daps", {"kernel": "exact", "steps": 100, "schedule": FINE}),
 }
 DRAWN = {
-    **{f"dps, norm {w}": ("dps", {"weight": w, "steps": 1000, "schedule": VP}, 0.1) for w in (0.1, 0.3, 1.0)},
+    **{
+        f"dps, norm {w}": ("dps", {"weight": w, "steps": 1000, "schedule": VP}, 0.1)
+        for w in (0.1, 0.3, 1.0)
+    },
     "sitcom": ("sitcom", {"inner": 60, "rate": 0.05, "schedule": FINE}, 0.1),
     "sitcom, noise 0.5": ("sitcom", {"inner": 60, "rate": 0.05, "schedule": FINE}, 0.5),
     "lgd": ("lgd", {}, 0.1),
@@ -62,7 +70,11 @@ def drawn(sampler, noise, n=4000):
     gain = C @ A.T @ torch.linalg.inv(A @ C @ A.T + noise**2 * torch.eye(4))
     gap = x.mean(0) - gain @ m.y[0, SEEN]
     values = spread(x, noise)
-    return float((gap.square() / (C - gain @ A @ C).diagonal()).mean().sqrt()), float(values[0]), float(values[-1])
+    return (
+        float((gap.square() / (C - gain @ A @ C).diagonal()).mean().sqrt()),
+        float(values[0]),
+        float(values[-1]),
+    )
 
 
 def main():
@@ -74,8 +86,14 @@ def main():
     for label, (name, options, noise) in DRAWN.items():
         rows[label] = [round(value, 3) for value in drawn(build(name, **options), noise)]
         print(label, rows[label], flush=True)
-    found = {"torch": torch.__version__, "columns": ["mean", "smallest eigenvalue", "largest eigenvalue"], "rows": rows}
-    (ROOT / "docs" / "results" / "biases.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    found = {
+        "torch": torch.__version__,
+        "columns": ["mean", "smallest eigenvalue", "largest eigenvalue"],
+        "rows": rows,
+    }
+    (ROOT / "docs" / "results" / "biases.json").write_text(
+        json.dumps(found, indent=1) + "\n", "utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Writes docs/combinations.md: which objectives, samplers, operators, initialisations and noises go together, as `invem plan` says.
+"""Writes docs/combinations.md: which objectives, samplers, operators, initialisations and noises go
+together, as `invem plan` says.
 
-With --check it only says whether the page is what the plan says. A plan depends on an operator through what it provides, and on a sampler
-through what it needs and whether it uses a prior; those that are alike are one group, and a small recipe is planned for every combination
-of groups. tests/test_combinations.py carries out what is accepted here.
+With --check it only says whether the page is what the plan says. A plan depends on an operator
+through what it provides, and on a sampler through what it needs and whether it uses a prior; those
+that are alike are one group, and a small recipe is planned for every combination of groups.
+tests/test_combinations.py carries out what is accepted here.
 """
 
 import contextlib
@@ -20,7 +22,15 @@ from unittest import mock
 
 import torch
 
-from invem import InvemError, MissingExtra, Objective, PosteriorSampler, Preconditioned, RecipeError, Rng
+from invem import (
+    InvemError,
+    MissingExtra,
+    Objective,
+    PosteriorSampler,
+    Preconditioned,
+    RecipeError,
+    Rng,
+)
 from invem.engine import catalog as catalogs
 from invem.engine import plan as plans
 from invem.engine import recipe as recipes
@@ -31,7 +41,17 @@ from invem.testing import _options
 
 PAGE = Path(__file__).parent.parent / "docs" / "combinations.md"
 SHAPES = ((1, 8, 8), (2, 8, 8))
-SMALL = {"steps": 2, "sweeps": 1, "inner": 1, "particles": 2, "iterations": 2, "warm": 2, "levels": 1, "flow": 1, "samples": 1}
+SMALL = {
+    "steps": 2,
+    "sweeps": 1,
+    "inner": 1,
+    "particles": 2,
+    "iterations": 2,
+    "warm": 2,
+    "levels": 1,
+    "flow": 1,
+    "samples": 1,
+}
 STRENGTH = ("identity", "mask", "svd", "pinv", "adjoint", "vjp")
 PREFERRED = ("identity", "random-mask", "downsample", "radon", "defocus-blur", "clip")
 OBSERVATIONS, CLEAN = "observations", "clean"
@@ -48,7 +68,9 @@ class OperatorCase:
     provides: frozenset[str]
 
     def draw(self, catalog: Catalog, n: int, shape: tuple[int, ...] | None = None) -> Any:
-        return catalog.find("operators", self.name).load()(n, shape or self.shape, Rng.generator("combinations"), **self.options)
+        return catalog.find("operators", self.name).load()(
+            n, shape or self.shape, Rng.generator("combinations"), **self.options
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +101,8 @@ class Start:
 
     Attributes:
         label: Its name on the page.
-        leaves: The prior that it leaves: "none", "Gaussian", "network", "conditional network", "interpolant network" or "built network".
+        leaves: The prior that it leaves: "none", "Gaussian", "network", "conditional network",
+            "interpolant network" or "built network".
         phases: The phases before the one that is looked at.
         prior: The `prior` of the recipe, and what kind it is.
         condition: What its objective needs of the network.
@@ -96,12 +119,16 @@ def own(catalog: Catalog, kind: str) -> list[str]:
     """Returns the components that come with invem and need no other library."""
     found = []
     for name, (component, *_) in sorted(catalog.offers[kind].items()):
-        if component.distribution == "invem" and not str(component.target).startswith("invem_plugins.bridges"):
+        if component.distribution == "invem" and not str(component.target).startswith(
+            "invem_plugins.bridges"
+        ):
             found.append(name)
     return found
 
 
-def weights(shape: tuple[int, ...], *, width: int = 8, depth: int = 1, condition: int = 0) -> Preconditioned:
+def weights(
+    shape: tuple[int, ...], *, width: int = 8, depth: int = 1, condition: int = 0
+) -> Preconditioned:
     """Stands for a network that comes with its weights: a denoiser as it was built."""
     build = CATALOG.find("networks", "mlp").load()
     with torch.random.fork_rng(devices=[]):
@@ -125,9 +152,21 @@ def operators(folder: Path, names: list[str] | None = None) -> list[OperatorCase
                     A = law(2, shape, Rng.generator("combinations"), **options)
                     y = A(torch.zeros(2, *shape))
                     m = Measurement(y, A, noise(2, tuple(y.shape[1:]), Rng.generator(0)))
-                    words = [f"{key}: {value}" for key, value in options.items() if isinstance(value, str) and "/" not in value]
+                    words = [
+                        f"{key}: {value}"
+                        for key, value in options.items()
+                        if isinstance(value, str) and "/" not in value
+                    ]
                     words += [f"{shape[0]} channels"] * (shape != SHAPES[0])
-                    found.append(OperatorCase(name, ", ".join(words), shape, options, m.A.provides | (m.provides & {"identity"})))
+                    found.append(
+                        OperatorCase(
+                            name,
+                            ", ".join(words),
+                            shape,
+                            options,
+                            m.A.provides | (m.provides & {"identity"}),
+                        )
+                    )
     return sorted(found, key=lambda case: (strength(case.provides), case.name))
 
 
@@ -141,12 +180,15 @@ def strength(provides: frozenset[str]) -> int:
 
 
 def groups(cases: list[OperatorCase]) -> dict[str, list[OperatorCase]]:
-    """Returns the operators by the strongest of their capabilities, which says what the others are."""
+    """Returns the operators by the strongest of their capabilities, which says what the others
+    are."""
     found: dict[str, list[OperatorCase]] = {}
     for case in cases:
         found.setdefault(STRENGTH[strength(case.provides)], []).append(case)
     for name, alike in found.items():
-        assert len({case.provides for case in alike}) == 1, f"{name}: {[(case.name, sorted(case.provides)) for case in alike]}"
+        assert len({case.provides for case in alike}) == 1, (
+            f"{name}: {[(case.name, sorted(case.provides)) for case in alike]}"
+        )
     return found
 
 
@@ -165,21 +207,35 @@ def variants(factory: Any) -> Iterator[dict[str, Any]]:
     yield {}
     for name, parameter in catalogs.options_of(factory).items():
         kind = parameter.annotation
-        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else (True, False) if kind is bool else ()
+        choices = (
+            typing.get_args(kind)
+            if typing.get_origin(kind) is typing.Literal
+            else (True, False)
+            if kind is bool
+            else ()
+        )
         yield from ({name: value} for value in choices if value != parameter.default)
 
 
 def samplers() -> list[SamplerCase]:
-    """Returns every sampler at its shortest, and again for each choice that changes what it needs."""
+    """Returns every sampler at its shortest, and again for each choice that changes what it
+    needs."""
     found = []
     for name in own(CATALOG, "samplers"):
         factory = CATALOG.find("samplers", name).load()
         whole = catalogs.options_of(factory)
-        short = {key: value for key, value in SMALL.items() if key in whole and not isinstance(whole[key].default, bool)}
+        short = {
+            key: value
+            for key, value in SMALL.items()
+            if key in whole and not isinstance(whole[key].default, bool)
+        }
         seen = []
         for more in variants(factory):
             with contextlib.suppress(RecipeError):
-                words = ", ".join(f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in more.items())
+                words = ", ".join(
+                    f"{key}: {value if isinstance(value, str) else json.dumps(value)}"
+                    for key, value in more.items()
+                )
                 case = SamplerCase(name, words, short | more, factory(**short, **more))
                 if case.group not in seen:
                     seen.append(case.group)
@@ -187,7 +243,9 @@ def samplers() -> list[SamplerCase]:
     return found
 
 
-CONDITIONS = {name: CATALOG.find("objectives", name).load()().condition for name in own(CATALOG, "objectives")}
+CONDITIONS = {
+    name: CATALOG.find("objectives", name).load()().condition for name in own(CATALOG, "objectives")
+}
 
 
 def objectives() -> dict[str, Objective]:
@@ -204,14 +262,34 @@ def starts(cases: list[SamplerCase]) -> list[Start]:
     kept = {"name": "begin", "batch": 8}
     found = [
         Start("nothing", "none"),
-        Start("Gaussian EM", "Gaussian", ({**kept, "fit": {"objective": "gaussian-moments", "rank": 2}},)),
+        Start(
+            "Gaussian EM",
+            "Gaussian",
+            ({**kept, "fit": {"objective": "gaussian-moments", "rank": 2}},),
+        ),
         Start("granted clean images", "network", ({**kept, "fit": fit("dsm", on="clean")},)),
     ]
     for case in classical:
-        found.append(Start(f"restored by {case.label}", "network", ({**kept, "sampler": case.part, "fit": fit("dsm")},)))
-    for objective, leaves in (("cond-dsm", "conditional network"), ("sfbd-omni", "interpolant network")):
+        found.append(
+            Start(
+                f"restored by {case.label}",
+                "network",
+                ({**kept, "sampler": case.part, "fit": fit("dsm")},),
+            )
+        )
+    for objective, leaves in (
+        ("cond-dsm", "conditional network"),
+        ("sfbd-omni", "interpolant network"),
+    ):
         phase = {**kept, "sampler": classical[0].part, "fit": fit(objective)}
-        found.append(Start(f"restored by {classical[0].label}, fitted by `{objective}`", leaves, (phase,), condition=2))
+        found.append(
+            Start(
+                f"restored by {classical[0].label}, fitted by `{objective}`",
+                leaves,
+                (phase,),
+                condition=2,
+            )
+        )
     return [
         *found,
         Start("another run, a network", "network", prior=("elsewhere", "network")),
@@ -220,13 +298,21 @@ def starts(cases: list[SamplerCase]) -> list[Start]:
     ]
 
 
-def recipe(operator: OperatorCase, start: Start, slot: Any, objective: str, noise: Any = None, prior: str = "") -> dict[str, Any]:
+def recipe(
+    operator: OperatorCase,
+    start: Start,
+    slot: Any,
+    objective: str,
+    noise: Any = None,
+    prior: str = "",
+) -> dict[str, Any]:
     """Returns a recipe as plain data: the start, and a phase `em` of two rounds.
 
     Args:
         operator: The operator.
         start: What the run begins with.
-        slot: The sampler of the phase as in a recipe, or what it learns from without one: "observations" or "clean".
+        slot: The sampler of the phase as in a recipe, or what it learns from without one:
+            "observations" or "clean".
         objective: The objective of the phase.
         noise: The noise as in a recipe; Gaussian with sigma 0.1 if it is left out.
         prior: A directory in place of the one that the start names.
@@ -241,16 +327,29 @@ def recipe(operator: OperatorCase, start: Start, slot: Any, objective: str, nois
         "data": {"name": "synthetic", "size": 4, "train": 8, "test": 2},
         "operator": {"name": operator.name, **operator.options},
         "noise": noise or {"name": "gaussian", "sigma": 0.1},
-        "network": {"name": "weights" if start.prior[1] == "built" else "mlp", "width": 8, "depth": 1, "condition": condition},
+        "network": {
+            "name": "weights" if start.prior[1] == "built" else "mlp",
+            "width": 8,
+            "depth": 1,
+            "condition": condition,
+        },
         "clean": 4,
         "phases": [*start.phases, phase],
-        "evaluate": {"samples": 2, "observations": 2, "draws": 1, "posterior": 0, "steps": 2, "every": 2},
+        "evaluate": {
+            "samples": 2,
+            "observations": 2,
+            "draws": 1,
+            "posterior": 0,
+            "steps": 2,
+            "every": 2,
+        },
     }
     return whole | ({"prior": prior or start.prior[0]} if start.prior[0] else {})
 
 
 class Planner:
-    """Plans recipes, and remembers the options that it has checked: what takes the time of a plan is the same in thousands of them."""
+    """Plans recipes, and remembers the options that it has checked: what takes the time of a plan
+    is the same in thousands of them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -258,7 +357,10 @@ class Planner:
         self.signatures: dict[Any, Any] = {}
 
     def __enter__(self) -> "Planner":
-        self._patches = [mock.patch.object(plans, "parse_options", self._parse), mock.patch.object(plans, "options_of", self._options)]
+        self._patches = [
+            mock.patch.object(plans, "parse_options", self._parse),
+            mock.patch.object(plans, "options_of", self._options),
+        ]
         for patch in self._patches:
             patch.start()
         return self
@@ -282,10 +384,18 @@ class Planner:
         """Checks a recipe as one that was read from a file."""
         value = json.loads(json.dumps(whole))
         model = recipes.Recipe.model_validate(value, context=recipes._INLINE)
-        return recipes.Loaded(model, yaml.Document({}, {(): yaml.Mark(1, 1)}, {}, "recipe.yaml"), "recipe.yaml", value, "", {})
+        return recipes.Loaded(
+            model,
+            yaml.Document({}, {(): yaml.Mark(1, 1)}, {}, "recipe.yaml"),
+            "recipe.yaml",
+            value,
+            "",
+            {},
+        )
 
     def plan(self, whole: dict[str, Any], kind: str | None = None) -> plans.Plan:
-        """Plans a recipe; `kind` is what another run is said to have learned, so that no file is opened."""
+        """Plans a recipe; `kind` is what another run is said to have learned, so that no file is
+        opened."""
         self.count += 1
         facts = None if kind is None else plans.Facts((1, 4, 4), (-1.0, 1.0), 8, 2, kind)
         return plans.make(self.load(whole), CATALOG, facts)
@@ -311,7 +421,8 @@ def sampler_groups(cases: list[SamplerCase]) -> dict[str, list[SamplerCase]]:
 
 
 def matrix(planner: Planner, chosen: dict[str, OperatorCase], cases: list[SamplerCase]) -> Matrix:
-    """Returns why a combination is refused, or nothing, by (objective, sampler or source, operator group, start).
+    """Returns why a combination is refused, or nothing, by (objective, sampler or source, operator
+    group, start).
 
     Args:
         planner: Plans each.
@@ -321,7 +432,9 @@ def matrix(planner: Planner, chosen: dict[str, OperatorCase], cases: list[Sample
     slots: dict[str, Any] = {label: group[0].part for label, group in sampler_groups(cases).items()}
     slots |= {OBSERVATIONS: OBSERVATIONS, CLEAN: CLEAN}
     found = {}
-    for group, start, (label, slot), objective in itertools.product(chosen, starts(cases), slots.items(), CONDITIONS):
+    for group, start, (label, slot), objective in itertools.product(
+        chosen, starts(cases), slots.items(), CONDITIONS
+    ):
         whole = recipe(chosen[group], start, slot, objective)
         found[objective, label, group, start.label] = planner.refusal(whole, start.prior[1])
     return found
@@ -350,23 +463,36 @@ def lacking(refusal: str) -> str:
     """Returns what is lacking, in a few words, from what the plan says.
 
     Raises:
-        AssertionError: If a line names nothing that a person could change, or a sampler is refused without saying which would fit.
+        AssertionError: If a line names nothing that a person could change, or a sampler is refused
+            without saying which would fit.
     """
     found = {}
     for line in refusal.splitlines():
-        words = [match.expand(short) for pattern, short in REASONS if (match := re.search(pattern, line))]
+        words = [
+            match.expand(short) for pattern, short in REASONS if (match := re.search(pattern, line))
+        ]
         assert words, f"no reason in: {line}"
-        assert re.search(r"phases\.\d\.fit", line) or re.search(r"; these (fit|need none): [\w-]+", line), f"which fit is not said: {line}"
+        assert re.search(r"phases\.\d\.fit", line) or re.search(
+            r"; these (fit|need none): [\w-]+", line
+        ), f"which fit is not said: {line}"
         found[words[0]] = None
     return ", ".join(found)
 
 
 def least(refusals: list[tuple[Start, str]], key: str) -> str:
-    """Returns "runs", or the least that is lacking in the `sampler` or the `fit` of the phase `em`."""
+    """Returns "runs", or the least that is lacking in the `sampler` or the `fit` of the phase
+    `em`."""
     if any(not text for _, text in refusals):
         return "runs"
-    lines = [[line for line in text.splitlines() if f"phases.{len(start.phases)}.{key}:" in line] for start, text in refusals]
-    return min((lacking("\n".join(some)) for some in lines if some), key=lambda words: (words.count(","), len(words), words), default="")
+    lines = [
+        [line for line in text.splitlines() if f"phases.{len(start.phases)}.{key}:" in line]
+        for start, text in refusals
+    ]
+    return min(
+        (lacking("\n".join(some)) for some in lines if some),
+        key=lambda words: (words.count(","), len(words), words),
+        default="",
+    )
 
 
 def merged(rows: list[list[str]], join: str = ", ") -> list[list[str]]:
@@ -380,7 +506,13 @@ def merged(rows: list[list[str]], join: str = ", ") -> list[list[str]]:
 class Tables:
     """The tables of the page, each a list of rows."""
 
-    def __init__(self, planner: Planner, cases: list[OperatorCase], samplers: list[SamplerCase], found: Matrix) -> None:
+    def __init__(
+        self,
+        planner: Planner,
+        cases: list[OperatorCase],
+        samplers: list[SamplerCase],
+        found: Matrix,
+    ) -> None:
         self.planner, self.samplers, self.found = planner, samplers, found
         self.groups = groups(cases)
         self.chosen = {name: representative(alike) for name, alike in self.groups.items()}
@@ -388,10 +520,20 @@ class Tables:
         self.starts = {start.label: start for start in starts(samplers)}
         self.heads = [f"`{name}`" for name in self.groups]
 
-    def of(self, objective: str = "", slot: str = "", group: str = "", start: str = "") -> list[tuple[tuple[str, str, str, str], str]]:
+    def of(
+        self, objective: str = "", slot: str = "", group: str = "", start: str = ""
+    ) -> list[tuple[tuple[str, str, str, str], str]]:
         """Returns the combinations with these parts, and why each is refused."""
-        axes = ((objective, CONDITIONS), (slot, (*self.slots, OBSERVATIONS, CLEAN)), (group, self.groups), (start, self.starts))
-        return [(key, self.found[key]) for key in itertools.product(*((one,) if one else every for one, every in axes))]
+        axes = (
+            (objective, CONDITIONS),
+            (slot, (*self.slots, OBSERVATIONS, CLEAN)),
+            (group, self.groups),
+            (start, self.starts),
+        )
+        return [
+            (key, self.found[key])
+            for key in itertools.product(*((one,) if one else every for one, every in axes))
+        ]
 
     def least(self, key: str, **parts: str) -> str:
         return least([(self.starts[found[3]], text) for found, text in self.of(**parts)], key)
@@ -402,17 +544,34 @@ class Tables:
             labels: dict[str, list[str]] = {}
             for case in alike:
                 labels.setdefault(case.name, []).append(case.label)
-            words = [f"`{case}`" + ("" if "" in found else f" ({found[0]})") for case, found in labels.items()]
-            rows.append([f"`{name}`", ", ".join(f"`{n}`" for n in STRENGTH if n in alike[0].provides), ", ".join(words)])
+            words = [
+                f"`{case}`" + ("" if "" in found else f" ({found[0]})")
+                for case, found in labels.items()
+            ]
+            rows.append(
+                [
+                    f"`{name}`",
+                    ", ".join(f"`{n}`" for n in STRENGTH if n in alike[0].provides),
+                    ", ".join(words),
+                ]
+            )
         return [["group", "provides", "operators"], *rows]
 
     def samplers_by_operators(self) -> list[list[str]]:
         rows = []
         for label, alike in self.slots.items():
-            start = max(self.starts, key=lambda start: sum(not text for _, text in self.of(slot=label, start=start)))
-            cells = [self.least("sampler", slot=label, group=group, start=start) for group in self.groups]
+            start = max(
+                self.starts,
+                key=lambda start: sum(not text for _, text in self.of(slot=label, start=start)),
+            )
+            cells = [
+                self.least("sampler", slot=label, group=group, start=start) for group in self.groups
+            ]
             rows.append([", ".join(case.label for case in alike), prior_of(alike[0]), *cells])
-        return [["samplers", "prior", *self.heads], *sorted(rows, key=lambda row: (-row.count("runs"), row))]
+        return [
+            ["samplers", "prior", *self.heads],
+            *sorted(rows, key=lambda row: (-row.count("runs"), row)),
+        ]
 
     def starts_by_operators(self) -> list[list[str]]:
         rows = []
@@ -420,55 +579,105 @@ class Tables:
             cells = []
             for name in self.groups:
                 texts = [text for _, text in self.of(group=name, start=label)]
-                own = [[line for line in text.splitlines() if "phases.0." in line] for text in texts]
-                cells.append("runs" if "" in texts else min((lacking("\n".join(lines)) for lines in own if lines), key=len))
+                own = [
+                    [line for line in text.splitlines() if "phases.0." in line] for text in texts
+                ]
+                cells.append(
+                    "runs"
+                    if "" in texts
+                    else min((lacking("\n".join(lines)) for lines in own if lines), key=len)
+                )
             rows.append([label, start.leaves, *cells])
         return [["a run begins with", "prior", *self.heads], *rows]
 
     def samplers_by_starts(self) -> list[list[str]]:
         columns: dict[str, list[str]] = {}
-        for label, alike in sorted(self.slots.items(), key=lambda slot: PRIORS.index(prior_of(slot[1][0]))):
+        for label, alike in sorted(
+            self.slots.items(), key=lambda slot: PRIORS.index(prior_of(slot[1][0]))
+        ):
             cells = []
             for start in self.starts:
                 able = {key[0] for key, text in self.of(slot=label, start=start) if not text}
                 usual = {key[0] for key, text in self.of(slot="`prior`", start=start) if not text}
-                some = able if {"closed form", "conditional", "interpolant"} & alike[0].group[0] and able < usual else set()
+                some = (
+                    able
+                    if {"closed form", "conditional", "interpolant"} & alike[0].group[0]
+                    and able < usual
+                    else set()
+                )
                 with_some = "with " + ", ".join(f"`{name}`" for name in sorted(some))
                 cells.append(with_some if some else self.least("sampler", slot=label, start=start))
             assert columns.setdefault(prior_of(alike[0]), cells) == cells, f"{label}: {cells}"
-        rows = [[start, *(cells[i] for cells in columns.values())] for i, start in enumerate(self.starts)]
+        rows = [
+            [start, *(cells[i] for cells in columns.values())]
+            for i, start in enumerate(self.starts)
+        ]
         return [["a run begins with", *columns], *merged(rows, "; ")]
 
     def _letters(self, objective: str, **parts: str) -> str:
         slots = {key[1] for key, text in self.of(objective=objective, **parts) if not text}
-        letters = {"D": slots - {OBSERVATIONS, CLEAN}, "O": slots & {OBSERVATIONS}, "C": slots & {CLEAN}}
+        letters = {
+            "D": slots - {OBSERVATIONS, CLEAN},
+            "O": slots & {OBSERVATIONS},
+            "C": slots & {CLEAN},
+        }
         found = " ".join(letter for letter, able in letters.items() if able)
-        return found or next(filter(None, (self.least("fit", objective=objective, slot=slot, **parts) for slot in ("`prior`", CLEAN))), "")
+        return found or next(
+            filter(
+                None,
+                (
+                    self.least("fit", objective=objective, slot=slot, **parts)
+                    for slot in ("`prior`", CLEAN)
+                ),
+            ),
+            "",
+        )
 
     def objectives_by_operators(self) -> list[list[str]]:
-        rows = [[f"`{name}`", *(self._letters(name, group=group) for group in self.groups)] for name in CONDITIONS]
+        rows = [
+            [f"`{name}`", *(self._letters(name, group=group) for group in self.groups)]
+            for name in CONDITIONS
+        ]
         return [["objective", *self.heads], *merged(rows)]
 
     def objectives_by_starts(self) -> list[list[str]]:
-        rows = [[start, *(self._letters(name, start=start) for name in CONDITIONS)] for start in self.starts]
+        rows = [
+            [start, *(self._letters(name, start=start) for name in CONDITIONS)]
+            for start in self.starts
+        ]
         return [["a run begins with", *(f"`{name}`" for name in CONDITIONS)], *merged(rows, "; ")]
 
     def samplers_by_noises(self) -> list[list[str]]:
         rows = []
         for case in self.samplers:
             slot = next(label for label, alike in self.slots.items() if case in alike)
-            key = min((key for key in self._without_noise() if key[1] == slot), key=lambda key: key[0] != "dsm")
-            rows.append([case.label, *(self._noisy(key, case.part, noise) for noise in noises().values())])
+            key = min(
+                (key for key in self._without_noise() if key[1] == slot),
+                key=lambda key: key[0] != "dsm",
+            )
+            rows.append(
+                [case.label, *(self._noisy(key, case.part, noise) for noise in noises().values())]
+            )
         return self._by_noise("samplers", rows)
 
     def objectives_by_noises(self) -> list[list[str]]:
         rows = []
         for name in CONDITIONS:
-            keys = {key[1]: key for key in reversed(self._without_noise()) if key[0] == name and key[1] in ("`prior`", OBSERVATIONS)}
+            keys = {
+                key[1]: key
+                for key in reversed(self._without_noise())
+                if key[0] == name and key[1] in ("`prior`", OBSERVATIONS)
+            }
             cells = []
             for noise in noises().values():
-                found = {slot: self._noisy(key, self._part(slot), noise) for slot, key in keys.items()}
-                runs = [letter for letter, slot in (("D", "`prior`"), ("O", OBSERVATIONS)) if found.get(slot) == "runs"]
+                found = {
+                    slot: self._noisy(key, self._part(slot), noise) for slot, key in keys.items()
+                }
+                runs = [
+                    letter
+                    for letter, slot in (("D", "`prior`"), ("O", OBSERVATIONS))
+                    if found.get(slot) == "runs"
+                ]
                 cells.append(" ".join(runs) or min(found.values()))
             rows.append([f"`{name}`", *cells])
         return self._by_noise("objective", rows)
@@ -477,8 +686,13 @@ class Tables:
         return self.slots[slot][0].part if slot in self.slots else slot
 
     def _without_noise(self) -> list[tuple[str, str, str, str]]:
-        """Returns the combinations that are accepted and whose beginnings ask nothing of the noise."""
-        able = {label for label, start in self.starts.items() if start.leaves != "none" and "gaussian-moments" not in str(start.phases)}
+        """Returns the combinations that are accepted and whose beginnings ask nothing of the
+        noise."""
+        able = {
+            label
+            for label, start in self.starts.items()
+            if start.leaves != "none" and "gaussian-moments" not in str(start.phases)
+        }
         return [key for key, text in self.found.items() if not text and key[3] in able]
 
     def _noisy(self, key: tuple[str, str, str, str], slot: Any, noise: dict[str, Any]) -> str:
@@ -488,8 +702,14 @@ class Tables:
 
     def _by_noise(self, head: str, rows: list[list[str]]) -> list[list[str]]:
         names, *cells = zip(*rows, strict=True)
-        heads, *rest = zip(*merged([[label, *column] for label, column in zip(noises(), cells, strict=True)]), strict=True)
-        return [[head, *heads], *merged([[name, *row] for name, row in zip(names, rest, strict=True)])]
+        heads, *rest = zip(
+            *merged([[label, *column] for label, column in zip(noises(), cells, strict=True)]),
+            strict=True,
+        )
+        return [
+            [head, *heads],
+            *merged([[name, *row] for name, row in zip(names, rest, strict=True)]),
+        ]
 
 
 PRIORS = ("none", "any", "with moments", "Gaussian", "conditional", "interpolant")
@@ -499,7 +719,12 @@ def prior_of(case: SamplerCase) -> str:
     """Returns what a sampler asks of the prior."""
     if not case.sampler.prior:
         return "none"
-    words = {"closed form": "Gaussian", "conditional": "conditional", "interpolant": "interpolant", "moments": "with moments"}
+    words = {
+        "closed form": "Gaussian",
+        "conditional": "conditional",
+        "interpolant": "interpolant",
+        "moments": "with moments",
+    }
     found = next((word for need, word in words.items() if need in case.group[0]), "any")
     assert found in PRIORS
     return found
@@ -512,7 +737,9 @@ def noises() -> dict[str, dict[str, Any]]:
         "`sigma: 0`": {"name": "gaussian", "sigma": 0.0},
         "`per: pixel`": {"name": "gaussian", "sigma": [0.05, 0.3], "per": "pixel"},
     }
-    return found | {f"`{name}`": {"name": name} for name in own(CATALOG, "noises") if name != "gaussian"}
+    return found | {
+        f"`{name}`": {"name": name} for name in own(CATALOG, "noises") if name != "gaussian"
+    }
 
 
 def table(rows: list[list[str]]) -> str:
@@ -520,52 +747,62 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(rows[0]), *rest])
 
 
-def text(planner: Planner, cases: list[OperatorCase], samplers: list[SamplerCase], found: Matrix) -> str:
+def text(
+    planner: Planner, cases: list[OperatorCase], samplers: list[SamplerCase], found: Matrix
+) -> str:
     """Returns the page."""
     make = Tables(planner, cases, samplers, found)
     accepted = sum(not reason for reason in found.values())
     needs = {name: objective.needs for name, objective in objectives().items()}
-    measured = ", ".join(f"`{name}`" for name in needs if "measurement" in needs[name] and "x" not in needs[name])
-    given = ", ".join(f"`{name}`: {condition}" for name, condition in CONDITIONS.items() if condition)
+    measured = ", ".join(
+        f"`{name}`" for name in needs if "measurement" in needs[name] and "x" not in needs[name]
+    )
+    given = ", ".join(
+        f"`{name}`: {condition}" for name, condition in CONDITIONS.items() if condition
+    )
     return f"""# Combinations
 
-Which objective, sampler, operator, initialisation and noise go together. A sampler or an objective declares what it needs; an operator, a
-noise and a prior say what they provide; `invem plan` compares them before anything is computed. For one recipe it says the same as this
-page, and which samplers fit instead:
+Which objective, sampler, operator, initialisation and noise go together. A sampler or an
+objective declares what it needs; an operator, a noise and a prior say what they provide; `invem
+plan` compares them before anything is computed. For one recipe it says the same as this page, and
+which samplers fit instead:
 
 ```bash
 invem plan recipes/blur.yaml phases.em.sampler=sfbd
 ```
 
-Operators that provide the same are one group here, and so are samplers that need the same. A recipe of 8 images of 4×4 is planned for
-every combination of groups: a beginning, then two rounds of a phase with a sampler, or without one, and an objective. Of {len(found):,}
-combinations {accepted:,} are accepted. `tests/test_combinations.py` holds each refusal to naming what is lacking, and carries out what is
-accepted: every triple of objective, sampler group and operator group, every pair with a beginning, and by themselves every sampler and
-every objective on every operator and every noise.
+Operators that provide the same are one group here, and so are samplers that need the same. A
+recipe of 8 images of 4×4 is planned for every combination of groups: a beginning, then two rounds
+of a phase with a sampler, or without one, and an objective. Of {len(found):,} combinations
+{accepted:,} are accepted. `tests/test_combinations.py` holds each refusal to naming what is
+lacking, and carries out what is accepted: every triple of objective, sampler group and operator
+group, every pair with a beginning, and by themselves every sampler and every objective on every
+operator and every noise.
 
-*runs* is what the plan accepts; any other word is what is lacking. `adjoint` is a linear operator, `var` Gaussian noise. The page is
-written by `python benchmarks/combinations.py`.
+*runs* is what the plan accepts; any other word is what is lacking. `adjoint` is a linear
+operator, `var` Gaussian noise. The page is written by `python benchmarks/combinations.py`.
 
 ## Operators
 
 {table(make.operators())}
 
-In brackets: the option, or the shape of the signals, with which an operator is in another group than by default, or the only one that it
-takes. `chain`, `stack` and `sum` are linear where all of their parts are. Operators of other libraries (`deepinv`) count by what they
-provide.
+In brackets: the option, or the shape of the signals, with which an operator is in another group
+than by default, or the only one that it takes. `chain`, `stack` and `sum` are linear where all of
+their parts are. Operators of other libraries (`deepinv`) count by what they provide.
 
 ## Samplers and operators
 
-With Gaussian noise. *prior* is what a sampler asks of the prior: none (a classical restoration), any, one with moments (all that a phase
-has fitted), a Gaussian, a conditional network, or one with an interpolant (`scsi`, `sfbd-omni`).
+With Gaussian noise. *prior* is what a sampler asks of the prior: none (a classical restoration),
+any, one with moments (all that a phase has fitted), a Gaussian, a conditional network, or one
+with an interpolant (`scsi`, `sfbd-omni`).
 
 {table(make.samplers_by_operators())}
 
 ## Samplers and beginnings
 
-The columns are what samplers ask of the prior. In a phase of several rounds the prior is that of the beginning in the first alone, so
-that what the phase itself fits counts too: a sampler that asks for a Gaussian, a conditional network or an interpolant runs *with*
-objectives that fit one.
+The columns are what samplers ask of the prior. In a phase of several rounds the prior is that of
+the beginning in the first alone, so that what the phase itself fits counts too: a sampler that
+asks for a Gaussian, a conditional network or an interpolant runs *with* objectives that fit one.
 
 {table(make.samplers_by_starts())}
 
@@ -577,11 +814,13 @@ With Gaussian noise. *prior* is what the beginning leaves.
 
 ## Objectives and operators
 
-D: in a phase with a sampler. O: in a phase without one, from observations. C: from granted clean images alone (`on: clean`).
+D: in a phase with a sampler. O: in a phase without one, from observations. C: from granted clean
+images alone (`on: clean`).
 
 {table(make.objectives_by_operators())}
 
-In a phase with a sampler {measured} learn from the observations all the same; the draws give the moments of the prior.
+In a phase with a sampler {measured} learn from the observations all the same; the draws give the
+moments of the prior.
 
 ## Objectives and beginnings
 
@@ -589,12 +828,14 @@ A run that begins with nothing has D with samplers that ask for no prior.
 
 {table(make.objectives_by_starts())}
 
-An objective that gives the network a condition ({given}) needs a network with as many tensors as `condition`, so that one network cannot
-serve objectives that differ in it; a phase may have a `network` of its own.
+An objective that gives the network a condition ({given}) needs a network with as many tensors as
+`condition`, so that one network cannot serve objectives that differ in it; a phase may have a
+`network` of its own.
 
 ## Noise
 
-On an operator with which the sampler or the objective runs otherwise. `sigma: 0` and `per: pixel` are options of `gaussian`.
+On an operator with which the sampler or the objective runs otherwise. `sigma: 0` and `per: pixel`
+are options of `gaussian`.
 
 {table(make.samplers_by_noises())}
 
@@ -609,7 +850,11 @@ def main() -> None:
         chosen = {name: representative(alike) for name, alike in groups(cases).items()}
         new = text(planner, cases, every, matrix(planner, chosen, every))
     if "--check" in sys.argv:
-        sys.exit(0 if PAGE.read_text("utf-8") == new else f"{PAGE} is not what the plan says; run: python benchmarks/combinations.py")
+        sys.exit(
+            0
+            if PAGE.read_text("utf-8") == new
+            else f"{PAGE} is not what the plan says; run: python benchmarks/combinations.py"
+        )
     PAGE.write_text(new, "utf-8")
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/deepinv_contracts.py --json docs/results/deepinv-contracts.json --markdown
 
-needs `pip install 'invem[deepinv]'`. For each physics: which contracts hold, which fail, and the number that was measured.
+needs `pip install 'invem[deepinv]'`. For each physics: which contracts hold, which fail, and the
+number that was measured.
 """
 
 import argparse
@@ -28,7 +29,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("Inpainting", {"physics": "Inpainting", "options": {"mask": 0.5}}),
     (
         "Inpainting, per-sample masks",
-        {"physics": "Inpainting", "generator": "BernoulliSplittingMaskGenerator", "generator_options": {"split_ratio": 0.4}},
+        {
+            "physics": "Inpainting",
+            "generator": "BernoulliSplittingMaskGenerator",
+            "generator_options": {"split_ratio": 0.4},
+        },
     ),
     ("Demosaicing", {"physics": "Demosaicing"}),
     ("Decolorize", {"physics": "Decolorize"}),
@@ -51,7 +56,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("CompressedSensing", {"physics": "CompressedSensing", "options": {"m": 20}}),
     ("StructuredRandom", {"physics": "StructuredRandom", "options": {"output_size": [1, 6, 6]}}),
     ("SinglePixelCamera", {"physics": "SinglePixelCamera", "options": {"m": 20}}),
-    ("MRI", {"physics": "MRI", "generator": "RandomMaskGenerator", "generator_options": {"acceleration": 2}}),
+    (
+        "MRI",
+        {
+            "physics": "MRI",
+            "generator": "RandomMaskGenerator",
+            "generator_options": {"acceleration": 2},
+        },
+    ),
     (
         "MultiCoilMRI",
         {
@@ -61,17 +73,38 @@ CASES: list[tuple[str, dict[str, Any]]] = [
             "generator_options": {"acceleration": 2},
         },
     ),
-    ("Tomography, parallel", {"physics": "Tomography", "options": {"angles": 5, "normalize": False}}),
+    (
+        "Tomography, parallel",
+        {"physics": "Tomography", "options": {"angles": 5, "normalize": False}},
+    ),
     (
         "Tomography, exact adjoint off",
-        {"physics": "Tomography", "options": {"angles": 5, "normalize": False, "adjoint_via_backprop": False}},
+        {
+            "physics": "Tomography",
+            "options": {"angles": 5, "normalize": False, "adjoint_via_backprop": False},
+        },
     ),
-    ("CASSI, spatial-spectral", {"physics": "CompressiveSpectralImaging", "options": {"mode": "ss"}}),
-    ("CASSI, single disperser", {"physics": "CompressiveSpectralImaging", "options": {"mode": "sd"}}),
-    ("HyperSpectralUnmixing", {"physics": "HyperSpectralUnmixing", "options": {"M": [[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]]}}),
+    (
+        "CASSI, spatial-spectral",
+        {"physics": "CompressiveSpectralImaging", "options": {"mode": "ss"}},
+    ),
+    (
+        "CASSI, single disperser",
+        {"physics": "CompressiveSpectralImaging", "options": {"mode": "sd"}},
+    ),
+    (
+        "HyperSpectralUnmixing",
+        {"physics": "HyperSpectralUnmixing", "options": {"M": [[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]]}},
+    ),
     ("Pansharpen", {"physics": "Pansharpen", "options": {"factor": 2, "filter": "bilinear"}}),
     ("RandomPhaseRetrieval", {"physics": "RandomPhaseRetrieval", "options": {"m": 20}}),
-    ("StructuredRandomPhaseRetrieval", {"physics": "StructuredRandomPhaseRetrieval", "options": {"output_size": [1, 6, 6], "n_layers": 2}}),
+    (
+        "StructuredRandomPhaseRetrieval",
+        {
+            "physics": "StructuredRandomPhaseRetrieval",
+            "options": {"output_size": [1, 6, 6], "n_layers": 2},
+        },
+    ),
 ]
 
 
@@ -86,7 +119,10 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
             why = str(error)
     if not taken:
         return {"shapes": [], "why": why}
-    return {"shapes": [list(shape) for shape in taken], "results": [r._asdict() for r in check("operators", law(options))]}
+    return {
+        "shapes": [list(shape) for shape in taken],
+        "results": [r._asdict() for r in check("operators", law(options))],
+    }
 
 
 def law(options: dict[str, Any]) -> Any:
@@ -101,10 +137,14 @@ def law(options: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--from", dest="kept", type=Path, help="Print the table of an earlier JSON.")
+    parser.add_argument(
+        "--from", dest="kept", type=Path, help="Print the table of an earlier JSON."
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -112,7 +152,10 @@ def main() -> None:
         found = json.loads(options.kept.read_text("utf-8"))
     else:
         versions = {name: metadata.version(name) for name in ("invem", "deepinv", "torch")}
-        found = {"versions": versions, "physics": {name: {"options": case, **measure(case)} for name, case in CASES}}
+        found = {
+            "versions": versions,
+            "physics": {name: {"options": case, **measure(case)} for name, case in CASES},
+        }
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     if options.markdown or not options.json:
@@ -121,10 +164,15 @@ def main() -> None:
 
 def table(found: dict[str, Any]) -> str:
     """The Markdown table: a row for each physics."""
-    lines = ["| physics of deepinv | contracts that hold | that fail (measured) |", "|---|---:|---|"]
+    lines = [
+        "| physics of deepinv | contracts that hold | that fail (measured) |",
+        "|---|---:|---|",
+    ]
     for name, case in found["physics"].items():
         if not case["shapes"]:
-            lines.append(f"| {name} | | takes none of the shapes: {' '.join(case['why'].split())[:100]} |")
+            lines.append(
+                f"| {name} | | takes none of the shapes: {' '.join(case['why'].split())[:100]} |"
+            )
             continue
         holds = sum(r["passed"] is True for r in case["results"])
         failed = [f"{r['contract']} ({number(r)})" for r in case["results"] if r["passed"] is False]
@@ -135,7 +183,9 @@ def table(found: dict[str, Any]) -> str:
 def number(result: dict[str, Any]) -> str:
     """The number that was measured and where, or the error."""
     if result["value"] is None:
-        shape, error = re.match(r"(\(.*?\)).*?: (\w+Error: .*)", " ".join(result["detail"].replace("|", "/").split())).groups()
+        shape, error = re.match(
+            r"(\(.*?\)).*?: (\w+Error: .*)", " ".join(result["detail"].replace("|", "/").split())
+        ).groups()
         return f"{shape}: {error[:90]}"
     return f"{result['value']:.2g} at {result['detail'].split(', physics')[0]}"
 

@@ -1,12 +1,16 @@
-"""What the posterior draws of a run have and lack beside the true signals: where a prior that was learned from them loses.
+"""What the posterior draws of a run have and lack beside the true signals: where a prior that was
+learned from them loses.
 
     python benchmarks/draws.py RUN LABEL [--json docs/results/draws.json]
 
-For a run on one of the study's tasks (docs/benchmarks.md): the draws that each phase with a sampler learned from, exact draws under each
-prior in closed form that followed the first phase, and unconditional samples of the last prior if that is a network. Of each: the Fréchet
-distance to the test images in the features of the study, the total variance of those features over that of the test images, the power in
-bands of spatial frequency over that of the true signals of the same observations, and how much the energy above 0.3 cycles a pixel differs
-from image to image (standard deviation over mean) over the same of the true signals. The rows are added to the file under the label.
+For a run on one of the study's tasks (docs/benchmarks.md): the draws that each phase with a sampler
+learned from, exact draws under each prior in closed form that followed the first phase, and
+unconditional samples of the last prior if that is a network. Of each: the Fréchet distance to the
+test images in the features of the study, the total variance of those features over that of the test
+images, the power in bands of spatial frequency over that of the true signals of the same
+observations, and how much the energy above 0.3 cycles a pixel differs from image to image (standard
+deviation over mean) over the same of the true signals. The rows are added to the file under the
+label.
 """
 
 import argparse
@@ -24,7 +28,8 @@ BANDS = ((0.0, 0.2), (0.2, 0.3), (0.3, 0.45), (0.45, 0.71))
 
 
 def spectrum(x):
-    """Returns the cosine transform of images around their mean, (N, H, W), and the frequency of each entry in cycles a pixel, (H, W)."""
+    """Returns the cosine transform of images around their mean, (N, H, W), and the frequency of
+    each entry in cycles a pixel, (H, W)."""
     y = (x - x.mean(0)).double().squeeze(1)
     k = torch.arange(y.shape[-1], dtype=torch.float64)
     basis = torch.cos(math.pi * (k + 0.5) * k[:, None] / len(k)) * (2 / len(k)) ** 0.5
@@ -38,7 +43,10 @@ def described(x, truth, reference, metric, state, range_):
     ours, theirs = (find(part).double() for part in (x, reference))
     (mine, place), (known, _) = spectrum(x), spectrum(truth)
     bands = [(place >= low) & (place < high) for low, high in BANDS]
-    power = [float(mine.square().mean(0)[band].sum() / known.square().mean(0)[band].sum()) for band in bands]
+    power = [
+        float(mine.square().mean(0)[band].sum() / known.square().mean(0)[band].sum())
+        for band in bands
+    ]
     fine = [(z.square() * (place > 0.3)).sum((1, 2)) for z in (mine, known)]
     differ = [float(e.std() / e.mean()) for e in fine]
     return {
@@ -63,18 +71,31 @@ def rows(run):
     for p, stage in enumerate(work.plan.stages):
         if stage.sampler is not None:
             x = work._draws(p, 0, stage)[:: stage.phase.draws]
-            yield f"{stage.phase.name}, draws", described(x, truth, reference, metric, state, work._range)
-        denoiser = work.denoiser(run / f"{p}-{work.rounds(p) - 1:03d}-denoiser" / "denoiser.safetensors")
+            yield (
+                f"{stage.phase.name}, draws",
+                described(x, truth, reference, metric, state, work._range),
+            )
+        denoiser = work.denoiser(
+            run / f"{p}-{work.rounds(p) - 1:03d}-denoiser" / "denoiser.safetensors"
+        )
         if p and isinstance(denoiser, GaussianDenoiser | MixtureDenoiser):
-            parts = [denoiser.posterior(m[i], work._rng("draws", p, items=i.tolist())) for i in torch.arange(len(m)).split(512)]
-            yield f"{stage.phase.name}, exact", described(torch.cat(parts), truth, reference, metric, state, work._range)
+            parts = [
+                denoiser.posterior(m[i], work._rng("draws", p, items=i.tolist()))
+                for i in torch.arange(len(m)).split(512)
+            ]
+            yield (
+                f"{stage.phase.name}, exact",
+                described(torch.cat(parts), truth, reference, metric, state, work._range),
+            )
     if not isinstance(denoiser, GaussianDenoiser | MixtureDenoiser):
         x = work.generate(denoiser, work.plan.train, ("generate", 0, 0))
         yield "samples", described(x, truth, reference, metric, state, work._range)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("label")
     parser.add_argument("--json", type=Path, default=Path("docs/results/draws.json"))
@@ -85,7 +106,10 @@ def main():
     for name, row in rows(options.run):
         kept[options.label][name] = row
         shares = " ".join(f"{share:.2f}" for share in row["power"])
-        print(f"{name:24} {row['frechet']:.5f} {row['variance']:.3f} {row['differ']:.2f} {shares}", flush=True)
+        print(
+            f"{name:24} {row['frechet']:.5f} {row['variance']:.3f} {row['differ']:.2f} {shares}",
+            flush=True,
+        )
     options.json.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
 
 

@@ -1,9 +1,11 @@
-"""Every sampler on every built-in problem whose posterior is known: writes docs/results/bench-PROBLEM.json.
+"""Every sampler on every built-in problem whose posterior is known: writes
+docs/results/bench-PROBLEM.json.
 
     python benchmarks/exact.py [PROBLEM ...]
 
-is ``invem bench PROBLEM --seeds 3 --observations 8`` for each, with every sampler that fits at its defaults and the particle filters and
-the noise-matched Gibbs sampler at larger settings besides (not on the manifold). About half an hour on one core.
+is ``invem bench PROBLEM --seeds 3 --observations 8`` for each, with every sampler that fits at its
+defaults and the particle filters and the noise-matched Gibbs sampler at larger settings besides
+(not on the manifold). About half an hour on one core.
 """
 
 import json
@@ -17,8 +19,22 @@ from invem.engine import bench, benchpage, problems, store
 from invem.engine.catalog import Catalog
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-PROBLEMS = ("gaussian", "gaussian-loud", "gaussian-blur", "mixture-2", "mixture-8", "mixture-8-mask", "mixture-80", "manifold")
-MORE = ("twisted-smc:particles=32:steps=128", "mcg-diff:particles=64:steps=200", "matched-gibbs:sweeps=200", "mmps:stepping=heun")
+PROBLEMS = (
+    "gaussian",
+    "gaussian-loud",
+    "gaussian-blur",
+    "mixture-2",
+    "mixture-8",
+    "mixture-8-mask",
+    "mixture-80",
+    "manifold",
+)
+MORE = (
+    "twisted-smc:particles=32:steps=128",
+    "mcg-diff:particles=64:steps=200",
+    "matched-gibbs:sweeps=200",
+    "mmps:stepping=heun",
+)
 SEEDS, OBSERVATIONS = 3, 8
 
 
@@ -32,14 +48,26 @@ def main():
         chosen, left = bench.settings(problem, catalog, None, [], None)
         fitting = {setting.label.partition(":")[0] for setting in chosen}
         # The prior of the manifold has hundreds of modes, and a call of its denoiser costs as much.
-        chosen += [bench.parse(spec, catalog) for spec in MORE if spec.partition(":")[0] in fitting and name != "manifold"]
+        chosen += [
+            bench.parse(spec, catalog)
+            for spec in MORE
+            if spec.partition(":")[0] in fitting and name != "manifold"
+        ]
         rows = []
         for row in bench.bench(problem, chosen, catalog, SEEDS, n, k, 0):
             rows.append(row)
             print(name, row.setting, f"{time.perf_counter() - begun:.0f} s", flush=True)
-        asked = {"seeds": list(range(SEEDS)), "observations": n, "draws": k, "budget": None, "tune": 0}
+        asked = {
+            "seeds": list(range(SEEDS)),
+            "observations": n,
+            "draws": k,
+            "budget": None,
+            "tune": 0,
+        }
         found = bench.document(problem, rows, asked, left)
-        store.write_text(RESULTS / f"bench-{name}.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+        store.write_text(
+            RESULTS / f"bench-{name}.json", json.dumps(found, indent=1, allow_nan=False) + "\n"
+        )
         print(benchpage.markdown(found))
 
 

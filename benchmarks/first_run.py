@@ -1,6 +1,7 @@
-"""Runs the three first-run recipes as a person does and writes wall time, peak memory and results to docs/results/digits-*.json.
+"""Runs the three first-run recipes as a person does and writes wall time, peak memory and results
+to docs/results/digits-*.json.
 
-    python benchmarks/first_run.py [blur inpainting denoising]
+python benchmarks/first_run.py [blur inpainting denoising]
 """
 
 import json
@@ -19,13 +20,24 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / name
             begun = time.monotonic()
-            process = subprocess.Popen([sys.executable, "-m", "invem", "run", f"recipes/{name}.yaml", "--out", out], cwd=ROOT)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "invem", "run", f"recipes/{name}.yaml", "--out", out],
+                cwd=ROOT,
+            )
             _, status, usage = os.wait4(process.pid, 0)
             wall = time.monotonic() - begun
             if status:
                 sys.exit(os.waitstatus_to_exitcode(status))
-            found = subprocess.run([sys.executable, "-m", "invem", "eval", out, "--json"], capture_output=True, check=True).stdout
-        result = json.loads(found) | {"run": f"runs/{name}", "wall": round(wall, 1), "peak": round(usage.ru_maxrss / 1024)}
+            found = subprocess.run(
+                [sys.executable, "-m", "invem", "eval", out, "--json"],
+                capture_output=True,
+                check=True,
+            ).stdout
+        result = json.loads(found) | {
+            "run": f"runs/{name}",
+            "wall": round(wall, 1),
+            "peak": round(usage.ru_maxrss / 1024),
+        }
         path = ROOT / "docs" / "results" / f"digits-{name}.json"
         path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         print(f"{name}: {wall:.0f} s, {result['peak']} MiB -> {path}")

@@ -1,8 +1,8 @@
 """Makes plugins/datasets/digits.safetensors from scikit-learn's copy of the UCI digits.
 
-Run ``python benchmarks/make_digits.py [FILE]``. The order is that of the SHA-256 digests of "0" ... "1796",
-so that it depends on no random number generator. The first 1,500 digits are for training, the last 297 for
-testing.
+Run ``python benchmarks/make_digits.py [FILE]``. The order is that of the SHA-256 digests of "0" ...
+"1796", so that it depends on no random number generator. The first 1,500 digits are for training,
+the last 297 for testing.
 """
 
 import hashlib

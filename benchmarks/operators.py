@@ -1,9 +1,11 @@
-"""The time of A and of its adjoint over that of the bare arithmetic and over deepinv's, interleaved in one process, batch 16.
+"""The time of A and of its adjoint over that of the bare arithmetic and over deepinv's, interleaved
+in one process, batch 16.
 
     python benchmarks/operators.py --json docs/results/operators.json
     python benchmarks/operators.py --from docs/results/operators.json
 
-deepinv is left out where it does not import. A ratio is the median of the ratios of one repetition, with their quartiles.
+deepinv is left out where it does not import. A ratio is the median of the ratios of one repetition,
+with their quartiles.
 """
 
 import argparse
@@ -39,7 +41,11 @@ def gaussian(law, size, deepinv):
     def bare(x):
         return conv2d(pad(x, (6, 6, 6, 6), "circular"), kernel)
 
-    theirs = [deepinv.Blur(kernel, padding="circular"), deepinv.BlurFFT((1, size, size), kernel)] if deepinv else []
+    theirs = (
+        [deepinv.Blur(kernel, padding="circular"), deepinv.BlurFFT((1, size, size), kernel)]
+        if deepinv
+        else []
+    )
     return A, bare, bare, theirs
 
 
@@ -55,7 +61,11 @@ def motion(law, size, deepinv):
 
     half = A(point(size)).roll((size // 2, size // 2), (-2, -1))
     kernel = half[..., size // 2 - 7 : size // 2 + 8, size // 2 - 7 : size // 2 + 8].contiguous()
-    theirs = [deepinv.Blur(kernel, padding="circular"), deepinv.BlurFFT((1, size, size), kernel)] if deepinv else []
+    theirs = (
+        [deepinv.Blur(kernel, padding="circular"), deepinv.BlurFFT((1, size, size), kernel)]
+        if deepinv
+        else []
+    )
     return A, bare, back, theirs
 
 
@@ -65,7 +75,9 @@ def downsampling(law, size, deepinv):
     def back(y):
         return y.repeat_interleave(4, -1).repeat_interleave(4, -2) / 16
 
-    theirs = deepinv and deepinv.Downsampling((1, size, size), filter=torch.full((1, 1, 4, 4), 1 / 16), factor=4)
+    theirs = deepinv and deepinv.Downsampling(
+        (1, size, size), filter=torch.full((1, 1, 4, 4), 1 / 16), factor=4
+    )
     return A, lambda x: avg_pool2d(x, 4), back, [theirs]
 
 
@@ -78,9 +90,13 @@ def mri(law, size, deepinv):
         return kept * torch.fft.fft2(seen, norm="ortho")
 
     def back(k):
-        return torch.view_as_real((coils.conj() * torch.fft.ifft2(kept * k, norm="ortho")).sum(1)).movedim(-1, 1)
+        return torch.view_as_real(
+            (coils.conj() * torch.fft.ifft2(kept * k, norm="ortho")).sum(1)
+        ).movedim(-1, 1)
 
-    theirs = deepinv and deepinv.MultiCoilMRI(mask=kept.float().expand(BATCH, 2, size, size), coil_maps=coils[None], img_size=(size, size))
+    theirs = deepinv and deepinv.MultiCoilMRI(
+        mask=kept.float().expand(BATCH, 2, size, size), coil_maps=coils[None], img_size=(size, size)
+    )
     return A, bare, back, [theirs]
 
 
@@ -118,7 +134,10 @@ def once(call, x: Tensor, least: float) -> float:
 
 def ratio(ours: list[float], other: list[float]) -> list[float]:
     """The lower quartile, the median and the upper quartile of other/ours."""
-    return [round(q, 2) for q in statistics.quantiles([b / a for a, b in zip(ours, other, strict=True)], n=4)]
+    return [
+        round(q, 2)
+        for q in statistics.quantiles([b / a for a, b in zip(ours, other, strict=True)], n=4)
+    ]
 
 
 @torch.no_grad()
@@ -131,7 +150,9 @@ def measure(name: str, size: int, repetitions: int, least: float) -> list[dict[s
     catalog = Catalog.load()
 
     def law(operator, shape, **options):
-        return catalog.find("operators", operator).load()(BATCH, shape, torch.Generator().manual_seed(0), **options)
+        return catalog.find("operators", operator).load()(
+            BATCH, shape, torch.Generator().manual_seed(0), **options
+        )
 
     A, bare, back, theirs = PROBLEMS[name](law, size, peer)
     theirs = [physics for physics in theirs if physics]
@@ -143,7 +164,9 @@ def measure(name: str, size: int, repetitions: int, least: float) -> list[dict[s
         if bare is not None:
             calls["bare"] = (bare, x) if what == "A" else (back, bare(x))
         for i, physics in enumerate(theirs):
-            calls[f"deepinv {type(physics).__name__}"] = (physics.A, x) if what == "A" else (physics.A_adjoint, physics.A(x))
+            calls[f"deepinv {type(physics).__name__}"] = (
+                (physics.A, x) if what == "A" else (physics.A_adjoint, physics.A(x))
+            )
             if what == "A" and name in ("mask", "Gaussian blur", "motion blur, a kernel each"):
                 gap = float((physics.A(x) - A(x)).abs().max())
                 if gap > 1e-4:
@@ -154,7 +177,12 @@ def measure(name: str, size: int, repetitions: int, least: float) -> list[dict[s
         for _ in range(repetitions):
             for label, (call, value) in calls.items():
                 spent[label].append(once(call, value, least))
-        row = {"problem": name, "size": size, "what": what, "milliseconds": round(1e3 * statistics.median(spent["invem"]), 3)}
+        row = {
+            "problem": name,
+            "size": size,
+            "what": what,
+            "milliseconds": round(1e3 * statistics.median(spent["invem"]), 3),
+        }
         if "bare" in spent:
             row["over bare"] = ratio(spent["bare"], spent["invem"])
         peers = [label for label in spent if label.startswith("deepinv")]
@@ -168,18 +196,30 @@ def measure(name: str, size: int, repetitions: int, least: float) -> list[dict[s
 
 def table(found: dict[str, Any]) -> str:
     """The Markdown table."""
-    lines = ["| operator | size | | ms | over bare arithmetic | deepinv over invem |", "|---|---:|---|---:|---:|---:|"]
+    lines = [
+        "| operator | size | | ms | over bare arithmetic | deepinv over invem |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
     for row in found["rows"]:
         cells = (row.get("over bare"), row.get("deepinv over invem"))
-        bare, peer = ("" if cell is None else f"{cell[1]:g} ({cell[0]:g}–{cell[2]:g})" for cell in cells)
-        lines.append(f"| {row['problem']} | {row['size']}² | {row['what']} | {row['milliseconds']:.3g} | {bare} | {peer} |")
+        bare, peer = (
+            "" if cell is None else f"{cell[1]:g} ({cell[0]:g}–{cell[2]:g})" for cell in cells
+        )
+        lines.append(
+            f"| {row['problem']} | {row['size']}² | {row['what']} | {row['milliseconds']:.3g} |"
+            f" {bare} | {peer} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--from", dest="kept", type=Path, help="Print the table of an earlier JSON.")
+    parser.add_argument(
+        "--from", dest="kept", type=Path, help="Print the table of an earlier JSON."
+    )
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.05, help="Least time of one repetition.")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256])
@@ -189,9 +229,24 @@ def main() -> None:
         print(table(json.loads(options.kept.read_text("utf-8"))))
         return
     torch.set_num_threads(1)
-    rows = [row for name in PROBLEMS for size in options.sizes for row in measure(name, size, options.repetitions, options.seconds)]
-    installed = {d.metadata["name"]: d.version for d in metadata.distributions() if d.metadata["name"] in ("deepinv", "invem", "torch")}
-    found = {"versions": installed, "threads": 1, "batch": BATCH, "machine": platform.processor() or platform.machine(), "rows": rows}
+    rows = [
+        row
+        for name in PROBLEMS
+        for size in options.sizes
+        for row in measure(name, size, options.repetitions, options.seconds)
+    ]
+    installed = {
+        d.metadata["name"]: d.version
+        for d in metadata.distributions()
+        if d.metadata["name"] in ("deepinv", "invem", "torch")
+    }
+    found = {
+        "versions": installed,
+        "threads": 1,
+        "batch": BATCH,
+        "machine": platform.processor() or platform.machine(),
+        "rows": rows,
+    }
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     print(table(found))

@@ -1,17 +1,21 @@
-"""The time of each posterior sampler over that of the network evaluations that it makes, and azula's and deepinv's, in one process.
+"""The time of each posterior sampler over that of the network evaluations that it makes, and
+azula's and deepinv's, in one process.
 
     OMP_NUM_THREADS=1 python benchmarks/samplers.py --json docs/results/samplers.json
     python benchmarks/samplers.py --from docs/results/samplers.json
 
-Random inpainting of 16×16 images, a U-Net of 0.54 million parameters with frozen weights, as an E-step has it. A sampler runs once with a
-network that writes down what is asked of it: the rows of each call, whether a graph was recorded, and the products with its Jacobian. The
-bare time is that of the same calls on fixed numbers and nothing else: a call without a graph, or, where products follow, one with a graph,
-which costs more, and the products. Sampler, bare calls and peers take turns; a ratio is the median over turns of the ratios of one turn,
-with quartiles. With one thread the processor's time is the wall time of a free core: the table has the former, the JSON both. Levels are
-few, so that a run takes seconds; what is compared is the cost of a level.
+Random inpainting of 16×16 images, a U-Net of 0.54 million parameters with frozen weights, as an
+E-step has it. A sampler runs once with a network that writes down what is asked of it: the rows of
+each call, whether a graph was recorded, and the products with its Jacobian. The bare time is that
+of the same calls on fixed numbers and nothing else: a call without a graph, or, where products
+follow, one with a graph, which costs more, and the products. Sampler, bare calls and peers take
+turns; a ratio is the median over turns of the ratios of one turn, with quartiles. With one thread
+the processor's time is the wall time of a free core: the table has the former, the JSON both.
+Levels are few, so that a run takes seconds; what is compared is the cost of a level.
 
-The C library may give the memory of a graph back to the system and ask for it anew at each level, which costs up to a quarter of the time,
-and when it does depends on what the process did before. It is told to keep what it has; "as it comes" is a few samplers before that.
+The C library may give the memory of a graph back to the system and ask for it anew at each level,
+which costs up to a quarter of the time, and when it does depends on what the process did before. It
+is told to keep what it has; "as it comes" is a few samplers before that.
 
 deepinv's DDRM knows one mask for a batch and is given one. Peers that do not import are left out.
 """
@@ -45,11 +49,26 @@ ANCESTRAL = {"steps": 8, "covariance": "jacobian", "stepping": "ancestral"}
 # What is timed: a label, the sampler, its options, and the peers that do the same.
 NAMED: list[tuple[str, str, dict[str, Any], tuple[str, ...]]] = [
     ("mmps, its defaults", "mmps", {"steps": 10}, ()),
-    ("mmps, Heun, GMRES(1)", "mmps", ANCESTRAL | {"stepping": "heun", "steps": 6, "iterations": 1}, ()),
+    (
+        "mmps, Heun, GMRES(1)",
+        "mmps",
+        ANCESTRAL | {"stepping": "heun", "steps": 6, "iterations": 1},
+        (),
+    ),
     ("mmps, Heun, GMRES(3)", "mmps", ANCESTRAL | {"stepping": "heun", "steps": 4}, ()),
-    ("mmps, ancestral, GMRES(1)", "mmps", ANCESTRAL | {"steps": 12, "iterations": 1}, ("azula mmps 1",)),
+    (
+        "mmps, ancestral, GMRES(1)",
+        "mmps",
+        ANCESTRAL | {"steps": 12, "iterations": 1},
+        ("azula mmps 1",),
+    ),
     ("mmps, ancestral, GMRES(3)", "mmps", ANCESTRAL, ("azula mmps 3",)),
-    ("mmps, ancestral, CG(3)", "mmps", ANCESTRAL | {"steps": 6, "solver": "cg"}, ("deepinv mmps 3",)),
+    (
+        "mmps, ancestral, CG(3)",
+        "mmps",
+        ANCESTRAL | {"steps": 6, "solver": "cg"},
+        ("deepinv mmps 3",),
+    ),
     ("dps", "dps", {"steps": 12}, ("azula dps", "deepinv dps")),
     ("pigdm", "pigdm", {"steps": 12, "stepping": "ancestral"}, ("deepinv pigdm",)),
     ("tmpd", "tmpd", {"steps": 8, "stepping": "ancestral"}, ("azula tmpd",)),
@@ -75,7 +94,8 @@ SOME = ("mmps, ancestral, GMRES(1)", "dps")
 
 @dataclasses.dataclass
 class Call:
-    """One call of the network: its rows, whether a graph was recorded, and the products taken with its Jacobian."""
+    """One call of the network: its rows, whether a graph was recorded, and the products taken with
+    its Jacobian."""
 
     rows: int
     graph: bool
@@ -126,14 +146,21 @@ def network() -> Denoiser:
 def problem(batch: int) -> Measurement:
     A = random_mask(batch, SHAPE, torch.Generator().manual_seed(0))
     noise = gaussian(batch, SHAPE, torch.Generator(), sigma=NOISE)
-    x = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(1)).cumsum(-1).cumsum(-2) / 16
+    x = (
+        torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(1)).cumsum(-1).cumsum(-2)
+        / 16
+    )
     return Measurement(noise.sample(A(x), torch.Generator().manual_seed(2)), A, noise)
 
 
 def samplers(m: Measurement) -> list[tuple[str, Any, tuple[str, ...]]]:
-    """What `NAMED` names, and whatever else of the catalogue fits inpainting with Gaussian noise."""
+    """What `NAMED` names, and whatever else of the catalogue fits inpainting with Gaussian
+    noise."""
     catalog = Catalog.load()
-    named = [(label, catalog.find("samplers", name).load()(**options), peers) for label, name, options, peers in NAMED]
+    named = [
+        (label, catalog.find("samplers", name).load()(**options), peers)
+        for label, name, options, peers in NAMED
+    ]
     for name in sorted(set(catalog.offers["samplers"]) - {name for _, name, _, _ in NAMED}):
         kind = catalog.find("samplers", name).load()
         known = {field.name for field in dataclasses.fields(kind)}
@@ -168,7 +195,12 @@ def azula(what: str, net: Any, m: Measurement, sampler: Any) -> Callable[[], Any
     flat = {"x": torch.randn_like(y) * levels[0], "A": lambda x: mask * x}
     name, _, iterations = what.partition(" ")
     if name == "mmps":
-        guided, kind = MMPSDenoiser(den, y, flat["A"], IsotropicCovariance(NOISE**2), "gmres", int(iterations)), DDPMSampler
+        guided, kind = (
+            MMPSDenoiser(
+                den, y, flat["A"], IsotropicCovariance(NOISE**2), "gmres", int(iterations)
+            ),
+            DDPMSampler,
+        )
     elif name == "tmpd":
         guided, kind = TMPDenoiser(den, y, flat["A"], NOISE**2), DDPMSampler
     elif name == "diffpir":
@@ -176,7 +208,11 @@ def azula(what: str, net: Any, m: Measurement, sampler: Any) -> Callable[[], Any
     else:
         guided, kind = den, DPSSampler
     stepped = type(kind.__name__, (kind,), {"timesteps": property(lambda self: levels)})
-    run = stepped(guided, y, flat["A"], silent=True) if name == "dps" else stepped(guided, silent=True)
+    run = (
+        stepped(guided, y, flat["A"], silent=True)
+        if name == "dps"
+        else stepped(guided, silent=True)
+    )
     return lambda: run(flat["x"])
 
 
@@ -194,13 +230,19 @@ def deepinv(what: str, net: Any, m: Measurement, sampler: Any) -> Callable[[], A
         model = library.sampling.DDRM(net, sigmas=sigmas.numpy())
         return lambda: model(m.y.clone(), physics)
     if what == "diffpir":
-        model = library.sampling.DiffPIR(net, library.optim.data_fidelity.L2(), max_iter=sampler.steps)
+        model = library.sampling.DiffPIR(
+            net, library.optim.data_fidelity.L2(), max_iter=sampler.steps
+        )
         return lambda: model(m.y, physics)
     if what == "dps":
         model = library.sampling.DPS(net, num_steps=sampler.steps + 1, minus_one_one=False)
         return lambda: model(m.y, physics)
     name, _, iterations = what.partition(" ")
-    fidelity = MomentMatchingDataFidelity(net, cg_max_iter=int(iterations)) if name == "mmps" else PiGDMDataFidelity(net)
+    fidelity = (
+        MomentMatchingDataFidelity(net, cg_max_iter=int(iterations))
+        if name == "mmps"
+        else PiGDMDataFidelity(net)
+    )
     sde = VarianceExplodingDiffusion(sigma_min=float(sigmas[-1]), sigma_max=float(sigmas[0]))
     solver = DDPMSolver(timesteps=torch.linspace(1, 0, sampler.steps + 1, dtype=torch.float64))
     model = PosteriorDiffusion(fidelity, net, sde, solver, minus_one_one=False)
@@ -220,7 +262,9 @@ def bare(net: Denoiser, calls: list[Call], numbers: Tensor) -> Callable[[], None
             with torch.enable_grad():
                 out = net(x.requires_grad_(), 1.0)
             for k in range(call.products):
-                torch.autograd.grad(out, x, numbers[: call.rows], retain_graph=k + 1 < call.products)
+                torch.autograd.grad(
+                    out, x, numbers[: call.rows], retain_graph=k + 1 < call.products
+                )
 
     return run
 
@@ -232,16 +276,25 @@ def once(call: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def ratio(a: list[tuple[float, float]], b: list[tuple[float, float]], which: int = 0) -> list[float]:
+def ratio(
+    a: list[tuple[float, float]], b: list[tuple[float, float]], which: int = 0
+) -> list[float]:
     """The quartiles of a/b, turn by turn, of the time on the wall (0) or of the processor (1)."""
-    return [round(q, 3) for q in statistics.quantiles([x[which] / y[which] for x, y in zip(a, b, strict=True)], n=4)]
+    return [
+        round(q, 3)
+        for q in statistics.quantiles([x[which] / y[which] for x, y in zip(a, b, strict=True)], n=4)
+    ]
 
 
-def measure(label: str, sampler: Any, peers: tuple[str, ...], net: Denoiser, batch: int, turns: int) -> list[dict[str, Any]]:
+def measure(
+    label: str, sampler: Any, peers: tuple[str, ...], net: Denoiser, batch: int, turns: int
+) -> list[dict[str, Any]]:
     """The rows of one sampler and of its peers at one batch size."""
     m = problem(batch)
     rng = Rng.keyed("benchmark", items=range(batch))
-    makers: dict[str, Callable[[Any], Callable[[], Any]]] = {"invem": lambda d: lambda: sampler(d, m, rng[:])}
+    makers: dict[str, Callable[[Any], Callable[[], Any]]] = {
+        "invem": lambda d: lambda: sampler(d, m, rng[:])
+    }
     for peer in peers:
         library, _, what = peer.partition(" ")
         build = azula if library == "azula" else deepinv
@@ -259,7 +312,11 @@ def measure(label: str, sampler: Any, peers: tuple[str, ...], net: Denoiser, bat
         calls[who] = recorded.calls
         runs[who] = make(net)
     numbers = torch.randn(max(call.rows for found in calls.values() for call in found), *SHAPE)
-    timed = {(who, part): call for who in runs for part, call in (("run", runs[who]), ("bare", bare(net, calls[who], numbers)))}
+    timed = {
+        (who, part): call
+        for who in runs
+        for part, call in (("run", runs[who]), ("bare", bare(net, calls[who], numbers)))
+    }
     spent: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in timed}
     for call in timed.values():
         call()
@@ -289,7 +346,10 @@ def kept_memory() -> bool:
     try:
         library = ctypes.CDLL(None)
         # The numbers are M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_TOP_PAD of malloc.h.
-        return all(library.mallopt(what, size) for what, size in ((-1, 2**31 - 1), (-3, 2**25), (-2, 2**26)))
+        return all(
+            library.mallopt(what, size)
+            for what, size in ((-1, 2**31 - 1), (-3, 2**25), (-2, 2**26))
+        )
     except (AttributeError, OSError, TypeError):
         return False
 
@@ -298,7 +358,8 @@ def compiled(net: Denoiser) -> str:
     """Compiles the backbone; returns why not, or nothing."""
     import torch._functorch.config as config
 
-    # A compiled graph gives its buffers away at the first product, unless told that more will follow.
+    # A compiled graph gives its buffers away at the first product, unless told that more will
+    # follow.
     config.donated_buffer = False
     begun = time.perf_counter()
     try:
@@ -320,15 +381,33 @@ def cell(row: dict[str, Any] | None, what: str) -> str:
 
 def table(found: dict[str, Any]) -> str:
     """The Markdown table."""
-    kept = {(row["sampler"], row["library"], row["batch"], row["how"]): row for row in found["rows"]}
-    cases = sorted({(row["batch"], row["how"]) for row in found["rows"]}, key=lambda case: (case[1], case[0]))
+    kept = {
+        (row["sampler"], row["library"], row["batch"], row["how"]): row for row in found["rows"]
+    }
+    cases = sorted(
+        {(row["batch"], row["how"]) for row in found["rows"]}, key=lambda case: (case[1], case[0])
+    )
     names = [f"batch {batch}{', ' + how if how else ''}" for batch, how in cases]
     over = [(name, case) for name, case in zip(names, cases, strict=True) if not case[1]]
-    head = ["sampler", "", "forwards + products", *(f"over bare, {name}" for name in names), *(f"over invem, {name}" for name, _ in over)]
+    head = [
+        "sampler",
+        "",
+        "forwards + products",
+        *(f"over bare, {name}" for name in names),
+        *(f"over invem, {name}" for name, _ in over),
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---|---|---:|" + "---:|" * (len(head) - 3)]
-    for label, who in dict.fromkeys((row["sampler"], row["library"]) for row in found["rows"] if not row["how"]):
-        some = next(row for row in found["rows"] if (row["sampler"], row["library"]) == (label, who))
-        cells = [label if who == "invem" else "", who, f"{some['forwards']:g} + {some['products']:g}"]
+    for label, who in dict.fromkeys(
+        (row["sampler"], row["library"]) for row in found["rows"] if not row["how"]
+    ):
+        some = next(
+            row for row in found["rows"] if (row["sampler"], row["library"]) == (label, who)
+        )
+        cells = [
+            label if who == "invem" else "",
+            who,
+            f"{some['forwards']:g} + {some['products']:g}",
+        ]
         cells += [cell(kept.get((label, who, *case)), "over bare") for case in cases]
         cells += [cell(kept.get((label, who, *case)), "over invem") for _, case in over]
         lines.append("| " + " | ".join(cells) + " |")
@@ -336,9 +415,13 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--from", dest="kept", type=Path, help="Print the table of an earlier JSON.")
+    parser.add_argument(
+        "--from", dest="kept", type=Path, help="Print the table of an earlier JSON."
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="Sizes.")
     parser.add_argument("--turns", type=int, default=3, help="Twice as many at a batch of one.")
     parser.add_argument("--only", nargs="+", help="Labels that begin so.")
@@ -350,11 +433,17 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     net, begun, rows = network(), time.perf_counter(), []
-    chosen = [case for case in samplers(problem(2)) if not options.only or case[0].startswith(tuple(options.only))]
+    chosen = [
+        case
+        for case in samplers(problem(2))
+        if not options.only or case[0].startswith(tuple(options.only))
+    ]
 
     def add(cases: list[Any], batch: int, how: str) -> None:
         turns = max(2, options.turns) * (2 if batch == 1 else 1)
-        rows.extend({**row, "how": how} for case in cases for row in measure(*case, net, batch, turns))
+        rows.extend(
+            {**row, "how": how} for case in cases for row in measure(*case, net, batch, turns)
+        )
 
     some = [case for case in chosen if case[0] in SOME]
     large = max(options.batches)
@@ -369,7 +458,11 @@ def main() -> None:
         add([(label, sampler, ()) for label, sampler, _ in some], large, "compiled")
     wanted = ("azula", "deepinv", "invem", "torch")
     found = {
-        "versions": {d.metadata["name"]: d.version for d in metadata.distributions() if d.metadata["name"] in wanted},
+        "versions": {
+            d.metadata["name"]: d.version
+            for d in metadata.distributions()
+            if d.metadata["name"] in wanted
+        },
         "threads": 1,
         "machine": platform.processor() or platform.machine(),
         "parameters": sum(weight.numel() for weight in net.parameters()),

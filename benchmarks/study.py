@@ -1,4 +1,5 @@
-"""The study of docs/benchmarks.md: the paper's three tasks on Fashion-MNIST at 16x16, one recipe of recipes/study for each row.
+"""The study of docs/benchmarks.md: the paper's three tasks on Fashion-MNIST at 16x16, one recipe of
+recipes/study for each row.
 
     python benchmarks/study.py list
     python benchmarks/study.py run ours-mask [--seed 1] [--runs runs/study]
@@ -6,10 +7,11 @@
     python benchmarks/study.py spread ours-mask [--seed 1]
     python benchmarks/study.py floor
 
-`run` carries a row out, or goes on with it, on one core, and keeps its result in docs/results/study/. `keep` only does the latter, from a
-finished run. `spread` adds to that the Fréchet distance of four more sets of samples. `floor` measures the Sinkhorn divergence of as many
-training points of the manifold as the samples that are compared.
-`benchmarks/tables.py` makes the tables from there. A test compares them.
+`run` carries a row out, or goes on with it, on one core, and keeps its result in
+docs/results/study/. `keep` only does the latter, from a finished run. `spread` adds to that the
+Fréchet distance of four more sets of samples. `floor` measures the Sinkhorn divergence of as many
+training points of the manifold as the samples that are compared. `benchmarks/tables.py` makes the
+tables from there. A test compares them.
 """
 
 import argparse
@@ -47,7 +49,10 @@ ROWS = {
     "clean": "clean images (the ceiling)",
     "floor": "as many true points (the floor)",
 }
-SAME = {"noise-28": "mask-28", "blur-28": "mask-28"}  # tasks whose ceiling was not run: its network, and its samples, are those of another
+SAME = {
+    "noise-28": "mask-28",
+    "blur-28": "mask-28",
+}  # tasks whose ceiling was not run: its network, and its samples, are those of another
 PARTS = ("observations", "warm-start", "mixture", "settle")  # rows that are a phase of our default
 COLUMNS = ("frechet", "psnr", "ssim", "data-misfit", "calibration", "observation-distance")
 HEADS = ("Fréchet", "PSNR, dB", "SSIM", "misfit", "coverage", "observation distance")
@@ -64,7 +69,10 @@ def keep(name, seed, runs):
 
     found = results(runs / f"{name}-{seed}")
     stages = [row["name"] for row in found["evaluations"]]
-    learning = {phase: sum(v for event, v in spent.items() if event in ("e-step", "fit")) for phase, spent in found["cpu"].items()}
+    learning = {
+        phase: sum(v for event, v in spent.items() if event in ("e-step", "fit"))
+        for phase, spent in found["cpu"].items()
+    }
     passes = {phase: sum(spent.values()) for phase, spent in found["passes"].items()}
     recipe = yaml.safe_load(found["recipe"])
     granted, count = recipe.get("clean", 0), recipe.get("count")
@@ -80,11 +88,14 @@ def keep(name, seed, runs):
     }
     assert stages, f"{name}: nothing was evaluated"
     KEPT.mkdir(parents=True, exist_ok=True)
-    (KEPT / f"{name}-{seed}.json").write_text(json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8")
+    (KEPT / f"{name}-{seed}.json").write_text(
+        json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8"
+    )
 
 
 def spread(name, seed, runs, sets=4):
-    """Adds the Fréchet distances of further sets of samples of the last network of a finished run to what is kept of it."""
+    """Adds the Fréchet distances of further sets of samples of the last network of a finished run
+    to what is kept of it."""
     import torch
 
     from invem import Outcome
@@ -93,13 +104,21 @@ def spread(name, seed, runs, sets=4):
     torch.set_num_threads(1)
     work = _open(runs / f"{name}-{seed}")
     place = next(i for i, label in enumerate(work.plan.metrics) if label.startswith("frechet"))
-    metric, state, reference = list(work.plan.metrics.values())[place], work._states()[place], work._reference()
+    metric, state, reference = (
+        list(work.plan.metrics.values())[place],
+        work._states()[place],
+        work._reference(),
+    )
     denoiser, row = work.last_denoiser(), kept(name, seed)
     row["spread"] = []
     for k in range(sets):
         samples = work.generate(denoiser, work.recipe.evaluate.samples, ("spread", k))
-        row["spread"].append(float(metric(Outcome(work._range, samples=samples, reference=reference), state)))
-    (KEPT / f"{name}-{seed}.json").write_text(json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8")
+        row["spread"].append(
+            float(metric(Outcome(work._range, samples=samples, reference=reference), state))
+        )
+    (KEPT / f"{name}-{seed}.json").write_text(
+        json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8"
+    )
 
 
 def floor(count=4096):
@@ -111,10 +130,23 @@ def floor(count=4096):
     from invem import Outcome
 
     x, y = (smooth_manifold(split)[torch.arange(count)].x for split in ("train", "test"))
-    value = float(Sinkhorn(epsilon=1e-3, samples=count, tol=1e-3)(Outcome((-2.0, 2.0), samples=x, reference=y), {}))
+    value = float(
+        Sinkhorn(epsilon=1e-3, samples=count, tol=1e-3)(
+            Outcome((-2.0, 2.0), samples=x, reference=y), {}
+        )
+    )
     evaluation = {"name": "floor", "metrics": {"sinkhorn": {"value": value}}}
-    row = {"name": "floor-manifold", "seed": 0, "clean": count, "cpu": {}, "passes": {}, "evaluations": [evaluation]}
-    (KEPT / "floor-manifold-0.json").write_text(json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8")
+    row = {
+        "name": "floor-manifold",
+        "seed": 0,
+        "clean": count,
+        "cpu": {},
+        "passes": {},
+        "evaluations": [evaluation],
+    }
+    (KEPT / "floor-manifold-0.json").write_text(
+        json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8"
+    )
 
 
 def cells(columns, evaluation, cpu, passes, clean):
@@ -123,7 +155,9 @@ def cells(columns, evaluation, cpu, passes, clean):
     for name in columns:
         value = next((v for label, v in values.items() if label.startswith(name)), None)
         digits = ".2f" if name == "psnr" else ".3g"
-        shown.append("" if value is None or value["value"] is None else format(value["value"], digits))
+        shown.append(
+            "" if value is None or value["value"] is None else format(value["value"], digits)
+        )
     return [*shown, str(clean), f"{cpu / 60:.1f}", f"{passes / 1e6:.2f}"]
 
 
@@ -132,21 +166,33 @@ def line(label, columns, found, phase=None):
     phases = [e["name"] for e in found["evaluations"]]
     last = len(phases) - 1 if phase is None else phases.index(phase)
     before = phases[: last + 1] if phase else [*found["cpu"], *found["passes"]]
-    cpu, passes = (sum(spent for name, spent in found[key].items() if name in before) for key in ("cpu", "passes"))
+    cpu, passes = (
+        sum(spent for name, spent in found[key].items() if name in before)
+        for key in ("cpu", "passes")
+    )
     clean = 0 if phase == "observations" else found["clean"]
-    return f"| {label} | " + " | ".join(cells(columns, found["evaluations"][last], cpu, passes, clean)) + " |"
+    return (
+        f"| {label} | "
+        + " | ".join(cells(columns, found["evaluations"][last], cpu, passes, clean))
+        + " |"
+    )
 
 
 def samples_alone(task):
     """Returns the ceiling of a task without what depends on the task, None if there is none."""
     found = kept(f"clean-{task}", 0)
     for evaluation in found["evaluations"] if found else ():
-        evaluation["metrics"] = {label: value for label, value in evaluation["metrics"].items() if label.startswith("frechet")}
+        evaluation["metrics"] = {
+            label: value
+            for label, value in evaluation["metrics"].items()
+            if label.startswith("frechet")
+        }
     return found
 
 
 def spreads():
-    """The mean and the standard deviation of the Fréchet distance over sets of samples of one network."""
+    """The mean and the standard deviation of the Fréchet distance over sets of samples of one
+    network."""
     lines = ["| | seed | mean | standard deviation of one set |", "|---|---:|---:|---:|"]
     for path in sorted(KEPT.glob("*.json")):
         found = json.loads(path.read_text("utf-8"))
@@ -160,11 +206,15 @@ def table(task):
     """The table of one task: one line a row, and one more for each further seed."""
     if task == "spread":
         return spreads()
-    columns, heads = (("sinkhorn",), ("Sinkhorn divergence",)) if task == "manifold" else (COLUMNS, HEADS)
+    columns, heads = (
+        (("sinkhorn",), ("Sinkhorn divergence",)) if task == "manifold" else (COLUMNS, HEADS)
+    )
     shown = [*heads, "clean images", "CPU, min", "network passes, millions"]
     lines = ["| | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(shown)]
     for row, label in ROWS.items():
-        found = kept(f"{'ours' if row in PARTS else row}-{task}", 0) or (row == "clean" and samples_alone(SAME.get(task)))
+        found = kept(f"{'ours' if row in PARTS else row}-{task}", 0) or (
+            row == "clean" and samples_alone(SAME.get(task))
+        )
         if not found or (row in PARTS and row not in [e["name"] for e in found["evaluations"]]):
             continue
         if row == "observations" and task == "manifold":
@@ -177,7 +227,9 @@ def table(task):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["list", "run", "keep", "spread", "floor"])
     parser.add_argument("name", nargs="?", help="A recipe of recipes/study, without .yaml.")
     parser.add_argument("--seed", type=int, default=0)
@@ -196,7 +248,14 @@ def main():
     out = options.runs / f"{options.name}-{options.seed}"
     if options.what == "run":
         invem = str(Path(sys.executable).with_name("invem"))
-        recipe = [invem, "run", str(ROOT / "recipes" / "study" / f"{options.name}.yaml"), f"seed={options.seed}", "--out", str(out)]
+        recipe = [
+            invem,
+            "run",
+            str(ROOT / "recipes" / "study" / f"{options.name}.yaml"),
+            f"seed={options.seed}",
+            "--out",
+            str(out),
+        ]
         subprocess.run([invem, "resume", str(out)] if out.exists() else recipe, check=True)
     keep(options.name, options.seed, options.runs)
 

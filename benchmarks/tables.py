@@ -1,7 +1,9 @@
-"""Writes the tables of docs/benchmarks.md from docs/results/*.json; with --check only says whether they are what the results say.
+"""Writes the tables of docs/benchmarks.md from docs/results/*.json; with --check only says whether
+they are what the results say.
 
-A result is what `invem eval RUN --json` prints. A place for a table is two comments, `<!-- table: NAME ... -->` and `<!-- end -->`;
-NAME is a file of docs/results, and each further name adds the last row of that file (a ceiling, another method).
+A result is what `invem eval RUN --json` prints. A place for a table is two comments, `<!-- table:
+NAME ... -->` and `<!-- end -->`; NAME is a file of docs/results, and each further name adds the
+last row of that file (a ceiling, another method).
 """
 
 import json
@@ -32,7 +34,9 @@ def table(names):
     labels = list(dict.fromkeys(label for _, row in found for label in row["metrics"]))
     units = {label: value["unit"] for _, row in found for label, value in row["metrics"].items()}
     lines = [
-        "| | round | " + " | ".join(f"{label} ({units[label]})" if units[label] else label for label in labels) + " |",
+        "| | round | "
+        + " | ".join(f"{label} ({units[label]})" if units[label] else label for label in labels)
+        + " |",
         "|---|---:|" + "---:|" * len(labels),
     ]
     for prefix, row in found:
@@ -48,7 +52,11 @@ def seconds(names):
         result = json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8"))
         for phase, spent in result["seconds"].items():
             parts = [spent.get(event, 0.0) for event in ("e-step", "fit", "evaluate")]
-            lines.append(f"| {result['name']}, {phase} | " + " | ".join(f"{p:.0f} s" for p in parts) + f" | {sum(parts) / 60:.1f} |")
+            lines.append(
+                f"| {result['name']}, {phase} | "
+                + " | ".join(f"{p:.0f} s" for p in parts)
+                + f" | {sum(parts) / 60:.1f} |"
+            )
     return "\n".join(lines)
 
 
@@ -63,7 +71,10 @@ def whole(names):
 def eigenvalues(names):
     found = json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8"))["rows"]
     shown = list(found[0]["eigenvalues"])
-    lines = ["| E-step | network calls | " + " | ".join(f"round {r}" for r in shown) + " |", "|---|---:|" + "---|" * len(shown)]
+    lines = [
+        "| E-step | network calls | " + " | ".join(f"round {r}" for r in shown) + " |",
+        "|---|---:|" + "---|" * len(shown),
+    ]
     for row in found:
         cells = " | ".join("{:.2f} to {:.2f}".format(*row["eigenvalues"][r]) for r in shown)
         lines.append(f"| {row['e-step']} | {row['forwards'] or ''} | {cells} |")
@@ -84,9 +95,16 @@ def metric(names):
     """One metric of every sampler on several problems; the first word names it, or "cost"."""
     what, problems = names[0], [(name, bench(name)) for name in names[1:]]
     settings = list(dict.fromkeys(row["setting"] for _, found in problems for row in found["rows"]))
-    lines = ["| sampler | " + " | ".join(name for name, _ in problems) + " |", "|---|" + "---:|" * len(problems)]
+    lines = [
+        "| sampler | " + " | ".join(name for name, _ in problems) + " |",
+        "|---|" + "---:|" * len(problems),
+    ]
     if all(found["floor"] and what in found["floor"] for _, found in problems):
-        lines.append("| *exact draws* | " + " | ".join(f"*{short(found['floor'][what])}*" for _, found in problems) + " |")
+        lines.append(
+            "| *exact draws* | "
+            + " | ".join(f"*{short(found['floor'][what])}*" for _, found in problems)
+            + " |"
+        )
     for setting in settings:
         cells = []
         for _, found in problems:
@@ -112,10 +130,15 @@ def short(value):
 def quality(names):
     """Cost, quality and calibration of every setting on one problem."""
     shown = ("psnr", "psnr-draw", "misfit", "coverage-50", "coverage-90", "spread-error")
-    lines = ["| sampler | forwards + products | " + " | ".join(shown) + " |", "|---|---:|" + "---:|" * len(shown)]
+    lines = [
+        "| sampler | forwards + products | " + " | ".join(shown) + " |",
+        "|---|---:|" + "---:|" * len(shown),
+    ]
     for row in bench(names[0])["rows"]:
         cells = " | ".join(short(row["metrics"].get(name)) for name in shown)
-        lines.append(f"| `{row['setting']}` | {row['forwards']:.0f} + {row['products']:.0f} | {cells} |")
+        lines.append(
+            f"| `{row['setting']}` | {row['forwards']:.0f} + {row['products']:.0f} | {cells} |"
+        )
     return "\n".join(lines)
 
 
@@ -135,24 +158,44 @@ def draws(names):
     """What draws have and lack beside the true signals, a run a label."""
     import draws as benchmark  # the script beside this one
 
-    heads = ["Fréchet", "variance of features", "differ", *(f"{low:g} to {high:g}" for low, high in benchmark.BANDS)]
+    heads = [
+        "Fréchet",
+        "variance of features",
+        "differ",
+        *(f"{low:g} to {high:g}" for low, high in benchmark.BANDS),
+    ]
     lines = ["| | | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
-    for label, found in json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")).items():
+    for label, found in json.loads(
+        (DOCS / "results" / f"{names[0]}.json").read_text("utf-8")
+    ).items():
         for name, row in found.items():
-            shown = [f"{row['frechet']:.3g}", *(f"{share:.2f}" for share in (row["variance"], row["differ"], *row["power"]))]
+            shown = [
+                f"{row['frechet']:.3g}",
+                *(f"{share:.2f}" for share in (row["variance"], row["differ"], *row["power"])),
+            ]
             lines.append(f"| {label} | {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
 def blind(names):
     """Calibrated options by round, and the restorations beside those of a run that knew them."""
-    found, known = (json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8")) for name in names)
+    found, known = (
+        json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8")) for name in names
+    )
     keys = list(found["calibrated"][0]["values"])
     named = " | ".join(f"`{key}`" for key in keys)
-    lines = [f"| round | {named} | PSNR (dB) | known: PSNR (dB) |", "|---|" + "---:|" * (len(keys) + 2)]
-    psnr = [{e["round"]: cell(e["metrics"]["psnr"]) for e in run["evaluations"] if e["name"] == "em"} for run in (found, known)]
+    lines = [
+        f"| round | {named} | PSNR (dB) | known: PSNR (dB) |",
+        "|---|" + "---:|" * (len(keys) + 2),
+    ]
+    psnr = [
+        {e["round"]: cell(e["metrics"]["psnr"]) for e in run["evaluations"] if e["name"] == "em"}
+        for run in (found, known)
+    ]
     for row in found["calibrated"]:
-        cells = [f"{row['values'][key]:.4f}" for key in keys] + [values[row["round"]] for values in psnr]
+        cells = [f"{row['values'][key]:.4f}" for key in keys] + [
+            values[row["round"]] for values in psnr
+        ]
         lines.append(f"| {row['round'] + 1} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -185,7 +228,11 @@ def main():
     text = page.read_text("utf-8")
     new = renewed(text)
     if "--check" in sys.argv:
-        sys.exit(0 if new == text else f"{page} is not what docs/results say; run: python benchmarks/tables.py")
+        sys.exit(
+            0
+            if new == text
+            else f"{page} is not what docs/results say; run: python benchmarks/tables.py"
+        )
     page.write_text(new, "utf-8")
 
 

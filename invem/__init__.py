@@ -1,6 +1,8 @@
-"""invem learns a clean diffusion prior from corrupted observations by expectation-maximisation, and restores with it.
+"""invem learns a clean diffusion prior from corrupted observations by expectation-maximisation, and
+restores with it.
 
-The names below are everything that a plugin needs. They are loaded when first used, so that `import invem` is light.
+The names below are everything that a plugin needs. They are loaded when first used, so that `import
+invem` is light.
 """
 
 from importlib import import_module
@@ -22,23 +24,68 @@ from invem.hookspecs import examples, hookimpl
 
 if TYPE_CHECKING:
     from invem.batched import Batched, Index, Rng, shared, wide
-    from invem.compare import canonical, directions, frechet_distance, inside, principal, ranks, sliced_wasserstein
+    from invem.compare import (
+        canonical,
+        directions,
+        frechet_distance,
+        inside,
+        principal,
+        ranks,
+        sliced_wasserstein,
+    )
     from invem.compose import LinearStack, LinearSum, Stack, Sum, stack, total
     from invem.dataset import Dataset
-    from invem.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, Preconditioned, Several, level, prior_of
-    from invem.diffusion import Denoise, Stepping, calls, generate, heun, integrate, multistep, predict_correct, reverse, start, start_given
+    from invem.denoiser import (
+        Denoiser,
+        GaussianDenoiser,
+        MixtureDenoiser,
+        Preconditioned,
+        Several,
+        level,
+        prior_of,
+    )
+    from invem.diffusion import (
+        Denoise,
+        Stepping,
+        calls,
+        generate,
+        heun,
+        integrate,
+        multistep,
+        predict_correct,
+        reverse,
+        start,
+        start_given,
+    )
     from invem.gaussian import Gaussian
     from invem.interpolant import Interpolant, Interpolating
     from invem.kspace import fourier, fourier_adjoint, kspace_mask
     from invem.likelihood import nearest, nearest_draw, pull, sharpness, strength
     from invem.linalg import DPLR, Krylov, Solution, cg, gmres, least_norm, sqrt_matvec
-    from invem.linear import Boundary, CircularConvolution, Convolution, Mask, Matrix, Separable, blur
+    from invem.linear import (
+        Boundary,
+        CircularConvolution,
+        Convolution,
+        Mask,
+        Matrix,
+        Separable,
+        blur,
+    )
     from invem.measurement import Example, Measurement, conditioning, remeasure
     from invem.metric import Metric, Outcome
     from invem.mixture import Conditioned, FactorMixture, Mixture, PosteriorMoments
     from invem.noise import NoiseModel
     from invem.objective import Objective, edm_weight, matching, noise_levels
-    from invem.operator import SVD, Chain, LinearChain, LinearOperator, Operator, OperatorLaw, chain, image_shape
+    from invem.operator import (
+        SVD,
+        Chain,
+        LinearChain,
+        LinearOperator,
+        Operator,
+        OperatorLaw,
+        chain,
+        image_shape,
+    )
     from invem.particles import choose, resample
     from invem.sampler import GuidedSampler, PosteriorSampler
     from invem.schedule import Geometric, Karras, Schedule
@@ -166,10 +213,26 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "batched": ("Batched", "Index", "Rng", "shared", "wide"),
-    "compare": ("canonical", "directions", "frechet_distance", "inside", "principal", "ranks", "sliced_wasserstein"),
+    "compare": (
+        "canonical",
+        "directions",
+        "frechet_distance",
+        "inside",
+        "principal",
+        "ranks",
+        "sliced_wasserstein",
+    ),
     "compose": ("LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"),
     "dataset": ("Dataset",),
-    "denoiser": ("Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "Several", "level", "prior_of"),
+    "denoiser": (
+        "Denoiser",
+        "GaussianDenoiser",
+        "MixtureDenoiser",
+        "Preconditioned",
+        "Several",
+        "level",
+        "prior_of",
+    ),
     "diffusion": (
         "Denoise",
         "Stepping",
@@ -190,12 +253,29 @@ _MODULES = {
     "gaussian": ("Gaussian",),
     "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),
     "kspace": ("fourier", "fourier_adjoint", "kspace_mask"),
-    "linear": ("Boundary", "CircularConvolution", "Convolution", "Mask", "Matrix", "Separable", "blur"),
+    "linear": (
+        "Boundary",
+        "CircularConvolution",
+        "Convolution",
+        "Mask",
+        "Matrix",
+        "Separable",
+        "blur",
+    ),
     "measurement": ("Example", "Measurement", "conditioning", "remeasure"),
     "metric": ("Metric", "Outcome"),
     "noise": ("NoiseModel",),
     "objective": ("Objective", "edm_weight", "matching", "noise_levels"),
-    "operator": ("SVD", "Chain", "LinearChain", "LinearOperator", "Operator", "OperatorLaw", "chain", "image_shape"),
+    "operator": (
+        "SVD",
+        "Chain",
+        "LinearChain",
+        "LinearOperator",
+        "Operator",
+        "OperatorLaw",
+        "chain",
+        "image_shape",
+    ),
     "particles": ("choose", "resample"),
     "sampler": ("GuidedSampler", "PosteriorSampler"),
     "schedule": ("Geometric", "Karras", "Schedule"),

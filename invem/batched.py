@@ -13,21 +13,24 @@ __all__ = ["Batched", "Index", "Rng", "shared", "wide"]
 
 Index = int | slice | Tensor
 
-_AHEAD = 256  # numbers a stream draws at once for small requests: a call for each stream costs more than the numbers
+# Numbers a stream draws at once for small requests: a call for each stream costs more than they do.
+_AHEAD = 256
 
 
 def shared(**options: Any) -> Any:
-    """Marks a tensor field of a `Batched` dataclass as common to the whole batch: it has no leading B axis."""
+    """Marks a tensor field of a `Batched` dataclass as common to the whole batch: it has no leading
+    B axis."""
     return dataclasses.field(metadata={"shared": True}, **options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batched:
-    """An immutable batch of B values. Each tensor field has shape (B, ...) unless it is marked `shared()`; a field may be a batch itself,
-    or a tuple of them.
+    """An immutable batch of B values. Each tensor field has shape (B, ...) unless it is marked
+    `shared()`; a field may be a batch itself, or a tuple of them.
 
-    Indexing selects samples in every tensor field at once, so shuffling, sharding, drawing K times from the same
-    measurement and moving to a device are one generic operation. An integer selects a batch of one.
+    Indexing selects samples in every tensor field at once, so shuffling, sharding, drawing K times
+    from the same measurement and moving to a device are one generic operation. An integer selects a
+    batch of one.
     """
 
     def __getitem__(self, index: Index) -> Self:
@@ -35,8 +38,11 @@ class Batched:
             index = slice(index, index + 1 or None)
         return self._map(lambda field, value: value if field else value[index])
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves every tensor to `device`, every floating-point one to `dtype` and every complex one to that precision."""
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Moves every tensor to `device`, every floating-point one to `dtype` and every complex one
+        to that precision."""
 
         def move(_: bool, value: Tensor) -> Tensor:
             if value.is_complex():
@@ -46,11 +52,13 @@ class Batched:
         return self._map(move)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns the tensor fields by path (`"mask"`, `"A.mask"` for a nested value): what a store writes."""
+        """Returns the tensor fields by path (`"mask"`, `"A.mask"` for a nested value): what a store
+        writes."""
         return {path: value for path, _, value in self._leaves()}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Returns a copy in which each tensor field is replaced by the one of that path: what a store reads.
+        """Returns a copy in which each tensor field is replaced by the one of that path: what a
+        store reads.
 
         Raises:
             KeyError: If a path is missing.
@@ -62,7 +70,9 @@ class Batched:
                 changes[field.name] = value.with_tensors(_below(tensors, field.name))
             elif _is_batch(value):
                 inner = _below(tensors, field.name)
-                changes[field.name] = tuple(v.with_tensors(_below(inner, str(i))) for i, v in enumerate(value))
+                changes[field.name] = tuple(
+                    v.with_tensors(_below(inner, str(i))) for i, v in enumerate(value)
+                )
             elif isinstance(value, Tensor):
                 changes[field.name] = tensors[field.name]
         return dataclasses.replace(self, **changes)
@@ -96,11 +106,19 @@ class Batched:
 
 
 def _is_batch(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and all(isinstance(part, Batched) for part in value)
+    return (
+        isinstance(value, tuple)
+        and bool(value)
+        and all(isinstance(part, Batched) for part in value)
+    )
 
 
 def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {path[len(name) + 1 :]: tensor for path, tensor in tensors.items() if path.startswith(name + ".")}
+    return {
+        path[len(name) + 1 :]: tensor
+        for path, tensor in tensors.items()
+        if path.startswith(name + ".")
+    }
 
 
 def _seed(*key: int | str) -> int:
@@ -114,10 +132,12 @@ def wide(x: Tensor) -> Tensor:
 
 
 class Rng:
-    """Random numbers for a batch of B samples, in which stream i belongs to sample i and to nothing else.
+    """Random numbers for a batch of B samples, in which stream i belongs to sample i and to nothing
+    else.
 
-    A draw therefore does not depend on the batch that a sample happens to be in, on the order of the batches or on
-    the number of machines. Numbers are drawn on the CPU and moved, so that they are the same on every device.
+    A draw therefore does not depend on the batch that a sample happens to be in, on the order of
+    the batches or on the number of machines. Numbers are drawn on the CPU and moved, so that they
+    are the same on every device.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -132,7 +152,8 @@ class Rng:
 
     @staticmethod
     def generator(*key: int | str) -> torch.Generator:
-        """Returns a single torch generator for a key, for a law that is drawn for many samples at once."""
+        """Returns a single torch generator for a key, for a law that is drawn for many samples at
+        once."""
         return torch.Generator().manual_seed(_seed(*key))
 
     def __len__(self) -> int:

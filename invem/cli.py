@@ -1,4 +1,5 @@
-"""The command line. Results go to stdout, progress to stderr; an error of the user's is one line and exit code 2."""
+"""The command line. Results go to stdout, progress to stderr; an error of the user's is one line
+and exit code 2."""
 
 import json
 import os
@@ -29,13 +30,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-plugin = typer.Typer(help="Plugins: what is installed, a new one, and whether one keeps the contracts.", no_args_is_help=True)
+plugin = typer.Typer(
+    help="Plugins: what is installed, a new one, and whether one keeps the contracts.",
+    no_args_is_help=True,
+)
 app.add_typer(plugin, name="plugin")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, such as phases.em.rounds=2.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes, such as phases.em.rounds=2."),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Apply the recipe's smoke block: a run of seconds that learns nothing.")]
+Smoke = Annotated[
+    bool,
+    typer.Option(
+        "--smoke", help="Apply the recipe's smoke block: a run of seconds that learns nothing."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 
@@ -61,7 +73,11 @@ def _load(recipe: Path, overrides: list[str] | None, smoke: bool) -> "tuple[Load
 
 
 def _plan(
-    recipe: Path, overrides: list[str] | None, smoke: bool = False, device: str | None = None, facts: "Facts | None" = None
+    recipe: Path,
+    overrides: list[str] | None,
+    smoke: bool = False,
+    device: str | None = None,
+    facts: "Facts | None" = None,
 ) -> "Plan":
     from invem.engine.plan import make
 
@@ -82,16 +98,25 @@ def _open(run: Path, device: str | None = None) -> "Run":
     about = store.read_json(run / "run.json")
     try:
         data, text = about["data"], about["recipe"]
-        facts = Facts(tuple(data["shape"]), tuple(data["range"]), data["whole_train"], data["whole_test"], data.get("prior", ""))
+        facts = Facts(
+            tuple(data["shape"]),
+            tuple(data["range"]),
+            data["whole_train"],
+            data["whole_test"],
+            data.get("prior", ""),
+        )
     except (KeyError, TypeError) as error:
         raise DataError(f"{run / 'run.json'}: damaged: {error} is missing") from error
     if not (run / "recipe.yaml").is_file() or (run / "recipe.yaml").read_text("utf-8") != text:
-        raise RecipeError(f"{run / 'recipe.yaml'}: changed since the run was begun; begin a new run with it")
+        raise RecipeError(
+            f"{run / 'recipe.yaml'}: changed since the run was begun; begin a new run with it"
+        )
     return Run(_plan(run / "recipe.yaml", [], device=device, facts=facts), run)
 
 
 class _Signals:
-    """Remembers the first SIGINT or SIGTERM, so that the run stops with its state saved; a second SIGINT stops at once."""
+    """Remembers the first SIGINT or SIGTERM, so that the run stops with its state saved; a second
+    SIGINT stops at once."""
 
     def __init__(self) -> None:
         self.code = 0
@@ -138,7 +163,13 @@ def _table(rows: list[dict[str, Any]]) -> None:
         for label in labels:
             value = row["metrics"].get(label)
             error = f" ± {value['sem']:.2g}" if value and value["sem"] is not None else ""
-            cells.append("" if value is None else f"{value['value']:.4g}{error}" if value["value"] is not None else "not finite")
+            cells.append(
+                ""
+                if value is None
+                else f"{value['value']:.4g}{error}"
+                if value["value"] is not None
+                else "not finite"
+            )
         table.add_row(row["name"], "" if row["round"] is None else str(row["round"]), *cells)
     console = Console()
     Console(width=console.width if console.is_terminal else 160).print(table)
@@ -148,7 +179,9 @@ def _table(rows: list[dict[str, Any]]) -> None:
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run directory; runs/NAME if left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run directory; runs/NAME if left out.")
+    ] = None,
     device: Device = None,
     smoke: Smoke = False,
     as_json: AsJson = False,
@@ -158,8 +191,13 @@ def run(
     if out is None:
         names = (Path("runs") / (recipe.stem + (f"-{i}" if i else "")) for i in range(10000))
         out = next(name for name in names if not name.exists())
-    elif out.exists() and (not out.is_dir() or any(p.name != "recipe.yaml" and not p.name.startswith(".") for p in out.iterdir())):
-        raise RecipeError(f"{out}: exists already; choose another --out, or go on with it: invem resume {out}")
+    elif out.exists() and (
+        not out.is_dir()
+        or any(p.name != "recipe.yaml" and not p.name.startswith(".") for p in out.iterdir())
+    ):
+        raise RecipeError(
+            f"{out}: exists already; choose another --out, or go on with it: invem resume {out}"
+        )
     _carry_out(plan, out, as_json)
 
 
@@ -167,7 +205,9 @@ def run(
 def resume(
     run: RunPath,
     device: Device = None,
-    force: Annotated[bool, typer.Option("--force", help="Go on though a component is of another version now.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on though a component is of another version now.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that was stopped or killed."""
@@ -175,13 +215,17 @@ def resume(
     before = json.loads((run / "run.json").read_text("utf-8")).get("components", [])
     changed = [row for row in before if row not in opened.plan.components]
     if changed and not force:
-        was = ", ".join(f"{row['name']} of {row['distribution']} {row['version']}" for row in changed)
+        was = ", ".join(
+            f"{row['name']} of {row['distribution']} {row['version']}" for row in changed
+        )
         raise RecipeError(f"{run}: it was begun with {was}; go back to that, or add --force")
     _carry_out(opened.plan, run, as_json)
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
+) -> None:
     """Check a recipe and print what it would do; compute nothing."""
     from invem.engine.identify import identify
     from invem.errors import Unsupported
@@ -195,8 +239,11 @@ def plan(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, 
 
 
 @app.command()
-def identify(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False) -> None:
-    """Say what the observations of a recipe can tell of its signals, what is hidden, and how many clean images would help."""
+def identify(
+    recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
+) -> None:
+    """Say what the observations of a recipe can tell of its signals, what is hidden, and how many
+    clean images would help."""
     from invem.engine.identify import identify
 
     found = identify(_plan(recipe, overrides, smoke))
@@ -207,7 +254,9 @@ def identify(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = Fal
 
 
 @app.command()
-def show(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False) -> None:
+def show(
+    recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
+) -> None:
     """Print a recipe with every default written out."""
     from invem.engine.plan import resolve
 
@@ -215,18 +264,29 @@ def show(recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, 
 
 
 @app.command()
-def ls(kind: Annotated[str | None, typer.Argument(help="operators, samplers, ...")] = None, as_json: AsJson = False) -> None:
+def ls(
+    kind: Annotated[str | None, typer.Argument(help="operators, samplers, ...")] = None,
+    as_json: AsJson = False,
+) -> None:
     """List the installed components."""
     from invem.engine.catalog import KINDS, Catalog
     from invem.errors import suggest
 
     if kind is not None and kind not in KINDS:
-        raise RecipeError(f"there is no kind '{kind}'{suggest(kind, KINDS)} (known: {', '.join(KINDS)})")
+        raise RecipeError(
+            f"there is no kind '{kind}'{suggest(kind, KINDS)} (known: {', '.join(KINDS)})"
+        )
     catalog = Catalog.load()
     for problem in catalog.problems:
         print(f"warning: {problem}", file=sys.stderr)
     rows = [
-        {"kind": c.kind, "name": c.name, "distribution": c.distribution, "version": c.version, "summary": c.summary}
+        {
+            "kind": c.kind,
+            "name": c.name,
+            "distribution": c.distribution,
+            "version": c.version,
+            "summary": c.summary,
+        }
         for k in KINDS
         if kind in (None, k)
         for name in sorted(catalog.offers[k])
@@ -240,7 +300,10 @@ def ls(kind: Annotated[str | None, typer.Argument(help="operators, samplers, ...
 
 
 @app.command()
-def info(name: Annotated[str, typer.Argument(help="A component, as `invem ls` lists it.")], as_json: AsJson = False) -> None:
+def info(
+    name: Annotated[str, typer.Argument(help="A component, as `invem ls` lists it.")],
+    as_json: AsJson = False,
+) -> None:
     """Describe a component and its options."""
     import inspect
 
@@ -263,16 +326,27 @@ def info(name: Annotated[str, typer.Argument(help="A component, as `invem ls` li
             }
             for o in options_of(factory).values()
         ]
-        origin = {"kind": component.kind, "name": name, "distribution": component.distribution, "version": component.version}
+        origin = {
+            "kind": component.kind,
+            "name": name,
+            "distribution": component.distribution,
+            "version": component.version,
+        }
         row: dict[str, Any] = {**origin, "options": options, "doc": inspect.getdoc(factory) or ""}
         rows.append(row)
     if as_json:
         _print(rows, True)
         return
     for row in rows:
-        print(f"{row['kind']}: {row['name']} ({row['distribution']} {row['version']})\n\n{row['doc']}\n")
+        print(
+            f"{row['kind']}: {row['name']} ({row['distribution']}"
+            f" {row['version']})\n\n{row['doc']}\n"
+        )
         for option in row["options"]:
-            print(f"  {option['name']}: {option['type']}" + (f" = {option['default']}" if option["default"] else " (required)"))
+            print(
+                f"  {option['name']}: {option['type']}"
+                + (f" = {option['default']}" if option["default"] else " (required)")
+            )
 
 
 @app.command(name="eval")
@@ -291,7 +365,10 @@ def sample(
     run: RunPath,
     n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 64,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="A safetensors file; RUN/samples-SEED.safetensors if left out.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A safetensors file; RUN/samples-SEED.safetensors if left out."),
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -308,14 +385,27 @@ def sample(
 @app.command()
 def restore(
     run: RunPath,
-    observations: Annotated[Path, typer.Argument(metavar="OBSERVATIONS", help="A folder of images, or a safetensors file with y.")],
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Posterior draws of each observation.")] = 8,
+    observations: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OBSERVATIONS", help="A folder of images, or a safetensors file with y."
+        ),
+    ],
+    draws: Annotated[
+        int, typer.Option("--draws", min=1, help="Posterior draws of each observation.")
+    ] = 8,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="A .safetensors or .npz file; else RUN/restored-NAME.safetensors.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="A .safetensors or .npz file; else RUN/restored-NAME.safetensors."
+        ),
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore new observations with the newest prior of a run: mean, standard deviation and posterior draws."""
+    """Restore new observations with the newest prior of a run: mean, standard deviation and
+    posterior draws."""
     from invem.engine import store
     from invem.engine.progress import follow
 
@@ -331,13 +421,23 @@ def restore(
         m = opened.observed(_observations(observations, opened))
     except DataError as error:
         raise RecipeError(f"{observations}: {error}") from error
-    x = [record for record in follow(opened.restore(m, draws, seed)) if record.event == "restored"][-1].data["draws"]
+    x = [record for record in follow(opened.restore(m, draws, seed)) if record.event == "restored"][
+        -1
+    ].data["draws"]
     tensors = {"mean": x.mean(1), "std": x.std(1, correction=1 if draws > 1 else 0), "draws": x}
     if path.suffix == ".npz":
         store.write_arrays(path, tensors)
     else:
         store.write(path, tensors, {"run": str(run), "seed": seed})
-    _print({"restored": str(path), "observations": len(m), "draws": draws, "shape": list(opened.plan.shape)}, as_json)
+    _print(
+        {
+            "restored": str(path),
+            "observations": len(m),
+            "draws": draws,
+            "shape": list(opened.plan.shape),
+        },
+        as_json,
+    )
 
 
 def _observations(path: Path, run: "Run") -> "dict[str, Tensor]":
@@ -349,8 +449,16 @@ def _observations(path: Path, run: "Run") -> "dict[str, Tensor]":
 
     if path.is_dir():
         given = run.recipe.data or run.recipe.observations
-        options = given.options if given is not None and given.name == "folder" else {"channels": run.plan.shape[0]}
-        images = Catalog.load().find("datasets", "folder").load()("train", **{**options, "root": str(path), "test": 0.0})
+        options = (
+            given.options
+            if given is not None and given.name == "folder"
+            else {"channels": run.plan.shape[0]}
+        )
+        images = (
+            Catalog.load()
+            .find("datasets", "folder")
+            .load()("train", **{**options, "root": str(path), "test": 0.0})
+        )
         return {"y": images[torch.arange(len(images))].x}
     try:
         return load_file(path)
@@ -362,18 +470,50 @@ def _observations(path: Path, run: "Run") -> "dict[str, Tensor]":
 
 @app.command()
 def bench(
-    problem: Annotated[str, typer.Argument(metavar="PROBLEM|RECIPE|RUN", help="A built-in problem, a run, or a recipe that was run.")],
-    samplers: Annotated[str | None, typer.Option("--samplers", help="mmps,dps:weight=2,... or all that fit.")] = None,
-    steps: Annotated[str | None, typer.Option("--steps", help="16,64,256: run samplers with steps at each of these.")] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Sets of observations and random numbers.")] = 3,
-    observations: Annotated[int | None, typer.Option("--observations", min=1, help="Observations of each seed.")] = None,
-    draws: Annotated[int | None, typer.Option("--draws", min=2, help="Draws of each observation.")] = None,
-    budget: Annotated[int | None, typer.Option("--budget", min=1, help="The most network forwards and products a draw.")] = None,
-    tune: Annotated[int, typer.Option("--tune", min=0, help="Random trials of the options, on other observations.")] = 0,
-    truth: Annotated[str, typer.Option("--truth", help="held-out, or prior: draw the truth from the prior itself.")] = "held-out",
-    baseline: Annotated[Path | None, typer.Option("--baseline", help="An earlier --json file: print what moved.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page.")] = None,
+    problem: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROBLEM|RECIPE|RUN",
+            help="A built-in problem, a run, or a recipe that was run.",
+        ),
+    ],
+    samplers: Annotated[
+        str | None, typer.Option("--samplers", help="mmps,dps:weight=2,... or all that fit.")
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", help="16,64,256: run samplers with steps at each of these."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Sets of observations and random numbers.")
+    ] = 3,
+    observations: Annotated[
+        int | None, typer.Option("--observations", min=1, help="Observations of each seed.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", min=2, help="Draws of each observation.")
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", min=1, help="The most network forwards and products a draw."),
+    ] = None,
+    tune: Annotated[
+        int,
+        typer.Option("--tune", min=0, help="Random trials of the options, on other observations."),
+    ] = 0,
+    truth: Annotated[
+        str,
+        typer.Option("--truth", help="held-out, or prior: draw the truth from the prior itself."),
+    ] = "held-out",
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="An earlier --json file: print what moved.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")
+    ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     device: Device = None,
 ) -> None:
@@ -407,12 +547,20 @@ def bench(
         done = f"{row.seconds * row.draws:.1f} s" if row.error is None else f"fails: {row.error}"
         print(f"{row.setting}: {done}", file=sys.stderr, flush=True)
         rows.append(row)
-    asked = {"seeds": list(range(seeds)), "observations": n, "draws": k, "budget": budget, "tune": tune}
+    asked = {
+        "seeds": list(range(seeds)),
+        "observations": n,
+        "draws": k,
+        "budget": budget,
+        "tune": tune,
+    }
     found = benches.document(opened, rows, asked, left)
     if json_file is not None:
         store.write_text(json_file, json.dumps(found, indent=1, allow_nan=False) + "\n")
     if html_file is not None:
-        store.write_text(html_file, benchpage.page(found, {row.setting: row.pictures for row in rows}))
+        store.write_text(
+            html_file, benchpage.page(found, {row.setting: row.pictures for row in rows})
+        )
     if markdown:
         print(benchpage.markdown(found), end="")
     else:
@@ -421,7 +569,10 @@ def bench(
         console = Console()
         Console(width=console.width if console.is_terminal else 200).print(benchpage.table(found))
     if before is not None:
-        print("\n".join(benchpage.compare(found, before)) or "nothing moved by more than twice its standard error")
+        print(
+            "\n".join(benchpage.compare(found, before))
+            or "nothing moved by more than twice its standard error"
+        )
 
 
 def _count(word: str, option: str) -> int:
@@ -431,7 +582,8 @@ def _count(word: str, option: str) -> int:
 
 
 def _problem(name: str, truth: Any, device: str | None, catalog: "Catalog") -> "Problem":
-    """Finds what samplers are compared on: a run, the finished run of a recipe, or a built-in problem."""
+    """Finds what samplers are compared on: a run, the finished run of a recipe, or a built-in
+    problem."""
     from invem.engine import problems, yaml
 
     if Path(name).is_dir():
@@ -441,10 +593,16 @@ def _problem(name: str, truth: Any, device: str | None, catalog: "Catalog") -> "
     run = Path("runs") / Path(name).stem
     resolved = yaml.dump(_plan(Path(name), []).resolved)
     if not (run / "run.json").is_file():
-        raise RecipeError(f"{name}: there is no finished run of it in {run}; carry it out first: invem run {name} --out {run}")
+        raise RecipeError(
+            f"{name}: there is no finished run of it in {run}; carry it out first: invem run {name}"
+            f" --out {run}"
+        )
     opened = _open(run, device)
     if (run / "recipe.yaml").read_text("utf-8") != resolved:
-        raise RecipeError(f"{name}: {run} was begun with other settings; to bench that run as it is: invem bench {run}")
+        raise RecipeError(
+            f"{name}: {run} was begun with other settings; to bench that run as it is: invem bench"
+            f" {run}"
+        )
     if not problems.finished(opened):
         raise RecipeError(f"{name}: {run} is not finished; go on with it first: invem resume {run}")
     return problems.of_run(opened, truth)
@@ -452,7 +610,11 @@ def _problem(name: str, truth: Any, device: str | None, catalog: "Catalog") -> "
 
 @app.command(name="report")
 def report_(
-    run: RunPath, png: Annotated[bool, typer.Option("--png", help="Write the pictures as PNG files too.")] = False, as_json: AsJson = False
+    run: RunPath,
+    png: Annotated[
+        bool, typer.Option("--png", help="Write the pictures as PNG files too.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write report.html anew from the files of a run."""
     from invem.engine import report
@@ -472,9 +634,16 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    plugins_dir: Annotated[Path | None, typer.Option("--plugins-dir", help="A folder whose Python files are plugins too.")] = None,
-    no_plugins: Annotated[bool, typer.Option("--no-plugins", help="Use nothing but what comes with invem.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    plugins_dir: Annotated[
+        Path | None,
+        typer.Option("--plugins-dir", help="A folder whose Python files are plugins too."),
+    ] = None,
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Use nothing but what comes with invem.")
+    ] = False,
 ) -> None:
     """Learn a clean diffusion prior from corrupted observations, and restore with it."""
     if plugins_dir is not None:
@@ -485,7 +654,8 @@ def _root(
 
 @plugin.command(name="list")
 def plugin_list(as_json: AsJson = False) -> None:
-    """List the plugins that were asked: what each offers, how long its import took, and what is wrong with it."""
+    """List the plugins that were asked: what each offers, how long its import took, and what is
+    wrong with it."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -501,7 +671,12 @@ def plugin_list(as_json: AsJson = False) -> None:
     for row in rows:
         names = ", ".join(row["components"])
         table.add_row(
-            row["distribution"], row["version"], row["name"], names, f"{1000 * row['seconds']:.0f} ms", "; ".join(row["errors"]) or "ok"
+            row["distribution"],
+            row["version"],
+            row["name"],
+            names,
+            f"{1000 * row['seconds']:.0f} ms",
+            "; ".join(row["errors"]) or "ok",
         )
     console = Console()
     Console(width=console.width if console.is_terminal else 160).print(table)
@@ -510,8 +685,15 @@ def plugin_list(as_json: AsJson = False) -> None:
 @plugin.command(name="new")
 def plugin_new(
     name: Annotated[str, typer.Argument(help="The component's name in a recipe, in kebab-case.")],
-    kind: Annotated[str, typer.Option("--kind", help="operator, noise, network, sampler, objective, dataset or metric.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The folder; invem-NAME if left out.")] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind", help="operator, noise, network, sampler, objective, dataset or metric."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder; invem-NAME if left out.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a small distribution with one component, complete with its test."""
@@ -524,7 +706,13 @@ def plugin_new(
 
 @plugin.command(name="check")
 def plugin_check(
-    names: Annotated[list[str], typer.Argument(metavar="NAME|KIND|MODULE", help="A component, a kind, or a module that is not installed.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME|KIND|MODULE",
+            help="A component, a kind, or a module that is not installed.",
+        ),
+    ],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -541,7 +729,10 @@ def plugin_check(
                 raise
             typer.echo(f"{component.kind}/{component.name}: left out: {error}", err=True)
             continue
-        rows += [{"kind": component.kind, "name": component.name, **result._asdict()} for result in results]
+        rows += [
+            {"kind": component.kind, "name": component.name, **result._asdict()}
+            for result in results
+        ]
     if as_json:
         _print(rows, True)
     elif markdown:
@@ -563,10 +754,30 @@ def plugin_check(
 
 def _cells(row: dict[str, Any]) -> list[str]:
     def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.1e}" if value and abs(value) < 0.01 else f"{value:.3g}"
+        return (
+            ""
+            if value is None
+            else f"{value:.1e}"
+            if value and abs(value) < 0.01
+            else f"{value:.3g}"
+        )
 
-    word = "FAILS" if row["passed"] is False else "" if row["passed"] is None else "reported" if row["tolerance"] is None else "holds"
-    return [f"{row['kind']}/{row['name']}", row["contract"], word, number(row["value"]), number(row["tolerance"])]
+    word = (
+        "FAILS"
+        if row["passed"] is False
+        else ""
+        if row["passed"] is None
+        else "reported"
+        if row["tolerance"] is None
+        else "holds"
+    )
+    return [
+        f"{row['kind']}/{row['name']}",
+        row["contract"],
+        word,
+        number(row["value"]),
+        number(row["tolerance"]),
+    ]
 
 
 def components(names: list[str]) -> "list[Component]":
@@ -578,9 +789,13 @@ def components(names: list[str]) -> "list[Component]":
 
     catalog, found = Catalog.load(), []
     for name in names:
-        every = {kind: [c for offers in catalog.offers[kind].values() for c in offers] for kind in KINDS}
+        every = {
+            kind: [c for offers in catalog.offers[kind].values() for c in offers] for kind in KINDS
+        }
         kind, _, bare = name.rpartition("/")
-        named = [c for k in KINDS for c in every[k] if c.name == bare and kind in ("", k, c.distribution)]
+        named = [
+            c for k in KINDS for c in every[k] if c.name == bare and kind in ("", k, c.distribution)
+        ]
         matches = every[name] if name in KINDS else named
         if not matches:
             own = Catalog()
@@ -588,8 +803,15 @@ def components(names: list[str]) -> "list[Component]":
             matches = [c for k in KINDS for offers in own.offers[k].values() for c in offers]
             if not matches:
                 known = [c.name for k in KINDS for c in every[k]]
-                why = "; ".join(own.problems) if name.replace("_", "").isalnum() and name not in known else ""
-                raise PluginError(f"there is no component and no module '{name}'{suggest(name, known)} {why}".rstrip())
+                why = (
+                    "; ".join(own.problems)
+                    if name.replace("_", "").isalnum() and name not in known
+                    else ""
+                )
+                raise PluginError(
+                    f"there is no component and no module '{name}'"
+                    f"{suggest(name, known)} {why}".rstrip()
+                )
         found += matches
     return found
 
@@ -603,7 +825,9 @@ def main() -> None:
         print(f"{kind}{error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in ("out of memory", "can't allocate memory")):
+        if isinstance(error, RuntimeError) and not any(
+            word in str(error) for word in ("out of memory", "can't allocate memory")
+        ):
             raise
         print("error: out of memory: smaller batches need less", file=sys.stderr)
         sys.exit(6)

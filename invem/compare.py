@@ -1,4 +1,5 @@
-"""How sets of signals are compared: distances between two sets, principal components, and where a truth lies among draws."""
+"""How sets of signals are compared: distances between two sets, principal components, and where a
+truth lies among draws."""
 
 import math
 
@@ -7,9 +8,19 @@ from torch import Generator, Tensor
 
 from invem.batched import Rng, wide
 
-__all__ = ["canonical", "directions", "frechet_distance", "inside", "principal", "ranks", "sliced_wasserstein"]
+__all__ = [
+    "canonical",
+    "directions",
+    "frechet_distance",
+    "inside",
+    "principal",
+    "ranks",
+    "sliced_wasserstein",
+]
 
-_ROWS = 1024  # the most signals that components are found from, where there are more pixels than that
+_ROWS = (
+    1024  # the most signals that components are found from, where there are more pixels than that
+)
 
 
 def directions(d: int, count: int, rng: Generator) -> Tensor:
@@ -22,9 +33,11 @@ def directions(d: int, count: int, rng: Generator) -> Tensor:
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, theta: Tensor) -> Tensor:
-    """Returns the root mean square over directions of the 2-Wasserstein distance between the projections of two sets, shape ().
+    """Returns the root mean square over directions of the 2-Wasserstein distance between the
+    projections of two sets, shape ().
 
-    Sets of different sizes are compared by their quantile functions, linear between order statistics.
+    Sets of different sizes are compared by their quantile functions, linear between order
+    statistics.
 
     Args:
         x: One set, shape (N, d).
@@ -40,7 +53,9 @@ def _quantiles(x: Tensor, count: int) -> Tensor:
     x = x.sort(0).values
     if len(x) == count:
         return x
-    place = ((torch.arange(count, dtype=torch.float64) + 0.5) * (len(x) / count) - 0.5).clamp(0, len(x) - 1)
+    place = ((torch.arange(count, dtype=torch.float64) + 0.5) * (len(x) / count) - 0.5).clamp(
+        0, len(x) - 1
+    )
     below = place.long().clamp(max=max(len(x) - 2, 0))
     weight = (place - below)[:, None].to(x)
     below = below.to(x.device)
@@ -48,7 +63,8 @@ def _quantiles(x: Tensor, count: int) -> Tensor:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Returns |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) of the means and covariances of two sets, shape ().
+    """Returns |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) of the means and covariances of
+    two sets, shape ().
 
     The squared 2-Wasserstein distance of two Gaussians; not a number where an entry is not finite.
 
@@ -76,7 +92,8 @@ def principal(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         rank: The number of components; at most min(N - 1, d) are returned.
 
     Returns:
-        The mean (d,), the components as orthonormal columns, the leading one first, (d, rank), and their variances (rank,); float64.
+        The mean (d,), the components as orthonormal columns, the leading one first, (d, rank), and
+            their variances (rank,); float64.
     """
     x = wide(x if x.shape[1] <= _ROWS else x[:_ROWS])
     mean = x.mean(0)
@@ -88,12 +105,16 @@ def principal(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     else:
         values, left = torch.linalg.eigh(x @ x.T)
         vectors = torch.linalg.qr((x.T @ left[:, n - rank :]).flip(1)).Q.flip(1)
-    return mean, vectors[:, vectors.shape[1] - rank :].flip(1), values[len(values) - rank :].flip(0).clamp(min=0) / (n - 1)
+    return (
+        mean,
+        vectors[:, vectors.shape[1] - rank :].flip(1),
+        values[len(values) - rank :].flip(0).clamp(min=0) / (n - 1),
+    )
 
 
 def canonical(x: Tensor) -> Tensor:
-    """Returns the indices that put a set in an order of its own, shape (N,): a random subset of it then depends on the set and not on the
-    order in which it came. x: (N, ...).
+    """Returns the indices that put a set in an order of its own, shape (N,): a random subset of it
+    then depends on the set and not on the order in which it came. x: (N, ...).
     """
     flat = x.flatten(1).cpu()
     weights = torch.randn(flat.shape[1], generator=Rng.generator("canonical"), dtype=torch.float64)
@@ -101,10 +122,12 @@ def canonical(x: Tensor) -> Tensor:
 
 
 def ranks(draws: Tensor, truth: Tensor) -> Tensor:
-    """Returns where each coordinate of the truth lies among K draws, an interval of levels in [0, 1], shape (B, d, 2), float64.
+    """Returns where each coordinate of the truth lies among K draws, an interval of levels in [0,
+    1], shape (B, d, 2), float64.
 
-    With r of K draws below it, it is [r, r + 1]/(K + 1): for draws of the law of the truth r is uniform on 0..K, and a point that is
-    uniform in the interval is uniform in [0, 1]. Draws that equal the truth widen the interval.
+    With r of K draws below it, it is [r, r + 1]/(K + 1): for draws of the law of the truth r is
+    uniform on 0..K, and a point that is uniform in the interval is uniform in [0, 1]. Draws that
+    equal the truth widen the interval.
 
     Args:
         draws: Shape (B, K, d).
@@ -116,8 +139,8 @@ def ranks(draws: Tensor, truth: Tensor) -> Tensor:
 
 
 def inside(ranks: Tensor, low: float, high: float) -> Tensor:
-    """Returns how much of each interval of `ranks` lies between two levels, shape (...). Its mean is high - low for calibrated draws,
-    whatever their number. ranks: (..., 2).
+    """Returns how much of each interval of `ranks` lies between two levels, shape (...). Its mean
+    is high - low for calibrated draws, whatever their number. ranks: (..., 2).
     """
     a, b = ranks.unbind(-1)
     return (b.clamp(max=high) - a.clamp(min=low)).clamp(min=0) / (b - a)

@@ -13,7 +13,8 @@ __all__ = ["LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"]
 
 @dataclass(frozen=True, eq=False)
 class Stack(Operator):
-    """A(x) = (parts[0](x), parts[1](x), ...), flattened and joined: several measurements of one signal.
+    """A(x) = (parts[0](x), parts[1](x), ...), flattened and joined: several measurements of one
+    signal.
 
     Attributes:
         parts: The operators.
@@ -28,7 +29,9 @@ class Stack(Operator):
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
         pieces = _split(v, self.shapes)
-        return torch.stack([part.vjp(x, piece) for part, piece in zip(self.parts, pieces, strict=True)]).sum(0)
+        return torch.stack(
+            [part.vjp(x, piece) for part, piece in zip(self.parts, pieces, strict=True)]
+        ).sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,9 @@ class LinearStack(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         pieces = _split(y, self.shapes)
-        return torch.stack([part.adjoint(piece) for part, piece in zip(self.parts, pieces, strict=True)]).sum(0)
+        return torch.stack(
+            [part.adjoint(piece) for part, piece in zip(self.parts, pieces, strict=True)]
+        ).sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +100,8 @@ def _linear(parts: tuple[Operator, ...]) -> bool:
 
 
 def stack(*parts: Operator) -> Operator:
-    """Returns the operator that measures one signal by every part, flattened and joined, (B, m); linear if all are."""
+    """Returns the operator that measures one signal by every part, flattened and joined, (B, m);
+    linear if all are."""
     empty = torch.zeros(1, *parts[0].shape)
     shapes = tuple(tuple(part[0](empty).shape[1:]) for part in parts)
     return (LinearStack if _linear(parts) else Stack)(parts[0].shape, parts, shapes)

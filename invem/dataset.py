@@ -12,11 +12,11 @@ __all__ = ["Dataset"]
 class Dataset(Protocol):
     """Signals by batched index.
 
-    A factory of a data set takes ``split`` ("train" or "test") as its only positional parameter; its keyword-only parameters are the
-    options of the recipe.
+    A factory of a data set takes ``split`` ("train" or "test") as its only positional parameter;
+    its keyword-only parameters are the options of the recipe.
 
-    A data set for `observations` gives y in place of x. If operators differ between its observations it has a method
-    ``measured(index) -> {"y": ..., "A.mask": ..., ...}``.
+    A data set for `observations` gives y in place of x. If operators differ between its
+    observations it has a method ``measured(index) -> {"y": ..., "A.mask": ..., ...}``.
 
     Attributes:
         shape: The shape of one signal, (channels, height, width) for images.
@@ -32,4 +32,5 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Tensor) -> Example:
-        """Returns the signals of these indices: x of shape (B, *shape), and labels where there are any."""
+        """Returns the signals of these indices: x of shape (B, *shape), and labels where there are
+        any."""

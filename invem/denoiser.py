@@ -13,15 +13,25 @@ from invem.linalg import DPLR
 from invem.measurement import Measurement, conditioning
 from invem.mixture import FactorMixture, Mixture
 
-__all__ = ["Begun", "Denoiser", "GaussianDenoiser", "MixtureDenoiser", "Preconditioned", "Several", "level", "prior_of"]
+__all__ = [
+    "Begun",
+    "Denoiser",
+    "GaussianDenoiser",
+    "MixtureDenoiser",
+    "Preconditioned",
+    "Several",
+    "level",
+    "prior_of",
+]
 
 
 class Denoiser(nn.Module):
     """A model of E[x | x + sigma z] for every noise level sigma.
 
-    `moments`, where it is known, is the Gaussian with the mean and covariance of the prior that the denoiser stands for:
-    samplers use it in place of products with the Jacobian where the noise is large. `condition` is the number of tensors of the
-    signal's shape that `cond` holds, 0 if there is no such input. `begin` is where posterior chains begin, if not at a draw of their own.
+    `moments`, where it is known, is the Gaussian with the mean and covariance of the prior that the
+    denoiser stands for: samplers use it in place of products with the Jacobian where the noise is
+    large. `condition` is the number of tensors of the signal's shape that `cond` holds, 0 if there
+    is no such input. `begin` is where posterior chains begin, if not at a draw of their own.
     """
 
     moments: Gaussian | None = None
@@ -35,7 +45,8 @@ class Denoiser(nn.Module):
         Args:
             x_t: The state, shape (B, *shape).
             sigma: One level, (B,), or (B, 1, ...), in units of the data.
-            cond: What the network was given beside x_t by a conditional objective, shape (B, condition, *shape); None is zeros.
+            cond: What the network was given beside x_t by a conditional objective, shape (B,
+                condition, *shape); None is zeros.
         """
 
     def known_moments(self) -> Gaussian:
@@ -49,7 +60,8 @@ class Denoiser(nn.Module):
         return self.moments
 
     def posterior(self, m: Measurement, rng: Rng) -> Tensor:
-        """Draws p(x | y) exactly, shape (B, *shape), for linear A and Gaussian noise. Only priors in closed form know how.
+        """Draws p(x | y) exactly, shape (B, *shape), for linear A and Gaussian noise. Only priors
+        in closed form know how.
 
         Raises:
             Unsupported: If the prior is a network.
@@ -57,7 +69,8 @@ class Denoiser(nn.Module):
         raise Unsupported(f"{type(self).__name__} has no posterior in closed form")
 
     def posterior_mean(self, m: Measurement) -> Tensor:
-        """Returns E[x | y], shape (B, *shape), for linear A and Gaussian noise. Only priors in closed form know it.
+        """Returns E[x | y], shape (B, *shape), for linear A and Gaussian noise. Only priors in
+        closed form know it.
 
         Raises:
             Unsupported: If the prior is a network.
@@ -65,11 +78,13 @@ class Denoiser(nn.Module):
         raise Unsupported(f"{type(self).__name__} has no posterior in closed form")
 
     def told(self, m: Measurement) -> Tensor:
-        """Returns what a conditional network is given of a measurement, shape (B, condition, *shape)."""
+        """Returns what a conditional network is given of a measurement, shape (B, condition,
+        *shape)."""
         return conditioning(m)
 
     def one_step(self, rng: Rng, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
-        """Draws the prior by its generator, one signal a stream, shape (B, *shape), on the device of `like`.
+        """Draws the prior by its generator, one signal a stream, shape (B, *shape), on the device
+        of `like`.
 
         None where it has no generator, and samples are those of the reverse diffusion.
         """
@@ -99,7 +114,8 @@ class GaussianDenoiser(Denoiser):
 
 
 class Begun(Denoiser):
-    """A prior whose posterior chains begin at given signals plus noise: the E-step of stochastic EM that goes on from the round before.
+    """A prior whose posterior chains begin at given signals plus noise: the E-step of stochastic EM
+    that goes on from the round before.
 
     Args:
         inner: The prior.
@@ -144,21 +160,26 @@ class MixtureDenoiser(Denoiser):
 
 
 def prior_of(tensors: Mapping[str, Tensor]) -> Denoiser:
-    """Returns the prior of which these are the `tensors()`: a Gaussian, a mixture of Gaussians or one of factor analysers."""
+    """Returns the prior of which these are the `tensors()`: a Gaussian, a mixture of Gaussians or
+    one of factor analysers."""
     if "covs" in tensors:
         return MixtureDenoiser(Mixture(**tensors))
     if "factors" in tensors:
         return MixtureDenoiser(FactorMixture(**tensors))
-    return GaussianDenoiser(Gaussian(tensors["mean"], DPLR(tensors["cov.diag"], tensors["cov.factor"])))
+    return GaussianDenoiser(
+        Gaussian(tensors["mean"], DPLR(tensors["cov.diag"], tensors["cov.factor"]))
+    )
 
 
 class Preconditioned(Denoiser):
-    """EDM preconditioning around any network F(x, c_noise, cond) (Karras et al. 2022, arXiv 2206.00364, eq. 7).
+    """EDM preconditioning around any network F(x, c_noise, cond) (Karras et al. 2022, arXiv
+    2206.00364, eq. 7).
 
     x_hat = mean + c_skip (x_t - mean) + c_out F(c_in (x_t - mean), log(sigma) / 4, cond)
 
-    with c_skip = s^2/(s^2 + sigma^2), c_out = s sigma/sqrt(s^2 + sigma^2), c_in = 1/sqrt(s^2 + sigma^2), s = sigma_data.
-    The mean is that of the moments (EDM: zero), so that the network sees centred signals.
+    with c_skip = s^2/(s^2 + sigma^2), c_out = s sigma/sqrt(s^2 + sigma^2), c_in = 1/sqrt(s^2 +
+    sigma^2), s = sigma_data. The mean is that of the moments (EDM: zero), so that the network sees
+    centred signals.
 
     Args:
         backbone: F, which maps (B, *shape) and c_noise (B,) to (B, *shape).
@@ -178,11 +199,16 @@ class Preconditioned(Denoiser):
         x = x_t - mean
         c_noise = (sigma.flatten().log() / 4).expand(len(x))
         out: Tensor = self.backbone(x * total.rsqrt(), c_noise, cond)
-        return mean + self.sigma_data**2 / total * x + self.sigma_data * sigma * total.rsqrt() * out.to(x.dtype)
+        return (
+            mean
+            + self.sigma_data**2 / total * x
+            + self.sigma_data * sigma * total.rsqrt() * out.to(x.dtype)
+        )
 
 
 class Several(Denoiser):
-    """Networks of one kind that an objective trains together (`Objective.networks`). As a denoiser it is the first of them.
+    """Networks of one kind that an objective trains together (`Objective.networks`). As a denoiser
+    it is the first of them.
 
     Args:
         parts: The networks.
@@ -225,7 +251,11 @@ class Several(Denoiser):
     def alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the weights of the first of several networks; those of one as they are."""
         first = "several.0."
-        found = {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
+        found = {
+            name.removeprefix(first): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(first)
+        }
         return found or dict(tensors)
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:

@@ -30,17 +30,29 @@ __all__ = [
 ]
 
 Denoise = Callable[[Tensor, float], Tensor]
-Stepping = Literal["ancestral", "euler", "heun", "churn", "predictor-corrector", "multistep", "multistep-sde"]
+Stepping = Literal[
+    "ancestral", "euler", "heun", "churn", "predictor-corrector", "multistep", "multistep-sde"
+]
 
 
-def reverse(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, eta: float = 1.0, zeta: float | None = None) -> Tensor:
-    """Steps from sigmas[0] down to sigmas[-1] and returns the denoised last state, shape (B, *shape).
+def reverse(
+    denoise: Denoise,
+    x_t: Tensor,
+    sigmas: Tensor,
+    rng: Rng,
+    eta: float = 1.0,
+    zeta: float | None = None,
+) -> Tensor:
+    """Steps from sigmas[0] down to sigmas[-1] and returns the denoised last state, shape (B,
+    *shape).
 
-    x_s = x_hat + (s/sigma) sqrt(1 - tau) (x_t - x_hat) + s sqrt(tau) z,  tau = eta (1 - s^2/sigma^2):
-    eta = 1 is ancestral (DDPM), eta = 0 is deterministic (DDIM, Euler on the probability flow).
+    x_s = x_hat + (s/sigma) sqrt(1 - tau) (x_t - x_hat) + s sqrt(tau) z,  tau = eta (1 -
+    s^2/sigma^2): eta = 1 is ancestral (DDPM), eta = 0 is deterministic (DDIM, Euler on the
+    probability flow).
 
-    If `denoise` returns a *draw* of p(x | x_t) in place of its mean, eta = 1 is exact for any number of steps; with the mean
-    the variance falls short by a term of order 1/steps, and that compounds over EM rounds.
+    If `denoise` returns a *draw* of p(x | x_t) in place of its mean, eta = 1 is exact for any
+    number of steps; with the mean the variance falls short by a term of order 1/steps, and that
+    compounds over EM rounds.
 
     Args:
         denoise: (x_t, sigma) -> x_hat; a closure over the measurement makes it a posterior sampler.
@@ -48,8 +60,9 @@ def reverse(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, eta: float 
         sigmas: Decreasing levels, shape (steps,).
         rng: B streams.
         eta: Between 0 and 1.
-        zeta: A constant tau in its place, as several posterior samplers have it. It does not preserve the prior as the steps grow: on a
-            standard normal the variance tends to (1 + sqrt(1 - zeta))/2.
+        zeta: A constant tau in its place, as several posterior samplers have it. It does not
+            preserve the prior as the steps grow: on a standard normal the variance tends to (1 +
+            sqrt(1 - zeta))/2.
     """
     levels: list[float] = sigmas.tolist()
     for sigma, s in pairwise(levels):
@@ -61,11 +74,15 @@ def reverse(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, eta: float 
     return denoise(x_t, levels[-1])
 
 
-def heun(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = None, churn: float = 0.0) -> Tensor:
-    """Integrates the probability flow dx/dsigma = (x - x_hat)/sigma by Heun's second-order rule (EDM, algorithm 2).
+def heun(
+    denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = None, churn: float = 0.0
+) -> Tensor:
+    """Integrates the probability flow dx/dsigma = (x - x_hat)/sigma by Heun's second-order rule
+    (EDM, algorithm 2).
 
-    With `churn` it is stochastic: before a step from sigma in [0.05, 50] noise is added that lifts the state to
-    sigma (1 + min(churn/steps, sqrt 2 - 1)), which forgets errors of earlier steps (EDM, ImageNet-64: 40, the noise times 1.003).
+    With `churn` it is stochastic: before a step from sigma in [0.05, 50] noise is added that lifts
+    the state to sigma (1 + min(churn/steps, sqrt 2 - 1)), which forgets errors of earlier steps
+    (EDM, ImageNet-64: 40, the noise times 1.003).
 
     Args:
         denoise: (x_t, sigma) -> x_hat, called 2 steps - 1 times.
@@ -87,9 +104,11 @@ def heun(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = None, 
 
 
 def multistep(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = None) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order in log sigma at one call a level.
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order in log sigma
+    at one call a level.
 
-    With `rng` it is the stochastic form, SDE-DPM-Solver++(2M) of the same paper, by the midpoint rule.
+    With `rng` it is the stochastic form, SDE-DPM-Solver++(2M) of the same paper, by the midpoint
+    rule.
 
     Args:
         denoise: (x_t, sigma) -> x_hat, called once a level.
@@ -106,15 +125,23 @@ def multistep(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = N
             x_t = s / sigma * x_t + (1 - s / sigma) * (x_hat + slope)
         else:
             keep = (s / sigma) ** 2
-            x_t = keep * x_t + (1 - keep) * (x_hat + slope) + s * (1 - keep) ** 0.5 * rng.normal_like(x_t)
+            x_t = (
+                keep * x_t
+                + (1 - keep) * (x_hat + slope)
+                + s * (1 - keep) ** 0.5 * rng.normal_like(x_t)
+            )
         last, h_last = x_hat, h
     return denoise(x_t, levels[-1])
 
 
-def predict_correct(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, delta: float = 0.1) -> Tensor:
-    """Euler steps, each followed by one step of a Langevin chain at the new level (Song et al. 2021, arXiv 2011.13456, algorithm 1).
+def predict_correct(
+    denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, delta: float = 0.1
+) -> Tensor:
+    """Euler steps, each followed by one step of a Langevin chain at the new level (Song et al.
+    2021, arXiv 2011.13456, algorithm 1).
 
-    The corrector x <- x_hat + sqrt(1 - delta) (x - x_hat) + sqrt(delta) s z leaves N(x_hat, s^2 I) as it is.
+    The corrector x <- x_hat + sqrt(1 - delta) (x - x_hat) + sqrt(delta) s z leaves N(x_hat, s^2 I)
+    as it is.
 
     Args:
         denoise: (x_t, sigma) -> x_hat, called 2 steps - 1 times.
@@ -132,10 +159,14 @@ def predict_correct(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, del
     return denoise(x_t, levels[-1])
 
 
-def integrate(stepping: Stepping, denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng) -> Tensor:
-    """Runs the reverse diffusion by the rule of that name and returns the denoised last state, shape (B, *shape).
+def integrate(
+    stepping: Stepping, denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng
+) -> Tensor:
+    """Runs the reverse diffusion by the rule of that name and returns the denoised last state,
+    shape (B, *shape).
 
-    `reverse` (ancestral; euler is eta = 0), `heun` (churn: S_churn = 40), `predict_correct`, `multistep` (multistep-sde: with noise).
+    `reverse` (ancestral; euler is eta = 0), `heun` (churn: S_churn = 40), `predict_correct`,
+    `multistep` (multistep-sde: with noise).
     """
     if stepping in ("ancestral", "euler"):
         return reverse(denoise, x_t, sigmas, rng, eta=float(stepping == "ancestral"))
@@ -151,11 +182,13 @@ def calls(stepping: Stepping, steps: int) -> int:
     return 2 * steps - 1 if stepping in ("heun", "churn", "predictor-corrector") else steps
 
 
-def start(denoiser: Denoiser, sigma: float, rng: Rng, shape: tuple[int, ...], like: Tensor) -> Tensor:
+def start(
+    denoiser: Denoiser, sigma: float, rng: Rng, shape: tuple[int, ...], like: Tensor
+) -> Tensor:
     """Draws the first state of an unconditional chain, shape (B, *shape).
 
-    N(mean, C + sigma^2 I) where the moments of the prior are known, N(0, sigma^2 I) where they are not; sigma z around what the prior
-    says that chains begin with.
+    N(mean, C + sigma^2 I) where the moments of the prior are known, N(0, sigma^2 I) where they are
+    not; sigma z around what the prior says that chains begin with.
     """
     z = sigma * rng.normal(*shape).to(like)
     if denoiser.begin is not None:
@@ -166,8 +199,9 @@ def start(denoiser: Denoiser, sigma: float, rng: Rng, shape: tuple[int, ...], li
 def start_given(denoiser: Denoiser, sigma: float, rng: Rng, m: Measurement) -> Tensor:
     """Draws the first state of a posterior chain, shape (B, *shape).
 
-    A draw of the posterior of the Gaussian with the prior's moments, plus sigma z: exact for a Gaussian prior at any sigma, where
-    a start that ignores y leaves an error of order 1/sigma in the mean of a deterministic chain. Without known moments, N(0, sigma^2 I).
+    A draw of the posterior of the Gaussian with the prior's moments, plus sigma z: exact for a
+    Gaussian prior at any sigma, where a start that ignores y leaves an error of order 1/sigma in
+    the mean of a deterministic chain. Without known moments, N(0, sigma^2 I).
     """
     z = sigma * rng.normal(*m.shape).to(m.y)
     if denoiser.begin is not None:
@@ -176,10 +210,16 @@ def start_given(denoiser: Denoiser, sigma: float, rng: Rng, m: Measurement) -> T
 
 
 @torch.no_grad()
-def generate(denoiser: Denoiser, sigmas: Tensor, rng: Rng, shape: tuple[int, ...], like: Tensor) -> Tensor:
+def generate(
+    denoiser: Denoiser, sigmas: Tensor, rng: Rng, shape: tuple[int, ...], like: Tensor
+) -> Tensor:
     """Draws unconditional samples, one a stream, shape (B, *shape), on the device of `like`.
 
     By the generator of the prior where it has one, by Heun's rule where it has none.
     """
     drawn = denoiser.one_step(rng, shape, like)
-    return drawn if drawn is not None else heun(denoiser, start(denoiser, float(sigmas[0]), rng, shape, like), sigmas)
+    return (
+        drawn
+        if drawn is not None
+        else heun(denoiser, start(denoiser, float(sigmas[0]), rng, shape, like), sigmas)
+    )

@@ -1,7 +1,7 @@
 """The errors a person can meet, each with the exit code of the command line.
 
-A message is one line and names the culprit, what is allowed and, where a name is close to another, what was
-probably meant.
+A message is one line and names the culprit, what is allowed and, where a name is close to another,
+what was probably meant.
 """
 
 import difflib
@@ -48,7 +48,10 @@ class MissingExtra(PluginError):
 
     def __init__(self, extra: str, error: Exception) -> None:
         reason = " ".join(str(error).split())[:200]
-        super().__init__(f"this needs {extra}, which does not import ({reason}); install it with: pip install 'invem[{extra}]'")
+        super().__init__(
+            f"this needs {extra}, which does not import ({reason}); install it with: pip install"
+            f" 'invem[{extra}]'"
+        )
 
 
 class DataError(InvemError):
@@ -78,6 +81,7 @@ class Stopped(InvemError):
 
 
 def suggest(word: str, allowed: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` when one of the allowed words is close, else the empty string."""
+    """Returns ``"; did you mean 'x'?"`` when one of the allowed words is close, else the empty
+    string."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,4 +1,5 @@
-"""A Gaussian on signals: the exact prior of the tests, the warm start of EM and the cheap covariance of a sampler."""
+"""A Gaussian on signals: the exact prior of the tests, the warm start of EM and the cheap
+covariance of a sampler."""
 
 import math
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class Gaussian(Batched):
 
     @classmethod
     def full(cls, mean: Tensor, cov: Tensor) -> Self:
-        """Returns N(mean, cov) for a dense positive definite matrix. mean: (*shape), cov: (d, d)."""
+        """Returns N(mean, cov) for a dense positive definite matrix. mean: (*shape), cov: (d,
+        d)."""
         values, vectors = torch.linalg.eigh(cov.double())
         floor = values.min().clamp(min=0) * 0.5
         factor = vectors * (values - floor).clamp(min=0).sqrt()
@@ -52,8 +54,9 @@ class Gaussian(Batched):
     def fit(cls, x: Tensor, rank: int, floor: float = 1e-6) -> Self:
         """Fits mean, rank-r factor and diagonal to signals by maximum likelihood (factor analysis).
 
-        The fixed point of Jöreskog (1967) is iterated, F = D^1/2 U (L - I)^1/2 with U, L the leading eigenpairs of D^-1/2 S D^-1/2 and
-        D = diag(S - F F^T); for d > 2048 they come from subspace iteration on the signals, and S is not formed.
+        The fixed point of Jöreskog (1967) is iterated, F = D^1/2 U (L - I)^1/2 with U, L the
+        leading eigenpairs of D^-1/2 S D^-1/2 and D = diag(S - F F^T); for d > 2048 they come from
+        subspace iteration on the signals, and S is not formed.
 
         Args:
             x: Signals, shape (N, *shape), N >= 2.
@@ -85,13 +88,15 @@ class Gaussian(Batched):
 
     @classmethod
     def shrunken(cls, x: Tensor, share: float | None = None, floor: float = 1e-4) -> Self:
-        """Fits mean and a dense covariance to a few signals, the covariance shrunken towards that of a smooth field.
+        """Fits mean and a dense covariance to a few signals, the covariance shrunken towards that
+        of a smooth field.
 
-        (1 - a) S + a T. T has the variance of each entry, and between entries the correlations of a field that has the spectrum of the
-        signals and is independent in the basis of the discrete cosine transform over the last two dimensions (one, for a vector): as few
-        signals as 50 tell the spectrum, which is what a factor analysis of them gets wrong, the more so the finer the detail. If `share`
-        is None, a = sum var(s_ij) / sum (s_ij - t_ij)^2 (O. Ledoit & M. Wolf 2003, as J. Schäfer & K. Strimmer 2005,
-        doi:10.2202/1544-6115.1175, estimate it).
+        (1 - a) S + a T. T has the variance of each entry, and between entries the correlations of a
+        field that has the spectrum of the signals and is independent in the basis of the discrete
+        cosine transform over the last two dimensions (one, for a vector): as few signals as 50 tell
+        the spectrum, which is what a factor analysis of them gets wrong, the more so the finer the
+        detail. If `share` is None, a = sum var(s_ij) / sum (s_ij - t_ij)^2 (O. Ledoit & M. Wolf
+        2003, as J. Schäfer & K. Strimmer 2005, doi:10.2202/1544-6115.1175, estimate it).
 
         Args:
             x: Signals, shape (N, *shape), N >= 2.
@@ -106,7 +111,10 @@ class Gaussian(Batched):
         if n < 2:
             raise DataError(f"a covariance needs at least 2 signals, got {n}")
         if (d := math.prod(shape)) > cls.LARGEST:
-            raise Unsupported(f"a dense covariance is for signals of at most {cls.LARGEST} entries, and these have {d}")
+            raise Unsupported(
+                f"a dense covariance is for signals of at most {cls.LARGEST} entries, and these"
+                f" have {d}"
+            )
         flat = wide(x.flatten(1))
         mean = flat.mean(0)
         gap = flat - mean
@@ -125,9 +133,12 @@ class Gaussian(Batched):
             part = slice(i * len(basis), (i + 1) * len(basis))
             target[part, part] = std[part, None] * block * std[part]
         if share is None:
-            # var(s_ij) is that of the mean of the products x_i x_j, whose second moments need no tensor of all pairs and signals.
+            # var(s_ij) is that of the mean of the products x_i x_j, whose second moments need no
+            # tensor of all pairs and signals.
             squares = gap.square()
-            spread = ((squares.T @ squares).sum() - (gap.T @ gap).square().sum() / n) * n / (n - 1) ** 3
+            spread = (
+                ((squares.T @ squares).sum() - (gap.T @ gap).square().sum() / n) * n / (n - 1) ** 3
+            )
             share = float((spread / (sample - target).square().sum().clamp(min=1e-30)).clamp(0, 1))
         return cls.full(mean.reshape(shape).to(x), (1 - share) * sample + share * target)
 
@@ -136,19 +147,25 @@ class Gaussian(Batched):
         return self.mean + self.cov.draw(rng).reshape(-1, *self.shape)
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        """Returns E[x | x_t] = mean + C (C + sigma^2 I)^-1 (x_t - mean). sigma: one level, or (B, 1, ...)."""
+        """Returns E[x | x_t] = mean + C (C + sigma^2 I)^-1 (x_t - mean). sigma: one level, or (B,
+        1, ...)."""
         gap = (x_t - self.mean).flatten(1)
         var = wide(sigma) ** 2
         var = var.reshape(()) if var.numel() == 1 else var.reshape(-1, 1)
         return x_t - (var * self.cov.solve(gap, var)).to(x_t.dtype).reshape(x_t.shape)
 
-    def posterior(self, m: Measurement, rng: Rng, iterations: int = 200, tol: float = 1e-5) -> Tensor:
-        """Draws p(x | y) exactly (up to the solver), for linear A and Gaussian noise, shape (B, *shape).
+    def posterior(
+        self, m: Measurement, rng: Rng, iterations: int = 200, tol: float = 1e-5
+    ) -> Tensor:
+        """Draws p(x | y) exactly (up to the solver), for linear A and Gaussian noise, shape (B,
+        *shape).
 
         Matheron's rule: x' ~ prior, y' ~ p(y | x'), then x = x' + C A^T (A C A^T + S)^-1 (y - y').
         """
         x = self.sample(rng)
-        return x + self._pull(m, m.y - m.A(x) - m.noise.var().sqrt() * rng.normal_like(m.y), iterations, tol)
+        return x + self._pull(
+            m, m.y - m.A(x) - m.noise.var().sqrt() * rng.normal_like(m.y), iterations, tol
+        )
 
     def posterior_mean(self, m: Measurement, iterations: int = 200, tol: float = 1e-5) -> Tensor:
         """Returns E[x | y], shape (B, *shape)."""
@@ -167,14 +184,16 @@ class Gaussian(Batched):
 
 
 def _cosines(n: int) -> Tensor:
-    """Returns the orthonormal discrete cosine transform of n entries, the DCT-II, shape (n, n), float64."""
+    """Returns the orthonormal discrete cosine transform of n entries, the DCT-II, shape (n, n),
+    float64."""
     k = torch.arange(n, dtype=torch.float64)
     rows = torch.cos(math.pi / n * k[:, None] * (k + 0.5)) * (2 / n) ** 0.5
     return torch.cat([rows[:1] * 0.5**0.5, rows[1:]])
 
 
 def _leading(x: Tensor, basis: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the leading eigenvalues of x^T x / n, ascending, their eigenvectors, and a basis to begin the next time with. x: (n, d)."""
+    """Returns the leading eigenvalues of x^T x / n, ascending, their eigenvectors, and a basis to
+    begin the next time with. x: (n, d)."""
     for _ in range(iterations):
         basis = torch.linalg.qr(x.T @ (x @ basis)).Q
     values, turn = torch.linalg.eigh((x @ basis).T.double() @ (x @ basis).double() / len(x))

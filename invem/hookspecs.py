@@ -1,7 +1,8 @@
 """The hooks that a plugin may implement. Each returns ``{name: factory}``.
 
-A factory is a callable, or the string ``"module:attribute"`` so that listing the components imports nothing. Its keyword-only
-parameters are the options of the recipe; their annotations are validated strictly.
+A factory is a callable, or the string ``"module:attribute"`` so that listing the components imports
+nothing. Its keyword-only parameters are the options of the recipe; their annotations are validated
+strictly.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,11 +20,13 @@ Factories = Mapping[str, str | Callable[..., Any]]
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
-def examples(*options: Mapping[str, Any] | Callable[[tuple[int, ...], Path], Mapping[str, Any]]) -> Callable[[Factory], Factory]:
+def examples(
+    *options: Mapping[str, Any] | Callable[[tuple[int, ...], Path], Mapping[str, Any]],
+) -> Callable[[Factory], Factory]:
     """Names options that the contracts try besides the defaults.
 
-    A component that has an option without a default needs at least one. Options that name a file are given as a function of the shape of
-    the signal and of a folder to write it in.
+    A component that has an option without a default needs at least one. Options that name a file
+    are given as a function of the shape of the signal and of a folder to write it in.
     """
 
     def mark(factory: Factory) -> Factory:
@@ -47,7 +50,8 @@ def invem_noises() -> Factories:
 
 @hookspec
 def invem_networks() -> Factories:
-    """Networks: ``(shape, *, options) -> nn.Module`` mapping (x, c_noise, cond) to the shape of x; or a whole Denoiser."""
+    """Networks: ``(shape, *, options) -> nn.Module`` mapping (x, c_noise, cond) to the shape of x;
+    or a whole Denoiser."""
     raise AssertionError
 
 

@@ -1,4 +1,5 @@
-"""Fourier space: the orthonormal transform of complex images as two channels, and the masks of accelerated MRI."""
+"""Fourier space: the orthonormal transform of complex images as two channels, and the masks of
+accelerated MRI."""
 
 import torch
 from torch import Generator, Tensor
@@ -9,7 +10,8 @@ __all__ = ["fourier", "fourier_adjoint", "kspace_mask"]
 
 
 def fourier(x: Tensor) -> Tensor:
-    """Returns the centred orthonormal 2-D Fourier transform. x: (..., 2, H, W), real and imaginary part."""
+    """Returns the centred orthonormal 2-D Fourier transform. x: (..., 2, H, W), real and imaginary
+    part."""
     z = torch.view_as_complex(x.movedim(-3, -1).contiguous())
     z = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(z, (-2, -1)), norm="ortho"), (-2, -1))
     return torch.view_as_real(z).movedim(-1, -3)
@@ -18,12 +20,21 @@ def fourier(x: Tensor) -> Tensor:
 def fourier_adjoint(y: Tensor) -> Tensor:
     """Returns the adjoint of `fourier`, which is its inverse. y: (..., 2, H, W)."""
     z = torch.view_as_complex(y.movedim(-3, -1).contiguous())
-    z = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(z, (-2, -1)), norm="ortho"), (-2, -1))
+    z = torch.fft.fftshift(
+        torch.fft.ifft2(torch.fft.ifftshift(z, (-2, -1)), norm="ortho"), (-2, -1)
+    )
     return torch.view_as_real(z).movedim(-1, -3)
 
 
 def kspace_mask(
-    name: str, n: int, size: tuple[int, int], rng: Generator, acceleration: int, centre: float, pattern: str, lines: str
+    name: str,
+    n: int,
+    size: tuple[int, int],
+    rng: Generator,
+    acceleration: int,
+    centre: float,
+    pattern: str,
+    lines: str,
 ) -> Tensor:
     """Draws n Cartesian masks, shape (n, 1, H, W), zero frequency at the centre.
 
@@ -38,13 +49,16 @@ def kspace_mask(
         lines: "columns" or "points".
 
     Raises:
-        RecipeError: If the centre alone is more than is to be measured, or points are to be equispaced.
+        RecipeError: If the centre alone is more than is to be measured, or points are to be
+            equispaced.
     """
     height, width = size
     if pattern == "equispaced" and lines == "points":
         raise RecipeError(f"{name}: pattern equispaced is for lines: columns")
     if centre * acceleration > 1:
-        raise RecipeError(f"{name}: centre must be at most 1/acceleration = {1 / acceleration:.3g}, got {centre}")
+        raise RecipeError(
+            f"{name}: centre must be at most 1/acceleration = {1 / acceleration:.3g}, got {centre}"
+        )
     x = (torch.arange(width) - width // 2) / (width / 2)
     y = (torch.arange(height) - height // 2) / (height / 2)
     distance = x.abs() if lines == "columns" else torch.maximum(y.abs()[:, None], x.abs()).flatten()
@@ -58,9 +72,17 @@ def kspace_mask(
         mask[:, inner] = 1
     else:
         # The largest keys of Efraimidis and Spirakis: a weighted draw without replacement.
-        weight = torch.ones(total) if pattern == "random" else (1 - distance.clamp(max=1)).square() + 0.02
+        weight = (
+            torch.ones(total)
+            if pattern == "random"
+            else (1 - distance.clamp(max=1)).square() + 0.02
+        )
         keys = torch.rand(n, total, generator=rng).log() / weight
         keys[:, inner] = 1
         mask = torch.zeros(n, total).scatter_(1, keys.topk(wanted).indices, 1.0)
-    whole = mask[:, None, None].expand(n, 1, height, width) if lines == "columns" else mask.reshape(n, 1, height, width)
+    whole = (
+        mask[:, None, None].expand(n, 1, height, width)
+        if lines == "columns"
+        else mask.reshape(n, 1, height, width)
+    )
     return whole.contiguous()

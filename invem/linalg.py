@@ -1,6 +1,8 @@
-"""Batched linear algebra in which samples never interact: every inner product, step and stop is per sample.
+"""Batched linear algebra in which samples never interact: every inner product, step and stop is per
+sample.
 
-Vectors are (B, d). Scalars are float64, so that short recurrences keep their digits while vectors stay float32.
+Vectors are (B, d). Scalars are float64, so that short recurrences keep their digits while vectors
+stay float32.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,8 @@ Matvec = Callable[[Tensor], Tensor]
 
 
 class Krylov(NamedTuple):
-    """The result of `gmres`: x = sum_k weights[:, k] q_k over the orthonormal vectors q_k that M was applied to, in order.
+    """The result of `gmres`: x = sum_k weights[:, k] q_k over the orthonormal vectors q_k that M
+    was applied to, in order.
 
     A caller that kept what it computed for each q_k has the same combination of those for nothing.
     """
@@ -29,7 +32,8 @@ class Krylov(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The result of `cg`: the solution, iterations used per sample, and where negative curvature stopped it."""
+    """The result of `cg`: the solution, iterations used per sample, and where negative curvature
+    stopped it."""
 
     x: Tensor
     iterations: Tensor
@@ -40,12 +44,14 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (wide(a) * wide(b)).sum(-1, keepdim=True)
 
 
-def cg(matvec: Matvec, b: Tensor, iterations: int, tol: float = 0.0, x0: Tensor | None = None) -> Solution:
+def cg(
+    matvec: Matvec, b: Tensor, iterations: int, tol: float = 0.0, x0: Tensor | None = None
+) -> Solution:
     """Solves M x = b by conjugate gradients, M symmetric, one step size per sample.
 
-    A sample stops, and keeps its last iterate, when its residual falls below `tol` times |b| or when it meets a direction
-    of negative curvature (the truncated-Newton rule): a learned Jacobian is not quite symmetric nor quite positive, and
-    going on would divide by what is nearly zero.
+    A sample stops, and keeps its last iterate, when its residual falls below `tol` times |b| or
+    when it meets a direction of negative curvature (the truncated-Newton rule): a learned Jacobian
+    is not quite symmetric nor quite positive, and going on would divide by what is nearly zero.
 
     Args:
         matvec: v -> M v, both (B, d).
@@ -55,7 +61,8 @@ def cg(matvec: Matvec, b: Tensor, iterations: int, tol: float = 0.0, x0: Tensor 
         x0: A first guess; zero, which costs no product with M, if left out.
 
     Returns:
-        x (B, d), the iterations that each sample used (B,), and whether it met negative curvature (B,).
+        x (B, d), the iterations that each sample used (B,), and whether it met negative curvature
+            (B,).
     """
     x = torch.zeros_like(b) if x0 is None else x0
     r = b if x0 is None else b - matvec(x0)
@@ -86,10 +93,12 @@ def cg(matvec: Matvec, b: Tensor, iterations: int, tol: float = 0.0, x0: Tensor 
 
 
 def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
-    """Minimises |b - M x| over span{b, M b, ...}, one Krylov space per sample (Saad & Schultz 1986).
+    """Minimises |b - M x| over span{b, M b, ...}, one Krylov space per sample (Saad & Schultz
+    1986).
 
-    The residual never grows, whatever M is: with a wrong Jacobian it degrades to less guidance, where conjugate gradients
-    explode. A happy breakdown pads the space with zeros, so samples that converge early are left alone.
+    The residual never grows, whatever M is: with a wrong Jacobian it degrades to less guidance,
+    where conjugate gradients explode. A happy breakdown pads the space with zeros, so samples that
+    converge early are left alone.
 
     Args:
         matvec: v -> M v, both (B, d).
@@ -116,7 +125,10 @@ def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
             basis.append(_unit(w, left, size))
     rhs = torch.zeros_like(h[:, :, :1])
     rhs[:, 0] = beta
-    broken = ~(h.isfinite().all(-1).all(-1, keepdim=True) & rhs.squeeze(-1).isfinite().all(-1, keepdim=True))
+    broken = ~(
+        h.isfinite().all(-1).all(-1, keepdim=True)
+        & rhs.squeeze(-1).isfinite().all(-1, keepdim=True)
+    )
     weights = (torch.linalg.pinv(h.masked_fill(broken[:, :, None], 0.0)) @ rhs).squeeze(-1)
     weights = weights.masked_fill(broken, torch.nan).to(b.dtype)
     return Krylov(torch.einsum("kbd,bk->bd", torch.stack(basis), weights), weights)
@@ -125,7 +137,8 @@ def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
 def least_norm(A: LinearOperator, y: Tensor, iterations: int = 500, tol: float = 1e-7) -> Tensor:
     """Returns A^+ y, shape (B, *shape), for operators that have no closed form of it.
 
-    Conjugate gradients on A^T A x = A^T y from zero, which has a solution for any y, noisy ones too; A A^T z = y has none for those.
+    Conjugate gradients on A^T A x = A^T y from zero, which has a solution for any y, noisy ones
+    too; A A^T z = y has none for those.
 
     Args:
         A: A batch of B operators.
@@ -134,7 +147,9 @@ def least_norm(A: LinearOperator, y: Tensor, iterations: int = 500, tol: float =
         tol: The residual at which a sample stops, relative to |A^T y|.
     """
     b = A.adjoint(y)
-    return cg(lambda x: A.adjoint(A(x.reshape(b.shape))).flatten(1), b.flatten(1), iterations, tol).x.reshape(b.shape)
+    return cg(
+        lambda x: A.adjoint(A(x.reshape(b.shape))).flatten(1), b.flatten(1), iterations, tol
+    ).x.reshape(b.shape)
 
 
 def _unit(w: Tensor, norm: Tensor, size: Tensor) -> Tensor:
@@ -142,10 +157,11 @@ def _unit(w: Tensor, norm: Tensor, size: Tensor) -> Tensor:
 
 
 def sqrt_matvec(matvec: Matvec, v: Tensor, iterations: int) -> Tensor:
-    """Approximates M^(1/2) v for symmetric positive semi-definite M by Lanczos, one Krylov space per sample.
+    """Approximates M^(1/2) v for symmetric positive semi-definite M by Lanczos, one Krylov space
+    per sample.
 
-    Negative Ritz values, which only a learned Jacobian has, are set to zero. Exact once `iterations` reaches the number of
-    distinct eigenvalues that v sees.
+    Negative Ritz values, which only a learned Jacobian has, are set to zero. Exact once
+    `iterations` reaches the number of distinct eigenvalues that v sees.
 
     Args:
         matvec: v -> M v, both (B, d).
@@ -203,7 +219,9 @@ class DPLR(Batched):
         """Returns E = 1/(D + var) and L with L L^T = I + F^T E F. var: () or (B, 1)."""
         e = 1 / (wide(self.diag) + wide(var))
         f = wide(self.factor)
-        k = torch.einsum("dr,...d,ds->...rs", f, e, f) + torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
+        k = torch.einsum("dr,...d,ds->...rs", f, e, f) + torch.eye(
+            f.shape[1], dtype=f.dtype, device=f.device
+        )
         return e, torch.linalg.cholesky(k)
 
     def solve(self, v: Tensor, var: Tensor | float = 0.0) -> Tensor:
@@ -211,7 +229,9 @@ class DPLR(Batched):
         e, chol = self._capacitance(torch.as_tensor(var, device=v.device))
         ev = e * wide(v)
         fev = (ev @ wide(self.factor)).unsqueeze(-1)
-        kfev = torch.cholesky_solve(fev, chol.expand(len(v), -1, -1) if chol.ndim == 2 else chol).squeeze(-1)
+        kfev = torch.cholesky_solve(
+            fev, chol.expand(len(v), -1, -1) if chol.ndim == 2 else chol
+        ).squeeze(-1)
         return (ev - e * (kfev @ wide(self.factor).T)).to(v.dtype)
 
     def given(self, sigma: Tensor | float) -> "DPLR":

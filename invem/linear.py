@@ -26,7 +26,8 @@ class Mask(LinearOperator):
     """A x = mask * x. A hidden entry measures zero plus noise.
 
     Attributes:
-        mask: 1 where an entry is measured and 0 where it is hidden, shape (B, ...), broadcastable to (B, *shape).
+        mask: 1 where an entry is measured and 0 where it is hidden, shape (B, ...), broadcastable
+            to (B, *shape).
     """
 
     mask: Tensor
@@ -99,7 +100,8 @@ _Bands = list[list[tuple[slice, Tensor]]]
 
 
 def _bands(matrix: Tensor) -> _Bands:
-    """A matrix as blocks of rows, each with the runs of columns that it uses: most of a large blur or sampling matrix is zero."""
+    """A matrix as blocks of rows, each with the runs of columns that it uses: most of a large blur
+    or sampling matrix is zero."""
     if max(matrix.shape) < 2 * _BLOCK or matrix.device.type == "meta":
         return [[(slice(None), matrix)]]
     blocks: _Bands = []
@@ -107,7 +109,10 @@ def _bands(matrix: Tensor) -> _Bands:
     for block in torch.split(matrix, rows):
         used = block.any(0).nonzero()[:, 0] if block.any() else torch.zeros(1, dtype=torch.long)
         ends = (used.diff() > _BLOCK).nonzero()[:, 0].tolist()
-        runs = [slice(int(used[a]), int(used[b]) + 1) for a, b in zip([0, *(e + 1 for e in ends)], [*ends, -1], strict=True)]
+        runs = [
+            slice(int(used[a]), int(used[b]) + 1)
+            for a, b in zip([0, *(e + 1 for e in ends)], [*ends, -1], strict=True)
+        ]
         blocks.append([(run, block[:, run].contiguous()) for run in runs])
     return blocks
 
@@ -126,7 +131,8 @@ def _right(x: Tensor, blocks: _Bands) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Separable(LinearOperator):
-    """A x = R x C^T for each channel: one small matrix an axis holds kernel, boundary and sampling, exactly.
+    """A x = R x C^T for each channel: one small matrix an axis holds kernel, boundary and sampling,
+    exactly.
 
     Attributes:
         rows: R, shape (m1, H).
@@ -183,12 +189,13 @@ class Separable(LinearOperator):
 
 @dataclass(frozen=True, eq=False)
 class Convolution(LinearOperator):
-    """Convolves each channel with the kernel of its sample, directly for small kernels and by Fourier transform for large ones.
+    """Convolves each channel with the kernel of its sample, directly for small kernels and by
+    Fourier transform for large ones.
 
     Attributes:
         kernel: Shape (B, 1 or C, h, w), h and w odd.
-        boundary: What lies beyond the border: the mirrored image ("reflect"), zeros ("zero"), or nothing, so that the measurement is
-            smaller by h - 1 and w - 1 ("valid").
+        boundary: What lies beyond the border: the mirrored image ("reflect"), zeros ("zero"), or
+            nothing, so that the measurement is smaller by h - 1 and w - 1 ("valid").
     """
 
     kernel: Tensor
@@ -198,7 +205,11 @@ class Convolution(LinearOperator):
         h, w = self.kernel.shape[-2:]
         b, c = x.shape[:2]
         if self.boundary != "valid":
-            x = pad(x, (w // 2, w // 2, h // 2, h // 2), "reflect" if self.boundary == "reflect" else "constant")
+            x = pad(
+                x,
+                (w // 2, w // 2, h // 2, h // 2),
+                "reflect" if self.boundary == "reflect" else "constant",
+            )
         y: Tensor
         if h * w <= _DIRECT:
             weight = self.kernel.flip(-2, -1).expand(b, c, h, w).reshape(b * c, 1, h, w)
@@ -214,9 +225,14 @@ class Convolution(LinearOperator):
         size = (y.shape[-2] + h - 1, y.shape[-1] + w - 1)
         if h * w <= _DIRECT:
             weight = self.kernel.flip(-2, -1).expand(b, c, h, w).reshape(b * c, 1, h, w)
-            x = conv_transpose2d(y.reshape(1, b * c, *y.shape[-2:]), weight, groups=b * c).reshape(b, c, *size)
+            x = conv_transpose2d(y.reshape(1, b * c, *y.shape[-2:]), weight, groups=b * c).reshape(
+                b, c, *size
+            )
         else:
-            spectrum = torch.fft.rfft2(pad(y, (w - 1, 0, h - 1, 0))) * torch.fft.rfft2(self.kernel, s=size).conj()
+            spectrum = (
+                torch.fft.rfft2(pad(y, (w - 1, 0, h - 1, 0)))
+                * torch.fft.rfft2(self.kernel, s=size).conj()
+            )
             x = torch.fft.irfft2(spectrum, s=size)
         if self.boundary == "valid":
             return x
@@ -239,10 +255,11 @@ def _fold(x: Tensor, axis: int, reach: int, reflect: bool) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class CircularConvolution(LinearOperator):
-    """Convolves each channel with the kernel of its sample as if the image were a torus: diagonal in the Fourier basis.
+    """Convolves each channel with the kernel of its sample as if the image were a torus: diagonal
+    in the Fourier basis.
 
-    A = P H diag(|k|) H, with k the Fourier transform of the kernel, P the convolution by its phase, which is orthogonal, and H the
-    Hartley transform, which is real, symmetric and orthogonal.
+    A = P H diag(|k|) H, with k the Fourier transform of the kernel, P the convolution by its phase,
+    which is orthogonal, and H the Hartley transform, which is real, symmetric and orthogonal.
 
     Attributes:
         kernel: Shape (B, 1 or C, h, w), centred; h and w odd, at most H and W.
@@ -259,7 +276,9 @@ class CircularConvolution(LinearOperator):
     def _transfer(self, transform: Callable[[Tensor], Tensor]) -> Tensor:
         h, w = self.kernel.shape[-2:]
         _, height, width = self.shape
-        whole = pad(self.kernel, (0, width - w, 0, height - h)).roll((-(h // 2), -(w // 2)), (-2, -1))
+        whole = pad(self.kernel, (0, width - w, 0, height - h)).roll(
+            (-(h // 2), -(w // 2)), (-2, -1)
+        )
         return transform(whole)
 
     def _filter(self, x: Tensor, spectrum: Tensor) -> Tensor:
@@ -281,7 +300,9 @@ class CircularConvolution(LinearOperator):
     def svd(self) -> SVD:
         k = self._transfer(torch.fft.fft2)
         half = self._spectrum
-        phase = torch.where(half.abs() > 0, half / half.abs().clamp(min=torch.finfo(half.abs().dtype).tiny), 1)
+        phase = torch.where(
+            half.abs() > 0, half / half.abs().clamp(min=torch.finfo(half.abs().dtype).tiny), 1
+        )
         scale = prod(self.shape[1:]) ** 0.5
 
         def hartley(x: Tensor) -> Tensor:
@@ -307,7 +328,8 @@ def blur(name: str, shape: tuple[int, ...], kernel: Tensor, boundary: Boundary) 
         name: The operator, for messages.
         shape: (C, H, W).
         kernel: Shape (B, h, w).
-        boundary: What lies beyond the border; "circular" is diagonal in the Fourier basis and so provides `pinv` and `svd`.
+        boundary: What lies beyond the border; "circular" is diagonal in the Fourier basis and so
+            provides `pinv` and `svd`.
 
     Raises:
         RecipeError: If the size of the kernel is even or too large for the image.
@@ -316,9 +338,16 @@ def blur(name: str, shape: tuple[int, ...], kernel: Tensor, boundary: Boundary) 
     h, w = kernel.shape[-2:]
     if h % 2 == 0 or w % 2 == 0:
         raise RecipeError(f"{name}: the size of a kernel must be odd, got {h}×{w}")
-    reach = max(h // 2 - height, w // 2 - width) + 1 if boundary == "reflect" else max(h - height, w - width)
+    reach = (
+        max(h // 2 - height, w // 2 - width) + 1
+        if boundary == "reflect"
+        else max(h - height, w - width)
+    )
     if reach > 0:
-        raise RecipeError(f"{name}: a kernel of {h}×{w} is too large for images of {height}×{width} with boundary: {boundary}")
+        raise RecipeError(
+            f"{name}: a kernel of {h}×{w} is too large for images of {height}×{width} with"
+            f" boundary: {boundary}"
+        )
     if boundary == "circular":
         return CircularConvolution(shape, kernel[:, None])
     return Convolution(shape, kernel[:, None], boundary)

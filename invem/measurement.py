@@ -18,7 +18,8 @@ __all__ = ["Example", "Measurement", "conditioning", "remeasure"]
 
 @dataclass(frozen=True, eq=False)
 class Measurement(Batched):
-    """A batch of B likelihoods p(y | x). The truth is not in it, so nothing that is given one can look.
+    """A batch of B likelihoods p(y | x). The truth is not in it, so nothing that is given one can
+    look.
 
     Attributes:
         y: The observations, shape (B, *measurement shape).
@@ -40,12 +41,24 @@ class Measurement(Batched):
 
     @property
     def provides(self) -> frozenset[str]:
-        """The capabilities of the operator and of the noise together, and "identity" where A changes nothing."""
-        same = set() if self.y.device.type == "meta" or not len(self) or self.y.shape[1:] != torch.Size(self.shape) else {"identity"}
+        """The capabilities of the operator and of the noise together, and "identity" where A
+        changes nothing."""
+        same = (
+            set()
+            if self.y.device.type == "meta"
+            or not len(self)
+            or self.y.shape[1:] != torch.Size(self.shape)
+            else {"identity"}
+        )
         if same:
             # A mask can show all of one signal and not of the next.
             rows = torch.linspace(0, len(self) - 1, min(len(self), 256), dtype=torch.float64).long()
-            probe = torch.linspace(-1, 1, self.y[0].numel()).to(self.y).reshape(self.y[:1].shape).expand(len(rows), *self.shape)
+            probe = (
+                torch.linspace(-1, 1, self.y[0].numel())
+                .to(self.y)
+                .reshape(self.y[:1].shape)
+                .expand(len(rows), *self.shape)
+            )
             same = same if torch.equal(self.A[rows](probe), probe) else set()
         return self.A.provides | self.noise.provides | same
 
@@ -53,21 +66,28 @@ class Measurement(Batched):
     def alike(self) -> bool:
         """Whether the operators of all observations are the same."""
         own = self.A.tensors().keys() - self.A.shared_paths()
-        return all(bool((self.A.tensors()[path] == self.A.tensors()[path][:1]).all()) for path in own)
+        return all(
+            bool((self.A.tensors()[path] == self.A.tensors()[path][:1]).all()) for path in own
+        )
 
     def matrices(self) -> Tensor:
-        """Returns the matrices of linear operators on flattened signals, shape (B, m, d), float64. For few entries: A is called d times."""
+        """Returns the matrices of linear operators on flattened signals, shape (B, m, d), float64.
+        For few entries: A is called d times."""
         d = math.prod(self.shape)
         basis = torch.eye(d, dtype=self.y.dtype, device=self.y.device).reshape(d, 1, *self.shape)
-        return wide(torch.stack([self.A(e.expand(len(self), *self.shape)).flatten(1) for e in basis], -1))
+        return wide(
+            torch.stack([self.A(e.expand(len(self), *self.shape)).flatten(1) for e in basis], -1)
+        )
 
     def residual(self, x: Tensor) -> Tensor:
-        """Returns y - A(x), shape of y, zero in the entries of y that no x has a part in: norms of it do not count their noise."""
+        """Returns y - A(x), shape of y, zero in the entries of y that no x has a part in: norms of
+        it do not count their noise."""
         r = self.y - self.A(x)
         return r if self.A.seen is None else r * self.A.seen
 
     def floored(self, sigma: float) -> Self:
-        """Returns the same with a noise whose variance counts as at least sigma^2, for solvers that divide by it."""
+        """Returns the same with a noise whose variance counts as at least sigma^2, for solvers that
+        divide by it."""
         return replace(self, noise=_Floored(self.noise, sigma**2))
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -82,28 +102,37 @@ class Measurement(Batched):
         return self.A.vjp(x, grad)
 
     def level(self, name: str) -> Tensor:
-        """Returns the standard deviation of the noise of signals that were measured by A = I, shape (B, 1, ...).
+        """Returns the standard deviation of the noise of signals that were measured by A = I, shape
+        (B, 1, ...).
 
         Args:
             name: The component that asks, for the message.
 
         Raises:
-            Unsupported: If A is another operator, or the noise not of one level for all entries of an observation.
+            Unsupported: If A is another operator, or the noise not of one level for all entries of
+                an observation.
         """
         var = self.noise.var().expand_as(self.y).flatten(1)
         if "identity" not in self.provides or bool((var != var[:, :1]).any()):
-            raise Unsupported(f"{name} needs operator: identity, and noise of one level for all entries of an observation")
+            raise Unsupported(
+                f"{name} needs operator: identity, and noise of one level for all entries of an"
+                " observation"
+            )
         return var[:, 0].sqrt().reshape(-1, *[1] * (self.y.ndim - 1))
 
     def spectral_noise(self, svd: SVD) -> Tensor:
-        """Returns the standard deviation of the noise of y in each coordinate of V^T x, (B, d): noise/s, infinite where y is blind.
+        """Returns the standard deviation of the noise of y in each coordinate of V^T x, (B, d):
+        noise/s, infinite where y is blind.
 
         Raises:
             Unsupported: If the noise is not of one level for all entries of an observation.
         """
         var = self.noise.var().expand_as(self.y).flatten(1)
         if bool((var != var[:, :1]).any()):
-            raise Unsupported("in the singular basis the noise must have one level for all entries of an observation")
+            raise Unsupported(
+                "in the singular basis the noise must have one level for all entries of an"
+                " observation"
+            )
         s = svd.s.expand(len(self), -1)
         seen = s > 1e-6 * s.amax(1, keepdim=True)
         kappa = torch.where(seen, var[:, :1].sqrt() / torch.where(seen, s, 1), torch.inf)
@@ -113,7 +142,9 @@ class Measurement(Batched):
         """Returns U^T y / s in each coordinate of V^T x, shape (B, d), zero where y is blind."""
         s = svd.s.expand(len(self), -1)
         seen = s > 1e-6 * s.amax(1, keepdim=True)
-        return _padded(torch.where(seen, svd.ut(self.y) / torch.where(seen, s, 1), 0), self.shape, 0.0)
+        return _padded(
+            torch.where(seen, svd.ut(self.y) / torch.where(seen, s, 1), 0), self.shape, 0.0
+        )
 
 
 def _padded(z: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
@@ -142,9 +173,11 @@ class Example(NamedTuple):
     """What an objective learns from: a batch of signals, of measurements, or of both.
 
     Attributes:
-        x: Signals (posterior draws, or clean images where the recipe grants some), shape (B, *shape); or None.
+        x: Signals (posterior draws, or clean images where the recipe grants some), shape (B,
+            *shape); or None.
         measurement: What was measured of each; or None.
-        label: Class labels of the signals, shape (B,); only data sets that have them, only for evaluation.
+        label: Class labels of the signals, shape (B,); only data sets that have them, only for
+            evaluation.
     """
 
     x: Tensor | None
@@ -155,14 +188,20 @@ class Example(NamedTuple):
 def _full_precision(x: Tensor) -> AbstractContextManager[None]:
     """Keeps autocast, which trains networks, from what is measured."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return (
+        torch.autocast(kind, enabled=False)
+        if torch.amp.is_autocast_available(kind)
+        else nullcontext()
+    )
 
 
 def conditioning(m: Measurement) -> Tensor:
-    """Returns [A^T y, A^T 1], shape (B, 2, *shape): what a conditional network is given of a measurement. A must be linear.
+    """Returns [A^T y, A^T 1], shape (B, 2, *shape): what a conditional network is given of a
+    measurement. A must be linear.
 
-    For a mask these are the measured entries and the mask, for denoising y and ones: all of y and A. Of other operators that differ between
-    observations, and of a noise level that does, they do not say everything, and the network knows E[x | x_t] given what they do say.
+    For a mask these are the measured entries and the mask, for denoising y and ones: all of y and
+    A. Of other operators that differ between observations, and of a noise level that does, they do
+    not say everything, and the network knows E[x | x_t] given what they do say.
     """
     with _full_precision(m.y):
         return torch.stack([m.A.adjoint(m.y), m.A.adjoint(torch.ones_like(m.y))], 1)
@@ -170,7 +209,8 @@ def conditioning(m: Measurement) -> Tensor:
 
 @torch.no_grad()
 def remeasure(m: Measurement, x: Tensor, rng: Rng) -> Measurement:
-    """Returns the same with y' ~ p(y | x), the noise of each sample from its own stream, in full precision under autocast too.
+    """Returns the same with y' ~ p(y | x), the noise of each sample from its own stream, in full
+    precision under autocast too.
 
     Args:
         m: For A and the noise; its y is not used.
@@ -182,4 +222,9 @@ def remeasure(m: Measurement, x: Tensor, rng: Rng) -> Measurement:
     if "var" in m.noise.provides:
         return replace(m, y=clean + m.noise.var().sqrt() * rng.normal_like(clean))
     streams = [Rng.generator("measured anew", seed) for seed in rng.seeds]
-    return replace(m, y=torch.cat([m.noise[i].sample(clean[i : i + 1], stream) for i, stream in enumerate(streams)]))
+    return replace(
+        m,
+        y=torch.cat(
+            [m.noise[i].sample(clean[i : i + 1], stream) for i, stream in enumerate(streams)]
+        ),
+    )

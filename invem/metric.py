@@ -15,17 +15,21 @@ __all__ = ["Metric", "Outcome"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What there is to judge. A part that is missing is None, and the plan refuses a metric that needs it.
+    """What there is to judge. A part that is missing is None, and the plan refuses a metric that
+    needs it.
 
     Attributes:
         truth: The clean signals of N held-out observations, (N, *shape).
         draws: K posterior draws for each of them, (N, K, *shape).
         measurement: The N held-out measurements.
         samples: Unconditional samples of the prior, (M, *shape).
-        reference: Clean signals to compare a distribution with, never seen in training, (R, *shape).
+        reference: Clean signals to compare a distribution with, never seen in training, (R,
+            *shape).
         observed: Training observations, for comparisons that need no clean signal.
-        simulated: The samples, measured by operators and noise drawn anew: what observations the prior stands for. As many as `samples`.
-        resimulated: One posterior draw given each of the first n observations of `simulated`, by the sampler that restores, (n, *shape).
+        simulated: The samples, measured by operators and noise drawn anew: what observations the
+            prior stands for. As many as `samples`.
+        resimulated: One posterior draw given each of the first n observations of `simulated`, by
+            the sampler that restores, (n, *shape).
         trained: Signals that the prior was fitted to (posterior draws), (T, *shape).
         denoiser: The prior.
         range: The lowest and highest value of a signal.
@@ -48,8 +52,9 @@ class Metric(ABC):
     """One number for each held-out observation, or one for a whole set.
 
     Attributes:
-        needs: The parts of `Outcome` that it reads; "labels" if `prepare` needs labelled images, "image" if the signals must be images,
-            "var" if the noise must be Gaussian and not zero, "several draws" if one of each observation is not enough.
+        needs: The parts of `Outcome` that it reads; "labels" if `prepare` needs labelled images,
+            "image" if the signals must be images, "var" if the noise must be Gaussian and not zero,
+            "several draws" if one of each observation is not enough.
         unit: The unit that a table prints, such as "dB".
         higher_is_better: Which way is up, where there is no `target`.
     """
@@ -64,13 +69,16 @@ class Metric(ABC):
 
     @property
     def target(self) -> float | None:
-        """The value of a perfect outcome where a value may miss it on both sides, such as the level of a coverage; None elsewhere."""
+        """The value of a perfect outcome where a value may miss it on both sides, such as the level
+        of a coverage; None elsewhere."""
         return None
 
     @abstractmethod
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns one value per observation, shape (N,), or per sample, shape (M,), or one for the set, shape ()."""
+        """Returns one value per observation, shape (N,), or per sample, shape (M,), or one for the
+        set, shape ()."""
 
     def prepare(self, training: Example) -> dict[str, Tensor]:
-        """Returns tensors to compute once per run and keep with it, such as a feature network. training: clean training images."""
+        """Returns tensors to compute once per run and keep with it, such as a feature network.
+        training: clean training images."""
         return {}

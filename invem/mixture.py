@@ -59,7 +59,9 @@ class Mixture(Batched):
         m, w = wide(self.means.flatten(1)), wide(self.weights)
         mean = w @ m
         gap = m - mean
-        cov = torch.einsum("k,kij->ij", w, wide(self.covs)) + torch.einsum("k,ki,kj->ij", w, gap, gap)
+        cov = torch.einsum("k,kij->ij", w, wide(self.covs)) + torch.einsum(
+            "k,ki,kj->ij", w, gap, gap
+        )
         return Gaussian.full(mean.reshape(self.shape).to(self.means), cov)
 
     def sample(self, rng: Rng) -> Tensor:
@@ -84,7 +86,8 @@ class Mixture(Batched):
         return torch.einsum("bk,bki->bi", log_r.softmax(-1), means).to(x_t.dtype).reshape(x_t.shape)
 
     def spread(self, m: Measurement) -> Tensor:
-        """Returns the noise variances (B, m), float64, at least what keeps A C A^T + S invertible where they are 0."""
+        """Returns the noise variances (B, m), float64, at least what keeps A C A^T + S invertible
+        where they are 0."""
         largest = self._eigen[0].max()
         return _floored(m, largest)
 
@@ -96,8 +99,12 @@ class Mixture(Batched):
         logs = []
         for mean, cov in zip(wide(self.means.flatten(1)), wide(self.covs), strict=True):
             chol = torch.linalg.cholesky(A @ cov @ A.mT + torch.diag_embed(var))
-            white = torch.linalg.solve_triangular(chol, (y - A @ mean)[..., None], upper=False)[..., 0]
-            logs.append(-0.5 * white.square().sum(-1) - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+            white = torch.linalg.solve_triangular(chol, (y - A @ mean)[..., None], upper=False)[
+                ..., 0
+            ]
+            logs.append(
+                -0.5 * white.square().sum(-1) - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            )
         return A, var, wide(self.weights).log() + torch.stack(logs, -1)
 
     def posterior(self, m: Measurement, rng: Rng) -> Tensor:
@@ -118,8 +125,12 @@ class Mixture(Batched):
         A, var, log_weights = self._evidence(m)
         weights, y = log_weights.softmax(-1), wide(m.y.flatten(1))
         x = torch.zeros(len(y), A.shape[2], dtype=A.dtype, device=A.device)
-        for w, mean, cov in zip(weights.T, wide(self.means.flatten(1)), wide(self.covs), strict=True):
-            u = torch.linalg.solve(A @ cov @ A.mT + torch.diag_embed(var), (y - A @ mean)[..., None])
+        for w, mean, cov in zip(
+            weights.T, wide(self.means.flatten(1)), wide(self.covs), strict=True
+        ):
+            u = torch.linalg.solve(
+                A @ cov @ A.mT + torch.diag_embed(var), (y - A @ mean)[..., None]
+            )
             x = x + w[:, None] * (mean + (cov @ A.mT @ u)[..., 0])
         return x.to(m.y.dtype).reshape(-1, *self.shape)
 
@@ -128,23 +139,29 @@ class Mixture(Batched):
         A, var, log_weights = self._evidence(m)
         weights, y = log_weights.softmax(-1), wide(m.y.flatten(1))
         means, second = [], torch.zeros(1, dtype=A.dtype, device=A.device)
-        for w, mean, cov in zip(weights.T, wide(self.means.flatten(1)), wide(self.covs), strict=True):
+        for w, mean, cov in zip(
+            weights.T, wide(self.means.flatten(1)), wide(self.covs), strict=True
+        ):
             gain = torch.linalg.solve(A @ cov @ A.mT + torch.diag_embed(var), A @ cov).mT
             centre = mean + (gain @ (y - A @ mean)[..., None])[..., 0]
             means.append(centre)
-            second = second + w[:, None, None] * (cov - gain @ A @ cov + centre[:, :, None] * centre[:, None])
+            second = second + w[:, None, None] * (
+                cov - gain @ A @ cov + centre[:, :, None] * centre[:, None]
+            )
         mean = torch.einsum("bk,kbi->bi", weights, torch.stack(means))
         return PosteriorMoments(weights, mean, second - mean[:, :, None] * mean[:, None])
 
 
 @dataclass(frozen=True, eq=False)
 class FactorMixture(Batched):
-    """sum_k w_k N(m_k, F_k F_k^T + diag(D)): a mixture of factor analysers (Z. Ghahramani & G. Hinton, CRG-TR-96-1, 1996) with one D.
+    """sum_k w_k N(m_k, F_k F_k^T + diag(D)): a mixture of factor analysers (Z. Ghahramani & G.
+    Hinton, CRG-TR-96-1, 1996) with one D.
 
-    For signals of more entries than `Mixture` is for. As D is common, the determinant of A D A^T + S is too, and drops out of the
-    probabilities of the components. Where A acts on each entry by itself (a mask, the identity) no system is larger than q; any other
-    linear A is made a matrix, and a system of the m entries of y is solved: one for a batch if A and the noise are the same for all of
-    it, and one for each observation if not.
+    For signals of more entries than `Mixture` is for. As D is common, the determinant of A D A^T +
+    S is too, and drops out of the probabilities of the components. Where A acts on each entry by
+    itself (a mask, the identity) no system is larger than q; any other linear A is made a matrix,
+    and a system of the m entries of y is solved: one for a batch if A and the noise are the same
+    for all of it, and one for each observation if not.
 
     Attributes:
         weights: w, shape (K,), positive, summing to one.
@@ -167,7 +184,9 @@ class FactorMixture(Batched):
         """Returns the Gaussian with the mean and the covariance of the mixture."""
         w, m = wide(self.weights), wide(self.means.flatten(1))
         mean = w @ m
-        factor = torch.cat([wide(self.factors), (m - mean)[..., None]], -1) * w.sqrt()[:, None, None]
+        factor = (
+            torch.cat([wide(self.factors), (m - mean)[..., None]], -1) * w.sqrt()[:, None, None]
+        )
         factor = factor.transpose(0, 1).flatten(1)
         centre = mean.reshape(self.shape).to(self.means)
         if factor.shape[1] >= len(factor):
@@ -178,7 +197,11 @@ class FactorMixture(Batched):
         """Draws one signal a stream, shape (B, *shape)."""
         k = _pick(wide(self.weights).log().expand(len(rng), -1), rng)
         z, e = self._latent(rng)
-        x = self.means.flatten(1)[k] + torch.einsum("bdq,bq->bd", self.factors[k], z.to(self.factors)) + self.diag.sqrt() * e
+        x = (
+            self.means.flatten(1)[k]
+            + torch.einsum("bdq,bq->bd", self.factors[k], z.to(self.factors))
+            + self.diag.sqrt() * e
+        )
         return x.reshape(-1, *self.shape)
 
     def _latent(self, rng: Rng) -> tuple[Tensor, Tensor]:
@@ -193,9 +216,11 @@ class FactorMixture(Batched):
         return _Entrywise(self, torch.ones(1, 1).to(wide(x_t)), common[:, None]).mean(x_t)
 
     def conditioned(self, m: Measurement) -> "Conditioned":
-        """Returns what is known of each component given A and the noise of a batch of measurements, whatever their y.
+        """Returns what is known of each component given A and the noise of a batch of measurements,
+        whatever their y.
 
-        Where all of them have the same A and the same noise it serves any number of y. m: linear A and Gaussian noise.
+        Where all of them have the same A and the same noise it serves any number of y. m: linear A
+        and Gaussian noise.
         """
         var = _floored(m, self.diag.max() + self.factors.square().sum((1, 2)).max())
         var = var[:1] if bool((var == var[:1]).all()) else var
@@ -210,18 +235,21 @@ class FactorMixture(Batched):
         return self.conditioned(m).mean(m.y)
 
     def shares(self, m: Measurement) -> Tensor:
-        """Returns the probabilities of the components given y, shape (B, K), float64. m: linear A and Gaussian noise."""
+        """Returns the probabilities of the components given y, shape (B, K), float64. m: linear A
+        and Gaussian noise."""
         return self.conditioned(m).weigh(wide(m.y.flatten(1)))[0].softmax(-1)
 
     def shares_of(self, x: Tensor) -> Tensor:
-        """Returns the probabilities of the components given the signal itself, shape (B, K), float64. x: (B, *shape)."""
+        """Returns the probabilities of the components given the signal itself, shape (B, K),
+        float64. x: (B, *shape)."""
         one = torch.ones(1, 1).to(wide(x))
         return _Entrywise(self, one, 0 * one).weigh(wide(x.flatten(1)))[0].softmax(-1)
 
     def draw(self, m: Measurement, rng: Rng) -> tuple[Tensor, Tensor]:
         """Draws the signal and its component from p(x, k | y) exactly: (B, *shape) and (B,).
 
-        k given y, then z given k and y, x = m_k + F_k z + e, then e by Matheron's rule. m: linear A and Gaussian noise.
+        k given y, then z given k and y, x = m_k + F_k z + e, then e by Matheron's rule. m: linear A
+        and Gaussian noise.
         """
         system, y = self.conditioned(m), wide(m.y.flatten(1))
         log_weights, h = system.weigh(y)
@@ -232,9 +260,16 @@ class FactorMixture(Batched):
         for j in torch.unique(k).tolist():
             rows, root = k == j, system.roots[j]
             if len(root) == 1:
-                z_given = h[j, rows] + torch.linalg.solve_triangular(root[0].T, z[rows].T, upper=True).T
+                z_given = (
+                    h[j, rows] + torch.linalg.solve_triangular(root[0].T, z[rows].T, upper=True).T
+                )
             else:
-                z_given = h[j, rows] + torch.linalg.solve_triangular(root[rows].mT, z[rows, :, None], upper=True)[..., 0]
+                z_given = (
+                    h[j, rows]
+                    + torch.linalg.solve_triangular(root[rows].mT, z[rows, :, None], upper=True)[
+                        ..., 0
+                    ]
+                )
             centre[rows] = system.means[j] + z_given @ system.factors[j].T
         e = e * wide(self.diag).sqrt()
         x = centre + e + wide(self.diag) * system.back(y - system.ahead(centre + e) - noise)
@@ -246,7 +281,8 @@ class FactorMixture(Batched):
 
 
 class Conditioned(ABC):
-    """The components of a `FactorMixture` under y = A x + n, where N = A D A^T + S is what no factor explains.
+    """The components of a `FactorMixture` under y = A x + n, where N = A D A^T + S is what no
+    factor explains.
 
     Attributes:
         var: The noise variances, each axis 1 where they are common to it.
@@ -255,7 +291,8 @@ class Conditioned(ABC):
     def __init__(self, prior: FactorMixture, var: Tensor) -> None:
         self.var, self.shape = var, prior.shape
         self.weights, self.means, self.factors, self.diag = (
-            wide(part) for part in (prior.weights, prior.means.flatten(1), prior.factors, prior.diag)
+            wide(part)
+            for part in (prior.weights, prior.means.flatten(1), prior.factors, prior.diag)
         )
 
     @cached_property
@@ -281,13 +318,20 @@ class Conditioned(ABC):
         """Returns F^T A^T N^-1 A F, shape (B or 1, q, q)."""
 
     def weigh(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns log w_k + log p(y | k) but for what is common, (B, K), and E[z | k, y], (K, B, q). y: (B, m), float64."""
+        """Returns log w_k + log p(y | k) but for what is common, (B, K), and E[z | k, y], (K, B,
+        q). y: (B, m), float64."""
         logs, found = [], []
         for mean, factor, root in zip(self.means, self.factors, self.roots, strict=True):
             pulled, size = self.weighed(y - self.ahead(mean[None]))
             b = pulled @ factor
-            h = torch.cholesky_solve(b.T, root[0]).T if len(root) == 1 else torch.cholesky_solve(b[..., None], root)[..., 0]
-            logs.append(-0.5 * (size - (b * h).sum(1)) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+            h = (
+                torch.cholesky_solve(b.T, root[0]).T
+                if len(root) == 1
+                else torch.cholesky_solve(b[..., None], root)[..., 0]
+            )
+            logs.append(
+                -0.5 * (size - (b * h).sum(1)) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            )
             found.append(h)
         return self.weights.log() + torch.stack(logs, -1), torch.stack(found)
 
@@ -325,8 +369,12 @@ class _Entrywise(Conditioned):
         if len(share) == 1:
             return ((factor * share.T).T @ factor)[None]
         pairs = (factor[:, :, None] * factor[:, None]).flatten(1)
-        # The largest product of all: in single precision while its error moves the probabilities of components by less than 1e-3.
-        if float(share.amax()) * float(factor.square().sum(0).amax() if factor.numel() else 0) < 1e5:
+        # The largest product of all: in single precision while its error moves the probabilities of
+        # components by less than 1e-3.
+        if (
+            float(share.amax()) * float(factor.square().sum(0).amax() if factor.numel() else 0)
+            < 1e5
+        ):
             found = (share.float() @ pairs.float()).to(factor)
         else:
             found = share @ pairs
@@ -350,7 +398,11 @@ class _Dense(Conditioned):
         return r
 
     def ahead(self, x: Tensor) -> Tensor:
-        return x @ self.A[0].T if len(self.A) == 1 else torch.einsum("bmd,bd->bm", self.A, x.expand(len(self.A), -1))
+        return (
+            x @ self.A[0].T
+            if len(self.A) == 1
+            else torch.einsum("bmd,bd->bm", self.A, x.expand(len(self.A), -1))
+        )
 
     def back(self, r: Tensor) -> Tensor:
         return self.weighed(r)[0]
@@ -370,9 +422,13 @@ class _Dense(Conditioned):
 
     @cached_property
     def _once(self) -> tuple[Tensor, list[Tensor]]:
-        """Where A and the noise are common, N = L L^T and R_k are the roots: L^-1 A m_k, (K, m), and R_k^-1 F_k^T A^T L^-T, (q, m) each."""
+        """Where A and the noise are common, N = L L^T and R_k are the roots: L^-1 A m_k, (K, m),
+        and R_k^-1 F_k^T A^T L^-T, (q, m) each."""
         hidden = [self._white((self.A[0] @ factor).T) for factor in self.factors]
-        rows = [torch.linalg.solve_triangular(root[0], white, upper=False) for root, white in zip(self.roots, hidden, strict=True)]
+        rows = [
+            torch.linalg.solve_triangular(root[0], white, upper=False)
+            for root, white in zip(self.roots, hidden, strict=True)
+        ]
         return self._white(self.means @ self.A[0].T), rows
 
     def weigh(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -383,7 +439,9 @@ class _Dense(Conditioned):
         for mean, row, root in zip(means, rows, self.roots, strict=True):
             r = white - mean
             half = r @ row.T
-            logs.append(-0.5 * (r.square().sum(1) - half.square().sum(1)) - root[0].diagonal().log().sum())
+            logs.append(
+                -0.5 * (r.square().sum(1) - half.square().sum(1)) - root[0].diagonal().log().sum()
+            )
             found.append(torch.linalg.solve_triangular(root[0].T, half.T, upper=True).T)
         return self.weights.log() + torch.stack(logs, -1), torch.stack(found)
 
@@ -397,5 +455,6 @@ def _pick(log_weights: Tensor, rng: Rng) -> Tensor:
 
 
 def _floored(m: Measurement, largest: Tensor) -> Tensor:
-    """Returns the noise variances (B, m), float64, at least 1e-10 of the variance of the prior, which stands for none."""
+    """Returns the noise variances (B, m), float64, at least 1e-10 of the variance of the prior,
+    which stands for none."""
     return wide(m.noise.var().expand_as(m.y).flatten(1)).clamp(min=float(1e-10 * largest + 1e-30))

@@ -24,8 +24,11 @@ class NoiseModel(Batched, ABC):
         """Returns log p(y | clean), shape (B,)."""
 
     def var(self) -> Tensor:
-        """Returns the variance of Gaussian noise, broadcastable to y. Only Gaussian laws have one."""
-        raise Unsupported(f"{type(self).__name__} is not Gaussian: it has no variance that is free of the signal")
+        """Returns the variance of Gaussian noise, broadcastable to y. Only Gaussian laws have
+        one."""
+        raise Unsupported(
+            f"{type(self).__name__} is not Gaussian: it has no variance that is free of the signal"
+        )
 
     @property
     def provides(self) -> frozenset[str]:

@@ -10,7 +10,16 @@ from torch import Generator, Tensor
 from invem.batched import Batched
 from invem.errors import RecipeError, Unsupported
 
-__all__ = ["SVD", "Chain", "LinearChain", "LinearOperator", "Operator", "OperatorLaw", "chain", "image_shape"]
+__all__ = [
+    "SVD",
+    "Chain",
+    "LinearChain",
+    "LinearOperator",
+    "Operator",
+    "OperatorLaw",
+    "chain",
+    "image_shape",
+]
 
 
 class Rotation(Protocol):
@@ -22,8 +31,9 @@ class Rotation(Protocol):
 class SVD(NamedTuple):
     """A = U diag(s) V^T, each factor a function on batches.
 
-    `s` has shape (B, r), or (1, r) where it is common to the batch, with r = min(m, d). `u` maps (B, r) to y, `ut` maps y to (B, r),
-    `v` maps (B, d) to x and `vt` maps x to (B, d), the first r of whose entries belong to `s` and the rest to the null space.
+    `s` has shape (B, r), or (1, r) where it is common to the batch, with r = min(m, d). `u` maps
+    (B, r) to y, `ut` maps y to (B, r), `v` maps (B, d) to x and `vt` maps x to (B, d), the first r
+    of whose entries belong to `s` and the rest to the null space.
     """
 
     s: Tensor
@@ -35,14 +45,17 @@ class SVD(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Operator(Batched, ABC):
-    """A batch of B forward operators: operator i acts on sample i alone, ``A[i](x[i:i+1]) == A(x)[i:i+1]``.
+    """A batch of B forward operators: operator i acts on sample i alone, ``A[i](x[i:i+1]) ==
+    A(x)[i:i+1]``.
 
     Attributes:
         shape: The shape of one signal, without the batch axis.
-        straight_through: Whether `vjp` is a useful stand-in for a derivative that is zero or undefined, as that of rounding.
+        straight_through: Whether `vjp` is a useful stand-in for a derivative that is zero or
+            undefined, as that of rounding.
 
-    What an operator provides beyond `__call__` is the set of optional methods that its class overrides: `adjoint`, `pinv`,
-    `svd`. Samplers and objectives name what they need; the plan compares the two before anything runs.
+    What an operator provides beyond `__call__` is the set of optional methods that its class
+    overrides: `adjoint`, `pinv`, `svd`. Samplers and objectives name what they need; the plan
+    compares the two before anything runs.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +67,8 @@ class Operator(Batched, ABC):
         """Applies A. x: (B, *shape); returns y: (B, *measurement shape)."""
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        """Returns J^T v with J the Jacobian of A at x. x: (B, *shape), v: like y; returns (B, *shape)."""
+        """Returns J^T v with J the Jacobian of A at x. x: (B, *shape), v: like y; returns (B,
+        *shape)."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = self(x)
@@ -75,7 +89,8 @@ class Operator(Batched, ABC):
 
     @property
     def seen(self) -> Tensor | None:
-        """One where an entry of y depends on x and zero where it is noise alone, broadcastable to y; None if all do."""
+        """One where an entry of y depends on x and zero where it is noise alone, broadcastable to
+        y; None if all do."""
         return None
 
     def __matmul__(self, other: "Operator") -> "Operator":
@@ -86,12 +101,15 @@ class Operator(Batched, ABC):
     def provides(self) -> frozenset[str]:
         """The capabilities that this operator has."""
         optional = ("adjoint", "pinv", "svd")
-        return frozenset({"vjp"} | {n for n in optional if getattr(type(self), n) is not getattr(Operator, n)})
+        return frozenset(
+            {"vjp"} | {n for n in optional if getattr(type(self), n) is not getattr(Operator, n)}
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class LinearOperator(Operator):
-    """A linear operator. The adjoint is found by automatic differentiation unless it is overridden."""
+    """A linear operator. The adjoint is found by automatic differentiation unless it is
+    overridden."""
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Returns A^T y, shape (B, *shape), with <A x, y> = <x, A^T y> for each sample."""
@@ -113,7 +131,9 @@ class Chain(Operator):
     parts: tuple[Operator, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "straight_through", any(part.straight_through for part in self.parts))
+        object.__setattr__(
+            self, "straight_through", any(part.straight_through for part in self.parts)
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         for part in self.parts:
@@ -163,8 +183,8 @@ def chain(*parts: Operator) -> Operator:
 class OperatorLaw(Protocol):
     """The law of an operator: what a plugin offers under a name.
 
-    Drawn once per data set and stored beside y, so that every round, method and rerun sees the same operators. The
-    keyword-only parameters of a law are the options of the recipe.
+    Drawn once per data set and stored beside y, so that every round, method and rerun sees the same
+    operators. The keyword-only parameters of a law are the options of the recipe.
     """
 
     def __call__(self, n: int, shape: tuple[int, ...], rng: Generator, /) -> Operator: ...
@@ -177,5 +197,7 @@ def image_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
         RecipeError: If the signals are not images; `name` is the operator.
     """
     if len(shape) != 3:
-        raise RecipeError(f"{name} acts on images (channels, height, width), not on signals of shape {shape}")
+        raise RecipeError(
+            f"{name} acts on images (channels, height, width), not on signals of shape {shape}"
+        )
     return shape[0], shape[1], shape[2]

@@ -9,15 +9,18 @@ __all__ = ["choose", "resample"]
 
 
 def resample(log_weights: Tensor, rng: Rng, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Systematic resampling of the filters whose effective number of particles is below `threshold` K.
+    """Systematic resampling of the filters whose effective number of particles is below `threshold`
+    K.
 
     Args:
-        log_weights: Shape (B, K), float64; the particles of an observation are K rows of a flat batch (B K, ...).
+        log_weights: Shape (B, K), float64; the particles of an observation are K rows of a flat
+            batch (B K, ...).
         rng: B streams; one uniform number for each observation.
         threshold: Between 0 and 1.
 
     Returns:
-        The rows of the flat batch that go on, (B K,), and the log weights that they have then, (B, K).
+        The rows of the flat batch that go on, (B K,), and the log weights that they have then, (B,
+            K).
     """
     b, k = log_weights.shape
     w = log_weights.softmax(1)
@@ -26,12 +29,17 @@ def resample(log_weights: Tensor, rng: Rng, threshold: float = 0.5) -> tuple[Ten
     found = torch.searchsorted(w.cumsum(1), at.contiguous()).clamp(max=k - 1)
     own = torch.arange(k, device=w.device).expand(b, k)
     rows = torch.where(low, found, own) + k * torch.arange(b, device=w.device)[:, None]
-    return rows.flatten(), torch.where(low, 0.0, log_weights - log_weights.logsumexp(1, keepdim=True))
+    return rows.flatten(), torch.where(
+        low, 0.0, log_weights - log_weights.logsumexp(1, keepdim=True)
+    )
 
 
 def choose(log_weights: Tensor, rng: Rng) -> Tensor:
-    """Draws one particle of each filter by its weight. log_weights: (B, K); returns rows of the flat batch, (B,)."""
+    """Draws one particle of each filter by its weight. log_weights: (B, K); returns rows of the
+    flat batch, (B,)."""
     b, k = log_weights.shape
     w = log_weights.softmax(1).cumsum(1)
-    found = torch.searchsorted(w, rng.uniform(1, dtype=torch.float64).to(w) * w[:, -1:]).clamp(max=k - 1)
+    found = torch.searchsorted(w, rng.uniform(1, dtype=torch.float64).to(w) * w[:, -1:]).clamp(
+        max=k - 1
+    )
     return found[:, 0] + k * torch.arange(b, device=w.device)

@@ -1,4 +1,5 @@
-"""``pytest --invem NAME``: the contracts of components as tests, with no test file at all. NAME is what `invem plugin check` takes."""
+"""``pytest --invem NAME``: the contracts of components as tests, with no test file at all. NAME is
+what `invem plugin check` takes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,14 +9,22 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--invem", action="append", default=[], metavar="NAME", help="run the contracts of this invem component, kind or module"
+        "--invem",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run the contracts of this invem component, kind or module",
     )
 
 
-def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
     names = config.getoption("--invem")
     if names:
-        items += list(Contracts.from_parent(session, name="invem", nodeid="invem", names=names).collect())
+        items += list(
+            Contracts.from_parent(session, name="invem", nodeid="invem", names=names).collect()
+        )
 
 
 class Contracts(pytest.Collector):
@@ -36,13 +45,21 @@ class Contracts(pytest.Collector):
             raise pytest.UsageError(str(error)) from error
         for kind, name, factory in found:
             for contract in KINDS[kind][1]:
-                yield Contract.from_parent(self, name=f"{kind}/{name}: {contract}", kind=kind, factory=factory, contract=contract)
+                yield Contract.from_parent(
+                    self,
+                    name=f"{kind}/{name}: {contract}",
+                    kind=kind,
+                    factory=factory,
+                    contract=contract,
+                )
 
 
 class Contract(pytest.Item):
     """One contract of one component."""
 
-    def __init__(self, kind: str, factory: Callable[..., Any], contract: str, **kwargs: Any) -> None:
+    def __init__(
+        self, kind: str, factory: Callable[..., Any], contract: str, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.kind, self.factory, self.contract = kind, factory, contract
 
@@ -57,10 +74,16 @@ class Contract(pytest.Item):
         if result.passed is None:
             pytest.skip(result.detail)
         if not result.passed:
-            raise ContractError(f"{self.name}: {result.value} (at most {result.tolerance}) {result.detail}")
+            raise ContractError(
+                f"{self.name}: {result.value} (at most {result.tolerance}) {result.detail}"
+            )
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        return str(excinfo.value) if isinstance(excinfo.value, ContractError) else super().repr_failure(excinfo, style)
+        return (
+            str(excinfo.value)
+            if isinstance(excinfo.value, ContractError)
+            else super().repr_failure(excinfo, style)
+        )
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
         return "invem", None, self.name

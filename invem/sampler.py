@@ -20,16 +20,20 @@ __all__ = ["GuidedSampler", "PosteriorSampler"]
 class PosteriorSampler(ABC):
     """Draws one x ~ p(x | y) for each measurement of a batch.
 
-    A sampler is a frozen value: calling it changes nothing, and all its randomness comes from `rng`. Samples of a batch never
-    interact. For K draws per observation, index the measurement: ``m[torch.arange(B).repeat_interleave(K)]``.
+    A sampler is a frozen value: calling it changes nothing, and all its randomness comes from
+    `rng`. Samples of a batch never interact. For K draws per observation, index the measurement:
+    ``m[torch.arange(B).repeat_interleave(K)]``.
 
     Attributes:
-        needs: What it calls on the measurement ("adjoint", "pinv", "svd", "vjp", "var"; "identity" is an A that changes nothing) and on the
-            denoiser ("moments"; "closed form": a prior whose posterior is known exactly; "conditional": it was fitted to know
-            E[x | x_t, y]). The plan compares it with what operator, noise and denoiser provide, before anything runs.
-        prior: Whether it draws with the denoiser. A classical restoration does not, so that a first phase can begin with one.
-        begins: Whether its chains begin where `denoiser.begin` says, at the first level of its `schedule`, so that a round can go on from
-            the draws of the round before.
+        needs: What it calls on the measurement ("adjoint", "pinv", "svd", "vjp", "var"; "identity"
+            is an A that changes nothing) and on the denoiser ("moments"; "closed form": a prior
+            whose posterior is known exactly; "conditional": it was fitted to know E[x | x_t, y]).
+            The plan compares it with what operator, noise and denoiser provide, before anything
+            runs.
+        prior: Whether it draws with the denoiser. A classical restoration does not, so that a first
+            phase can begin with one.
+        begins: Whether its chains begin where `denoiser.begin` says, at the first level of its
+            `schedule`, so that a round can go on from the draws of the round before.
     """
 
     prior: ClassVar[bool] = True
@@ -45,18 +49,21 @@ class PosteriorSampler(ABC):
         """Returns draws, shape (B, *shape). rng: B streams."""
 
     def tune(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Self:
-        """Returns the sampler with its automatic options set, from a few observations, once before each E-step."""
+        """Returns the sampler with its automatic options set, from a few observations, once before
+        each E-step."""
         return self
 
     @property
     def cost(self) -> tuple[int, int]:
-        """Network forwards and network vector-Jacobian products for one draw, as the plan estimates them."""
+        """Network forwards and network vector-Jacobian products for one draw, as the plan estimates
+        them."""
         return (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedSampler(PosteriorSampler):
-    """A posterior sampler that is a denoiser of p(x | x_t, y), run by any rule of the reverse diffusion.
+    """A posterior sampler that is a denoiser of p(x | x_t, y), run by any rule of the reverse
+    diffusion.
 
     Attributes:
         steps: Noise levels.
@@ -89,5 +96,9 @@ class GuidedSampler(PosteriorSampler):
         sigmas = self.schedule.grid(self.steps)
         given = {"adjoint", "var"} <= self.needs and denoiser.moments is not None
         first = float(sigmas[0])
-        x_t = start_given(denoiser, first, rng, m) if given else start(denoiser, first, rng, m.shape, m.y)
+        x_t = (
+            start_given(denoiser, first, rng, m)
+            if given
+            else start(denoiser, first, rng, m.shape, m.y)
+        )
         return integrate(self.stepping, self.denoise(denoiser, m, rng), x_t, sigmas, rng)

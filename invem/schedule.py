@@ -14,14 +14,16 @@ __all__ = ["Geometric", "Karras", "Schedule"]
 
 
 class Schedule(ABC):
-    """A decreasing path of noise levels from sigma_max to sigma_min over t in [0, 1], t = 0 the noisiest."""
+    """A decreasing path of noise levels from sigma_max to sigma_min over t in [0, 1], t = 0 the
+    noisiest."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
         """Returns the noise level at t, elementwise."""
 
     def grid(self, steps: int) -> Tensor:
-        """Returns `steps` decreasing levels, shape (steps,), float64 so that ratios of small levels keep their digits."""
+        """Returns `steps` decreasing levels, shape (steps,), float64 so that ratios of small levels
+        keep their digits."""
         return self.sigma(torch.linspace(0, 1, steps, dtype=torch.float64))
 
 
@@ -50,7 +52,8 @@ class Karras(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Geometric(Schedule):
-    """log sigma is linear in t (Song & Ermon 2019, arXiv 1907.05600; the grid of DiEM, arXiv 2405.13712).
+    """log sigma is linear in t (Song & Ermon 2019, arXiv 1907.05600; the grid of DiEM, arXiv
+    2405.13712).
 
     Attributes:
         sigma_max: The first level, in units of the data.

@@ -17,7 +17,8 @@ class Geometry(NamedTuple):
     Attributes:
         size: The height and the width of the image, in pixels.
         angles: The directions of the beams, or the positions of the source, in radians.
-        detectors: Their number. Parallel beams: one pixel wide each. Fan: equiangular over the circle around the image.
+        detectors: Their number. Parallel beams: one pixel wide each. Fan: equiangular over the
+            circle around the image.
         distance: The distance of the source from the centre in pixels, or None for parallel beams.
     """
 
@@ -28,7 +29,8 @@ class Geometry(NamedTuple):
 
 
 def project(geometry: Geometry, x: Tensor) -> Tensor:
-    """Returns the line integrals, shape (B, C, angles, detectors), in units of the data times the width of the image. x: (B, C, H, H)."""
+    """Returns the line integrals, shape (B, C, angles, detectors), in units of the data times the
+    width of the image. x: (B, C, H, H)."""
     b, c = x.shape[:2]
     y: Tensor = _Product.apply(x.reshape(b * c, -1), geometry, False)  # type: ignore[no-untyped-call]
     return y.reshape(b, c, len(geometry.angles), geometry.detectors)
@@ -42,7 +44,8 @@ def backproject(geometry: Geometry, y: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """x M^T or x M with the sparse matrix M of a geometry: sparse products have neither a rule for vmap nor one for compilation."""
+    """x M^T or x M with the sparse matrix M of a geometry: sparse products have neither a rule for
+    vmap nor one for compilation."""
 
     @staticmethod
     def forward(x: Tensor, geometry: Geometry, back: bool) -> Tensor:
@@ -64,14 +67,17 @@ class _Product(torch.autograd.Function):
         return pushed
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, geometry: Geometry, back: bool) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, geometry: Geometry, back: bool
+    ) -> tuple[Tensor, int]:
         x = x.movedim(in_dims[0] or 0, 0)
         flat = _Product.apply(x.flatten(0, 1), geometry, back)  # type: ignore[no-untyped-call]
         return flat.unflatten(0, x.shape[:2]), 0
 
 
 def _area(t: Tensor, wide: Tensor, narrow: Tensor) -> Tensor:
-    """Returns the area of a unit pixel left of t, for the trapezoid that is its projection: base 2 wide, top 2 narrow."""
+    """Returns the area of a unit pixel left of t, for the trapezoid that is its projection: base 2
+    wide, top 2 narrow."""
     height = 1 / (wide + narrow)
     slope = (wide - narrow).clamp(min=1e-9)
     t = t.clamp(-wide, wide)
@@ -84,11 +90,15 @@ def _area(t: Tensor, wide: Tensor, narrow: Tensor) -> Tensor:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 @lru_cache(maxsize=8)
-def strip_integrals(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns the sparse matrix (angles * detectors, size * size) of a geometry and its transpose, in CSR layout.
+def strip_integrals(
+    geometry: Geometry, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Returns the sparse matrix (angles * detectors, size * size) of a geometry and its transpose,
+    in CSR layout.
 
-    An entry is the area of a pixel in a strip over the width of the strip, over the size of the image: the integral along the strip, in
-    units of the width of the image. It is kept for the last eight geometries.
+    An entry is the area of a pixel in a strip over the width of the strip, over the size of the
+    image: the integral along the strip, in units of the width of the image. It is kept for the last
+    eight geometries.
     """
     size, angles, detectors, distance = geometry
     at = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
@@ -98,7 +108,8 @@ def strip_integrals(geometry: Geometry, dtype: torch.dtype, device: torch.device
         place, turn = x * theta.cos() + y * theta.sin(), theta.expand(-1, size * size)
         unit = torch.ones((), dtype=torch.float64)
     else:
-        # The source is at distance * (-sin, cos)(theta); `across` and `depth` are measured from it, `gamma` is the angle of the ray.
+        # The source is at distance * (-sin, cos)(theta); `across` and `depth` are measured from it,
+        # `gamma` is the angle of the ray.
         across = x * theta.cos() + y * theta.sin()
         depth = distance + x * theta.sin() - y * theta.cos()
         gamma = torch.atan2(across, depth)
@@ -121,7 +132,9 @@ def strip_integrals(geometry: Geometry, dtype: torch.dtype, device: torch.device
         values.append(weight[keep])
     place_of, value = torch.stack([torch.cat(rows), torch.cat(columns)]), torch.cat(values) / size
     shape = (len(angles) * detectors, size * size)
-    sparse = torch.sparse_coo_tensor(place_of, value.to(dtype), shape, device=device, check_invariants=False)
+    sparse = torch.sparse_coo_tensor(
+        place_of, value.to(dtype), shape, device=device, check_invariants=False
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support")
         return sparse.coalesce().to_sparse_csr(), sparse.t().coalesce().to_sparse_csr()

@@ -50,14 +50,16 @@ def local(
 ) -> Local:
     """Returns the Gaussian that stands for p(x | x_t): one call of the denoiser.
 
-    V = sigma^2 J with J the Jacobian of the denoiser (Tweedie), one vector-Jacobian product for each V v. Where sigma is large, J of a
-    trained network is wrong by more than (C^-1 + sigma^-2 I)^-1 is, with C the covariance of the prior, and that costs no product.
+    V = sigma^2 J with J the Jacobian of the denoiser (Tweedie), one vector-Jacobian product for
+    each V v. Where sigma is large, J of a trained network is wrong by more than (C^-1 + sigma^-2
+    I)^-1 is, with C the covariance of the prior, and that costs no product.
 
     Args:
         denoiser: (x_t, sigma) -> x_hat.
         x_t: The state, shape (B, *shape).
         sigma: Its noise level, in units of the data: one number, or (B, 1, ...) with the Jacobian.
-        covariance: V by the Jacobian, by the moments of the prior, or by the one below and the other above `switch`.
+        covariance: V by the Jacobian, by the moments of the prior, or by the one below and the
+            other above `switch`.
         switch: A noise level.
         iterations: Lanczos iterations for a draw, each a vector-Jacobian product.
 
@@ -90,17 +92,21 @@ def condition(
     iterations: int = 3,
     guess: list[Tensor] | None = None,
 ) -> Tensor:
-    """Returns the mean of N(x_hat, V) given y, or with `rng` a draw of it by Matheron's rule, shape (B, *shape).
+    """Returns the mean of N(x_hat, V) given y, or with `rng` a draw of it by Matheron's rule, shape
+    (B, *shape).
 
-    x + V A^T (A V A^T + S)^-1 (y - A x), with x = x_hat for the mean (MMPS, arXiv 2405.13712) and a draw of N(x_hat, V), against
-    noisy y, for a draw. V A^T u is read off the Krylov basis, so that GMRES costs one product an iteration and no more.
+    x + V A^T (A V A^T + S)^-1 (y - A x), with x = x_hat for the mean (MMPS, arXiv 2405.13712) and a
+    draw of N(x_hat, V), against noisy y, for a draw. V A^T u is read off the Krylov basis, so that
+    GMRES costs one product an iteration and no more.
 
     Args:
         here: The Gaussian.
         m: Linear A, Gaussian noise.
         rng: B streams, for a draw.
-        solver: "gmres", whose residual never grows, or "cg", which stops a sample at negative curvature.
-        iterations: Krylov iterations, where a product with V costs one with the network; where it costs none the system is solved.
+        solver: "gmres", whose residual never grows, or "cg", which stops a sample at negative
+            curvature.
+        iterations: Krylov iterations, where a product with V costs one with the network; where it
+            costs none the system is solved.
         guess: Where "cg" finds the solution of the step before and leaves its own.
     """
     x = here.mean
@@ -142,7 +148,9 @@ def linearised(m: Measurement, x: Tensor) -> Measurement:
         Unsupported: If the derivative is a stand-in, as that of rounding.
     """
     if m.A.straight_through:
-        raise Unsupported(f"{type(m.A).__name__} has no derivative to linearise it by, only a stand-in for one")
+        raise Unsupported(
+            f"{type(m.A).__name__} has no derivative to linearise it by, only a stand-in for one"
+        )
     J = _Jacobian(m.A.shape, m.A, x)
     return replace(m, y=m.y - m.A(x) + J(x), A=J)
 
@@ -157,7 +165,8 @@ def back(
 ) -> Tensor:
     """Returns V A^T (A V A^T + S)^-1 r, shape (B, *shape); the arguments are those of `condition`.
 
-    With `guess`, a list of one solution or none, "cg" begins with it, at the cost of one product more, and leaves its own there.
+    With `guess`, a list of one solution or none, "cg" begins with it, at the cost of one product
+    more, and leaves its own there.
     """
     var = m.noise.var().expand_as(m.y).flatten(1)
     pulled: list[Tensor] = []
@@ -186,9 +195,17 @@ def back(
 
 
 def prior_draw(
-    denoiser: Denoiser, x_t: Tensor, sigma: Tensor | float, steps: int, last: float, rng: Rng, switch: float = 0.3, iterations: int = 3
+    denoiser: Denoiser,
+    x_t: Tensor,
+    sigma: Tensor | float,
+    steps: int,
+    last: float,
+    rng: Rng,
+    switch: float = 0.3,
+    iterations: int = 3,
 ) -> Tensor:
-    """Draws p(x | x_t), shape (B, *shape), by ancestral steps whose clean estimate is a draw of N(x_hat, V).
+    """Draws p(x | x_t), shape (B, *shape), by ancestral steps whose clean estimate is a draw of
+    N(x_hat, V).
 
     Exact for a Gaussian prior at any number of steps.
 
@@ -199,11 +216,16 @@ def prior_draw(
         steps: Noise levels, geometric, from sigma to `last`.
         last: The last level; less than sigma.
         rng: B streams.
-        switch: The level above which V comes from the moments of the prior, where sigma is one number and they are known.
+        switch: The level above which V comes from the moments of the prior, where sigma is one
+            number and they are known.
         iterations: Vector-Jacobian products of a draw.
     """
     one = not isinstance(sigma, Tensor)
-    first = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t.device)
+    first = (
+        torch.as_tensor(sigma, dtype=torch.float64)
+        .reshape(-1, *[1] * (x_t.ndim - 1))
+        .to(x_t.device)
+    )
     levels = [first * (last / first) ** (k / max(steps - 1, 1)) for k in range(steps)]
     for k, level in enumerate(levels):
         now = level.to(x_t.dtype) if not one else float(level)

@@ -1,6 +1,7 @@
 """Runs whose tensors are known to the bit: every kind of phase, small. See tests/test_golden.py.
 
-`python tests/golden_runs.py` writes tests/golden/digests.json anew. A commit that changes a digest says which and why.
+`python tests/golden_runs.py` writes tests/golden/digests.json anew. A commit that changes a digest
+says which and why.
 """
 
 import hashlib
@@ -28,9 +29,13 @@ RUNS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def machine() -> str:
-    """Names what decides the last bits of a number: the version of PyTorch and the instructions of the processor."""
+    """Names what decides the last bits of a number: the version of PyTorch and the instructions of
+    the processor."""
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"torch {torch.__version__.partition('+')[0]}, {platform.machine()} {capability}, one thread"
+    return (
+        f"torch {torch.__version__.partition('+')[0]}, {platform.machine()} {capability}, one"
+        " thread"
+    )
 
 
 def carry_out(name: str, folder: Path) -> Path:
@@ -54,18 +59,28 @@ def carry_out(name: str, folder: Path) -> Path:
 def digest(tensor: torch.Tensor) -> str:
     """Returns eight digits that are another for any other dtype, shape or bit."""
     words = f"{tensor.dtype}:{tuple(tensor.shape)};".encode()
-    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    raw = (
+        tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        if tensor.numel()
+        else b""
+    )
     return hashlib.sha256(words + raw).hexdigest()[:8]
 
 
 def sketch(tensor: torch.Tensor) -> list[float]:
-    """Returns mean and root mean square: what another processor must agree with too, but for rounding."""
+    """Returns mean and root mean square: what another processor must agree with too, but for
+    rounding."""
     x = tensor.double().flatten()
-    return [float(f"{value:.6g}") for value in (x.mean(), x.square().mean().sqrt())] if x.numel() else []
+    return (
+        [float(f"{value:.6g}") for value in (x.mean(), x.square().mean().sqrt())]
+        if x.numel()
+        else []
+    )
 
 
 def found(run_directory: Path) -> dict[str, Any]:
-    """Returns the digest of each tensor of each file of a run, and the sketch of each that holds signals."""
+    """Returns the digest of each tensor of each file of a run, and the sketch of each that holds
+    signals."""
     out: dict[str, Any] = {}
     for path in sorted(run_directory.rglob("*.safetensors")):
         tensors = store.read(path)
@@ -79,15 +94,19 @@ def found(run_directory: Path) -> dict[str, Any]:
 def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
-        runs = {name: found(carry_out(name, folder)) for name in (sys.argv[1:] or RUNS)}
+        runs = {name: found(carry_out(name, folder)) for name in sys.argv[1:] or RUNS}
     finally:
         shutil.rmtree(folder)
     kept = json.loads(DIGESTS.read_text("utf-8"))["runs"] if DIGESTS.exists() else {}
     lines = []
     for name, files in sorted((kept | runs).items()):
-        rows = ",\n".join(f"   {json.dumps(file)}: {json.dumps(tensors)}" for file, tensors in files.items())
+        rows = ",\n".join(
+            f"   {json.dumps(file)}: {json.dumps(tensors)}" for file, tensors in files.items()
+        )
         lines.append(f"  {json.dumps(name)}: {{\n{rows}\n  }}")
-    DIGESTS.write_text(f'{{\n "machine": {json.dumps(machine())},\n "runs": {{\n' + ",\n".join(lines) + "\n }\n}\n")
+    DIGESTS.write_text(
+        f'{{\n "machine": {json.dumps(machine())},\n "runs": {{\n' + ",\n".join(lines) + "\n }\n}\n"
+    )
 
 
 if __name__ == "__main__":

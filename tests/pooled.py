@@ -6,7 +6,8 @@ from invem import Rng
 
 
 class Pooled(Rng):
-    """Random numbers of one stream for all samples, where only their law matters: streams of their own take long to make."""
+    """Random numbers of one stream for all samples, where only their law matters: streams of their
+    own take long to make."""
 
     def __init__(self, seeds):
         super().__init__(seeds)

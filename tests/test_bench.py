@@ -1,4 +1,5 @@
-"""The benchmark of samplers: what it says of samplers whose answer is known, what it counts, and what it writes."""
+"""The benchmark of samplers: what it says of samplers whose answer is known, what it counts, and
+what it writes."""
 
 import dataclasses
 import json
@@ -14,7 +15,15 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from test_cli import invem
 
-from invem import Gaussian, Measurement, MixtureDenoiser, NumericalError, PosteriorSampler, RecipeError, Rng
+from invem import (
+    Gaussian,
+    Measurement,
+    MixtureDenoiser,
+    NumericalError,
+    PosteriorSampler,
+    RecipeError,
+    Rng,
+)
 from invem.engine import bench as benches
 from invem.engine import benchpage, problems
 from invem.engine.bench import FLOOR, LEVELS, METRICS, bench, document, settings
@@ -34,7 +43,8 @@ def offer(name, factory):
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle(PosteriorSampler):
-    """Exact draws whose distance from the posterior mean is multiplied by `width`, after which `shift` is added."""
+    """Exact draws whose distance from the posterior mean is multiplied by `width`, after which
+    `shift` is added."""
 
     width: Annotated[float, Gt(0)] = 1.0
     shift: float = 0.0
@@ -114,7 +124,13 @@ class Steps(PosteriorSampler):
         return self.scale * rng.normal(*m.shape)
 
 
-for _name, _factory in {"oracle": Oracle, "busy": Busy, "broken": Broken, "fails": Fails, "steps": Steps}.items():
+for _name, _factory in {
+    "oracle": Oracle,
+    "busy": Busy,
+    "broken": Broken,
+    "fails": Fails,
+    "steps": Steps,
+}.items():
     offer(_name, _factory)
 
 
@@ -135,7 +151,12 @@ def values(row):
 def dense(m):
     """A of one observation, (m, d), in float64."""
     d = math.prod(m.shape)
-    return m[torch.zeros(d, dtype=torch.long)].A(torch.eye(d).reshape(d, *m.shape)).flatten(1).T.double()
+    return (
+        m[torch.zeros(d, dtype=torch.long)]
+        .A(torch.eye(d).reshape(d, *m.shape))
+        .flatten(1)
+        .T.double()
+    )
 
 
 @pytest.mark.parametrize("name", CLOSED)
@@ -148,11 +169,21 @@ def test_the_exact_posterior_is_that_of_other_formulas(name):
         A, var = dense(m[1]), float(m.noise.var().flatten()[1])
         precision = torch.linalg.inv(problem.prior.covs[0].double()) + A.T @ A / var
         assert torch.allclose(found.cov[1], torch.linalg.inv(precision), atol=1e-6)
-        assert torch.allclose(found.mean[1], torch.linalg.solve(precision, A.T @ m.y[1].flatten().double() / var), atol=1e-5)
-        assert torch.allclose(found.mean.float(), problem.denoiser.moments.posterior_mean(m).flatten(1), atol=1e-4)
+        assert torch.allclose(
+            found.mean[1],
+            torch.linalg.solve(precision, A.T @ m.y[1].flatten().double() / var),
+            atol=1e-5,
+        )
+        assert torch.allclose(
+            found.mean.float(), problem.denoiser.moments.posterior_mean(m).flatten(1), atol=1e-4
+        )
     else:
         other = problem.prior.posterior_moments(m)
-        for ours, theirs in ((found.weights, other.weights), (found.mean, other.mean), (found.cov, other.cov)):
+        for ours, theirs in (
+            (found.weights, other.weights),
+            (found.mean, other.mean),
+            (found.cov, other.cov),
+        ):
             assert torch.allclose(ours, theirs.double(), atol=1e-5)
 
 
@@ -201,7 +232,12 @@ def test_an_exact_sampler_is_at_the_floor(name):
     for got in (floor, row):
         value = values(got)
         assert value["mean-error"] == pytest.approx(1 / math.sqrt(200), rel=0.2)
-        for metric, target in {"coverage-50": 0.5, "coverage-90": 0.9, "spread-error": 1.0, "misfit": 1.0}.items():
+        for metric, target in {
+            "coverage-50": 0.5,
+            "coverage-90": 0.9,
+            "spread-error": 1.0,
+            "misfit": 1.0,
+        }.items():
             assert abs(value[metric] - target) < 4 * got.metrics[metric].sem
         assert abs(value["mmd2"]) < 0.004
         assert value["rank-ks"] < 0.2
@@ -210,14 +246,31 @@ def test_an_exact_sampler_is_at_the_floor(name):
         if gaussian:
             assert 0.85 < value["eigenvalue-min"] < 1 < value["eigenvalue-max"] < 1.15
             assert value["covariance-error"] < 0.15
-    assert abs(values(row)["sliced-wasserstein"] - values(floor)["sliced-wasserstein"]) < 0.3 * values(floor)["sliced-wasserstein"]
+    assert (
+        abs(values(row)["sliced-wasserstein"] - values(floor)["sliced-wasserstein"])
+        < 0.3 * values(floor)["sliced-wasserstein"]
+    )
     assert [row.metrics[metric].n for metric in ("mean-error", "rank-ks")] == [72, 3]
-    assert row.failures == 0 and row.draws == 3 * 24 * 200 and row.error is None and row.seconds > 0 and row.memory > 10
-    assert [abs(a - b) < 0.15 for a, b in zip(row.coverage, LEVELS, strict=True)] == [True] * len(LEVELS)
+    assert (
+        row.failures == 0
+        and row.draws == 3 * 24 * 200
+        and row.error is None
+        and row.seconds > 0
+        and row.memory > 10
+    )
+    assert [abs(a - b) < 0.15 for a, b in zip(row.coverage, LEVELS, strict=True)] == [True] * len(
+        LEVELS
+    )
 
 
 def test_errors_of_known_size_are_measured():
-    found = rows("gaussian", "oracle,oracle:width=0.5,oracle:width=2,oracle:shift=0.3", seeds=2, observations=16, draws=100)
+    found = rows(
+        "gaussian",
+        "oracle,oracle:width=0.5,oracle:width=2,oracle:shift=0.3",
+        seeds=2,
+        observations=16,
+        draws=100,
+    )
     exact, narrow, wide, shifted = (values(row) for label, row in found.items() if label != FLOOR)
     assert narrow["coverage-90"] < 0.7 < exact["coverage-90"] < wide["coverage-90"]
     assert narrow["coverage-50"] < 0.35 and wide["coverage-50"] > 0.65
@@ -227,7 +280,8 @@ def test_errors_of_known_size_are_measured():
     for value, scale in ((narrow, 0.25), (wide, 4.0)):
         assert value["eigenvalue-min"] == pytest.approx(scale * exact["eigenvalue-min"], rel=1e-2)
         assert value["eigenvalue-max"] == pytest.approx(scale * exact["eigenvalue-max"], rel=1e-2)
-    # The error of the mean is none of the covariance's; a shift by c has the sliced distance |c|/sqrt(d) in root mean square.
+    # The error of the mean is none of the covariance's; a shift by c has the sliced distance
+    # |c|/sqrt(d) in root mean square.
     assert shifted["covariance-error"] == pytest.approx(exact["covariance-error"], abs=1e-3)
     assert shifted["sliced-wasserstein"] == pytest.approx(0.3, rel=0.05)
     assert shifted["mean-error"] > 1 and shifted["mmd2"] > 0.05 and shifted["rank-ks"] > 0.2
@@ -249,8 +303,16 @@ def test_ranks_have_their_nominal_coverage_for_any_number_of_draws():
 
 def test_calls_are_counted():
     row = rows("gaussian", "busy", seeds=2, observations=3, draws=4)["busy"]
-    # Of 2n rows: one forward, two products, one call of A and a gradient through it. Of n: three forwards, two calls of A.
-    assert (row.forwards, row.products, row.operator, row.adjoint, row.pinv, row.rotations) == (5, 4, 4, 4, 1, 2)
+    # Of 2n rows: one forward, two products, one call of A and a gradient through it. Of n: three
+    # forwards, two calls of A.
+    assert (row.forwards, row.products, row.operator, row.adjoint, row.pinv, row.rotations) == (
+        5,
+        4,
+        4,
+        4,
+        1,
+        2,
+    )
 
 
 @pytest.mark.parametrize("name", ["mmps", "dps"])
@@ -306,13 +368,23 @@ def test_samplers_get_the_same_numbers():
 def test_steps_and_a_budget_choose_settings():
     problem = build("gaussian", CATALOG)
     chosen, _ = settings(problem, CATALOG, "steps,steps:steps=5,oracle", steps=[4, 8])
-    assert [s.label for s in chosen] == ["steps:steps=4", "steps:steps=8", "steps:steps=5", "oracle"]
-    chosen, left = settings(problem, CATALOG, "steps,steps:careful=true,oracle,steps:steps=7", budget=99)
+    assert [s.label for s in chosen] == [
+        "steps:steps=4",
+        "steps:steps=8",
+        "steps:steps=5",
+        "oracle",
+    ]
+    chosen, left = settings(
+        problem, CATALOG, "steps,steps:careful=true,oracle,steps:steps=7", budget=99
+    )
     assert [s.label for s in chosen] == ["steps", "steps:careful=true", "oracle", "steps:steps=7"]
     assert [s.values.get("steps") for s in chosen] == [24, 12, None, 7]
     chosen, left = settings(problem, CATALOG, "steps,oracle,steps:steps=7,mmps", budget=15)
     assert [s.label for s in chosen] == ["oracle", "mmps"]
-    assert left == [f"{name} is left out: it cannot do with 15 forwards and products a draw" for name in ("steps", "steps:steps=7")]
+    assert left == [
+        f"{name} is left out: it cannot do with 15 forwards and products a draw"
+        for name in ("steps", "steps:steps=7")
+    ]
     mmps = chosen[-1]
     more = mmps.factory(**{**mmps.values, "steps": mmps.values["steps"] + 1})
     assert sum(mmps.sampler().cost) <= 15 < sum(more.cost)
@@ -334,7 +406,12 @@ def test_every_sampler_that_fits_is_compared_by_default():
     assert other.posterior(measure(0, "test", 2)[1]) is None
     left = {setting.name for setting in settings(other, CATALOG)[0]}
     assert "dps" in left and not left & {"mmps", "oracle"}
-    with pytest.raises(RecipeError, match=r"^mmps needs adjoint, which gaussian does not provide \(these samplers fit: .*dps.*\)$"):
+    with pytest.raises(
+        RecipeError,
+        match=(
+            r"^mmps needs adjoint, which gaussian does not provide \(these samplers fit: .*dps.*\)$"
+        ),
+    ):
         settings(other, CATALOG, "dps,mmps")
     assert FLOOR not in rows(other, "steps", seeds=1, observations=2, draws=4)
 
@@ -371,20 +448,43 @@ def test_tuning_takes_other_observations_and_keeps_what_was_given():
         asked.append((seed, split, n))
         return problem.measure(seed, split, n)
 
-    offer("shy", dataclasses.make_dataclass("Shy", [("width", Annotated[float, Gt(0)], 4.0)], bases=(Oracle,), frozen=True, kw_only=True))
+    offer(
+        "shy",
+        dataclasses.make_dataclass(
+            "Shy",
+            [("width", Annotated[float, Gt(0)], 4.0)],
+            bases=(Oracle,),
+            frozen=True,
+            kw_only=True,
+        ),
+    )
     watched = dataclasses.replace(problem, measure=measure)
     chosen, _ = settings(watched, CATALOG, "shy,shy:width=4.0,steps,oracle:shift=0.1")
     asked.clear()
-    found = {row.setting: row for row in bench(watched, chosen, CATALOG, seeds=2, observations=8, draws=32, trials=12)}
+    found = {
+        row.setting: row
+        for row in bench(watched, chosen, CATALOG, seeds=2, observations=8, draws=32, trials=12)
+    }
     assert asked == [(0, "test", 8), (1, "test", 8), (0, "validation", 8)]
     tuned = found["shy"]
     assert tuned.tuning["trials"] == 12 and tuned.tuning["score"] == "sliced-wasserstein"
-    assert tuned.tuning["chosen"] == {"width": tuned.options["width"]} and 0.5 < tuned.options["width"] < 2
+    assert (
+        tuned.tuning["chosen"] == {"width": tuned.options["width"]}
+        and 0.5 < tuned.options["width"] < 2
+    )
     assert tuned.tuning["best"] < tuned.tuning["default"]
-    assert found["shy:width=4.0"].options["width"] == 4 and found["shy:width=4.0"].tuning["trials"] == 0
-    assert set(found["steps"].tuning["chosen"]) == {"scale"} and 0.1 <= found["steps"].options["scale"] <= 2
+    assert (
+        found["shy:width=4.0"].options["width"] == 4
+        and found["shy:width=4.0"].tuning["trials"] == 0
+    )
+    assert (
+        set(found["steps"].tuning["chosen"]) == {"scale"}
+        and 0.1 <= found["steps"].options["scale"] <= 2
+    )
     assert set(found["oracle:shift=0.1"].tuning["chosen"]) == {"width"}
-    assert values(tuned)["sliced-wasserstein"] < values(found["shy:width=4.0"])["sliced-wasserstein"]
+    assert (
+        values(tuned)["sliced-wasserstein"] < values(found["shy:width=4.0"])["sliced-wasserstein"]
+    )
     del CATALOG.offers["samplers"]["shy"]
 
 
@@ -394,7 +494,10 @@ def test_a_trial_that_costs_more_than_the_budget_takes_fewer_steps():
     for switch in (0.05, 1.0, 3.0):
         changed = setting.with_changes({"switch": switch})
         assert sum(changed.sampler().cost) <= 60
-    assert setting.with_changes({"switch": 0.05}).values["steps"] > setting.with_changes({"switch": 3.0}).values["steps"]
+    assert (
+        setting.with_changes({"switch": 0.05}).values["steps"]
+        > setting.with_changes({"switch": 3.0}).values["steps"]
+    )
 
 
 # What is written.
@@ -415,9 +518,19 @@ def test_the_document_is_json_with_the_keys_that_the_page_lists(found, tmp_path)
     assert benches.read(path) == found
     listed = set(re.findall(r"^\| `([\w.\[\]]+)` \|", PAGE.partition("## The JSON file")[2], re.M))
     keys = {key for key in found if key not in ("problem", "rows")}
-    keys |= {f"problem.{key}" for key in found["problem"]} | {f"rows[].{key}" for key in found["rows"][0]}
+    keys |= {f"problem.{key}" for key in found["problem"]} | {
+        f"rows[].{key}" for key in found["rows"][0]
+    }
     assert keys == listed
-    assert found["schema"] == 1 and found["environment"].keys() >= {"invem", "python", "torch", "processor", "cores", "threads", "device"}
+    assert found["schema"] == 1 and found["environment"].keys() >= {
+        "invem",
+        "python",
+        "torch",
+        "processor",
+        "cores",
+        "threads",
+        "device",
+    }
     assert [row["setting"] for row in found["rows"]] == ["oracle", "oracle:width=0.5", "fails"]
     for value in found["rows"][0]["metrics"].values():
         assert set(value) == {"value", "sem", "n"} and value["n"] in (2, 12)
@@ -449,7 +562,12 @@ def test_a_baseline_tells_what_moved(found):
     assert len(lines) == 6
     assert lines[0] == "the baseline has other draws: 8, now 16"
     assert lines[1].startswith("oracle: psnr ") and " -> " in lines[1]
-    assert lines[2:] == ["oracle: mmd2 is new", "oracle:width=0.5: new", "fails: fails: too stiff", "oracle:width=0.4: gone"]
+    assert lines[2:] == [
+        "oracle: mmd2 is new",
+        "oracle:width=0.5: new",
+        "fails: fails: too stiff",
+        "oracle:width=0.4: gone",
+    ]
     narrow["setting"] = "oracle:width=0.5"
     assert "oracle:width=0.5: forwards 3 -> 0" in benchpage.compare(found, before)
     before["problem"]["digest"] = "0"
@@ -477,7 +595,11 @@ def parsed(page):
     parser = Parser()
     parser.feed(page)
     assert not parser.open
-    assert all(link.startswith("data:") for link in parser.links) and "@import" not in page and "url(" not in page
+    assert (
+        all(link.startswith("data:") for link in parser.links)
+        and "@import" not in page
+        and "url(" not in page
+    )
     assert not {"script", "link", "iframe"} & set(parser.tags)
     return parser
 
@@ -485,7 +607,9 @@ def parsed(page):
 def test_the_page_and_the_table_show_every_sampler(found):
     text = benchpage.page(found, {})
     tags = parsed(text).tags
-    assert tags.count("svg") == 2 + 2 and "img" not in tags  # two plots of quality, two calibration curves
+    assert (
+        tags.count("svg") == 2 + 2 and "img" not in tags
+    )  # two plots of quality, two calibration curves
     table = benchpage.markdown(found)
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 3 + 1 and len({line.count("|") for line in lines}) == 1
@@ -497,7 +621,9 @@ def test_the_page_and_the_table_show_every_sampler(found):
 
 def test_numbers_that_are_not_finite_are_null():
     problem = build("gaussian", CATALOG)
-    row = benches.Row("a", "a", {}, metrics={"psnr": benches.Value(math.inf, math.nan, 2)}, failures=1, draws=2)
+    row = benches.Row(
+        "a", "a", {}, metrics={"psnr": benches.Value(math.inf, math.nan, 2)}, failures=1, draws=2
+    )
     asked = {"seeds": [0], "observations": 1, "draws": 2, "budget": 5, "tune": 3}
     found = document(problem, [row], asked, [])
     assert found["rows"][0]["metrics"]["psnr"] == {"value": None, "sem": None, "n": 2}
@@ -519,7 +645,14 @@ def test_the_page_of_documentation_has_every_problem_and_metric():
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    invem("run", ROOT / "recipes" / "inpainting.yaml", "compute.threads=1", "--smoke", "--out", folder / "run")
+    invem(
+        "run",
+        ROOT / "recipes" / "inpainting.yaml",
+        "compute.threads=1",
+        "--smoke",
+        "--out",
+        folder / "run",
+    )
     return folder / "run"
 
 
@@ -531,30 +664,60 @@ def test_a_run_is_benched_on_its_held_out_observations(smoke, tmp_path):
     words = ["bench", smoke, "--samplers", "mmps:steps=3,dps:steps=3", *FEW]
     done = invem(*words, "--json", files[0], "--html", files[1], "--markdown", "--tune", "1")
     found = benches.read(files[0])
-    assert found["problem"]["truth"] == "held-out" and not found["problem"]["exact"] and found["floor"] is None
-    assert found["problem"]["run"] == str(smoke) and found["problem"]["definition"] == (smoke / "recipe.yaml").read_text()
+    assert (
+        found["problem"]["truth"] == "held-out"
+        and not found["problem"]["exact"]
+        and found["floor"] is None
+    )
+    assert (
+        found["problem"]["run"] == str(smoke)
+        and found["problem"]["definition"] == (smoke / "recipe.yaml").read_text()
+    )
     for row in found["rows"]:
-        assert {"psnr", "psnr-draw", "ssim", "misfit", "coverage-90", "spread-error"} <= row["metrics"].keys()
+        assert {"psnr", "psnr-draw", "ssim", "misfit", "coverage-90", "spread-error"} <= row[
+            "metrics"
+        ].keys()
         assert row["tuning"]["score"] == "psnr" and row["forwards"] == 3
     assert done.stdout.count("\n| ") == 4 and "mmps:steps=3: " in done.stderr
     page = files[1].read_text()
     assert parsed(page).tags.count("img") == 2 + 2 * 3
-    again = invem("bench", smoke, "--samplers", "mmps:steps=3,dps:steps=3", *FEW, "--baseline", files[0], "--tune", "1")
+    again = invem(
+        "bench",
+        smoke,
+        "--samplers",
+        "mmps:steps=3,dps:steps=3",
+        *FEW,
+        "--baseline",
+        files[0],
+        "--tune",
+        "1",
+    )
     assert again.stdout.endswith("nothing moved by more than twice its standard error\n")
     limit = "has 6 held-out observations besides those for tuning, and 7 are wanted"
     assert limit in invem("bench", smoke, "--observations", "7", code=2).stderr
 
 
 def test_the_truth_may_be_drawn_from_the_prior_of_a_run(smoke, tmp_path, monkeypatch):
-    monkeypatch.setattr(problems, "generate", lambda denoiser, sigmas, *rest: _generate(denoiser, sigmas[::32], *rest))
+    monkeypatch.setattr(
+        problems,
+        "generate",
+        lambda denoiser, sigmas, *rest: _generate(denoiser, sigmas[::32], *rest),
+    )
     path = tmp_path / "a.json"
     invem("bench", smoke, "--samplers", "mmps:steps=3", *FEW, "--truth", "prior", "--json", path)
     assert benches.read(path)["problem"]["truth"] == "prior"
     from invem.cli import _open
 
     problem = problems.of_run(_open(smoke), "prior")
-    (x, m), (held, measured) = problem.measure(0, "test", 2), problems.of_run(_open(smoke)).measure(0, "test", 2)
-    assert not torch.allclose(x, held) and torch.equal(m.A.mask, measured.A.mask) and not torch.equal(m.y, measured.y)
+    (x, m), (held, measured) = (
+        problem.measure(0, "test", 2),
+        problems.of_run(_open(smoke)).measure(0, "test", 2),
+    )
+    assert (
+        not torch.allclose(x, held)
+        and torch.equal(m.A.mask, measured.A.mask)
+        and not torch.equal(m.y, measured.y)
+    )
     residual = ((m.y - m.A(x)) / m.noise.var().sqrt()).flatten()
     assert float(residual.std()) == pytest.approx(1, abs=0.3)
 
@@ -571,19 +734,29 @@ def test_the_held_out_observations_are_those_of_the_run(smoke):
 
     problem = problems.of_run(_open(smoke))
     truth = store.read(smoke / "truth" / "00000.safetensors")["x"]
-    drawn = [problem.measure(seed, "test", 3)[0] for seed in range(2)] + [problem.measure(0, "validation", 2)[0]]
+    drawn = [problem.measure(seed, "test", 3)[0] for seed in range(2)] + [
+        problem.measure(0, "validation", 2)[0]
+    ]
     rows = [[int((truth == one).flatten(1).all(1).nonzero()[0]) for one in x] for x in drawn]
     assert sorted(row for part in rows for row in part) == list(range(8))
 
 
 def test_a_gaussian_prior_of_a_run_has_an_exact_posterior(tmp_path):
-    words = ["phases=[{name: warm-start, rounds: 2, fit: {objective: gaussian-moments, rank: 4}}]", "evaluate.metrics=[]", "smoke={}"]
+    words = [
+        "phases=[{name: warm-start, rounds: 2, fit: {objective: gaussian-moments, rank: 4}}]",
+        "evaluate.metrics=[]",
+        "smoke={}",
+    ]
     small = ["compute.threads=1", "count=64", "evaluate.observations=8", "evaluate.samples=0"]
     invem("run", ROOT / "recipes" / "inpainting.yaml", *words, *small, "--out", tmp_path / "run")
     path = tmp_path / "a.json"
-    invem("bench", tmp_path / "run", "--samplers", "exact", *FEW, "--truth", "prior", "--json", path)
+    invem(
+        "bench", tmp_path / "run", "--samplers", "exact", *FEW, "--truth", "prior", "--json", path
+    )
     found = benches.read(path)
-    assert found["problem"]["exact"] and found["floor"]["mean-error"]["value"] == pytest.approx(0.5, rel=0.3)
+    assert found["problem"]["exact"] and found["floor"]["mean-error"]["value"] == pytest.approx(
+        0.5, rel=0.3
+    )
     assert found["rows"][0]["metrics"]["mean-error"]["value"] == pytest.approx(0.5, rel=0.3)
 
 
@@ -602,7 +775,9 @@ def test_a_recipe_is_benched_where_it_was_run(smoke, tmp_path, monkeypatch):
 
 def test_the_digits_are_trained_once_into_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    small = problems.DIGITS.replace("steps: 800, batch: 128", "steps: 2, batch: 4").replace("channels: [32, 64]", "channels: [4]")
+    small = problems.DIGITS.replace("steps: 800, batch: 128", "steps: 2, batch: 4").replace(
+        "channels: [32, 64]", "channels: [4]"
+    )
     assert small != problems.DIGITS
     monkeypatch.setattr(problems, "DIGITS", small)
     done = invem("bench", "digits", "--samplers", "mmps:steps=2,prior:steps=2", *FEW, "--markdown")
@@ -619,11 +794,20 @@ def test_the_digits_are_trained_once_into_the_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["gausian"], "error: there is no problem, recipe or run 'gausian'; did you mean 'gaussian'?"),
-        (["gaussian", "--samplers", "mmsp"], "error: --samplers: there is no sampler 'mmsp'; did you mean 'mmps'?"),
+        (
+            ["gausian"],
+            "error: there is no problem, recipe or run 'gausian'; did you mean 'gaussian'?",
+        ),
+        (
+            ["gaussian", "--samplers", "mmsp"],
+            "error: --samplers: there is no sampler 'mmsp'; did you mean 'mmps'?",
+        ),
         (["gaussian", "--steps", "4,x"], "error: --steps: 'x' is not a whole number above 0"),
         (["gaussian", "--truth", "both"], "error: --truth: 'both' is not one of: held-out, prior"),
-        (["gaussian", "--device", "abacus"], "error: --device: 'abacus' is not available on this machine"),
+        (
+            ["gaussian", "--device", "abacus"],
+            "error: --device: 'abacus' is not available on this machine",
+        ),
         (["gaussian", "--baseline", "none.json"], "error: none.json: cannot be read: No such file"),
         (["gaussian", "--json", "/dev/null/a.json"], "error: /dev/null/a.json: cannot be written"),
         (["recipes"], "error: recipes: not a run directory"),
@@ -637,15 +821,31 @@ def test_mistakes_are_one_line(words, message, monkeypatch):
 
 
 def test_the_command_prints_a_table(tmp_path):
-    done = invem("bench", "gaussian", "--samplers", "mmps,dps", "--steps", "2,4", *FEW, "--budget", "9", code=2)
+    done = invem(
+        "bench",
+        "gaussian",
+        "--samplers",
+        "mmps,dps",
+        "--steps",
+        "2,4",
+        *FEW,
+        "--budget",
+        "9",
+        code=2,
+    )
     assert "give one of them" in done.stderr
     done = invem("bench", "mixture-2", "--samplers", "mmps,dps,sitcom", "--budget", "12", *FEW)
-    assert "sliced-wasserstein" in done.stdout and "exact draws" in done.stdout and "at most 12 forwards" in done.stdout
+    assert (
+        "sliced-wasserstein" in done.stdout
+        and "exact draws" in done.stdout
+        and "at most 12 forwards" in done.stdout
+    )
     assert "sitcom is left out" in done.stderr and "sitcom" not in done.stdout
 
 
 def test_a_prior_in_closed_form_agrees_with_its_own_law():
-    """What the prior-calibration number rests on: truths of a problem have the moments of its prior."""
+    """What the prior-calibration number rests on: truths of a problem have the moments of its
+    prior."""
     problem = build("gaussian-blur", CATALOG)
     x = problem.measure(0, "test", 4000)[0].flatten(1)
     law = problem.prior.moments()

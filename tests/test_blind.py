@@ -50,7 +50,10 @@ def test_a_device_is_calibrated_and_all_go_by_it(tmp_path):
     done = carried_out(tmp_path)
     files = sorted((tmp_path / "run" / "measurements" / "train").glob("*"))
     assert len(files) == 2 and float(store.read(files[0])["A.parts.1.gain"]) == 2.0
-    first, last = (json.loads((tmp_path / "run" / f"1-00{r}-samples" / "calibrated.json").read_text()) for r in range(2))
+    first, last = (
+        json.loads((tmp_path / "run" / f"1-00{r}-samples" / "calibrated.json").read_text())
+        for r in range(2)
+    )
     assert (first["how"], last["how"]) == ("moments", "score")
     assert first["values"]["operator.of.1.gain"] == pytest.approx(2.0, rel=0.1)
     assert first["values"]["noise.sigma"] == pytest.approx(0.1, rel=0.2)
@@ -97,7 +100,11 @@ def test_the_kept_run_found_its_device_and_restores_as_if_it_were_known():
     from pathlib import Path
 
     kept = Path(__file__).parent.parent / "docs" / "results"
-    blind, known = (json.loads((kept / f"blind-blur{more}.json").read_text("utf-8")) for more in ("", "-known"))
-    assert blind["calibrated"][-1]["values"] == pytest.approx({"operator.std": 1.0, "noise.sigma": 0.05}, rel=0.05)
+    blind, known = (
+        json.loads((kept / f"blind-blur{more}.json").read_text("utf-8")) for more in ("", "-known")
+    )
+    assert blind["calibrated"][-1]["values"] == pytest.approx(
+        {"operator.std": 1.0, "noise.sigma": 0.05}, rel=0.05
+    )
     psnr = [found["evaluations"][-1]["metrics"]["psnr"]["value"] for found in (blind, known)]
     assert psnr[0] > psnr[1] - 0.3

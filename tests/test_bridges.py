@@ -1,4 +1,5 @@
-"""Operators and networks of other libraries, against those libraries themselves. Where one is absent its tests are skipped."""
+"""Operators and networks of other libraries, against those libraries themselves. Where one is
+absent its tests are skipped."""
 
 import json
 import subprocess
@@ -11,7 +12,11 @@ from invem import DataError, MissingExtra, RecipeError
 from invem.engine.catalog import Catalog
 
 CATALOG = Catalog.load()
-MASKS = {"physics": "Inpainting", "generator": "BernoulliSplittingMaskGenerator", "generator_options": {"split_ratio": 0.5}}
+MASKS = {
+    "physics": "Inpainting",
+    "generator": "BernoulliSplittingMaskGenerator",
+    "generator_options": {"split_ratio": 0.5},
+}
 
 
 def x(*shape):
@@ -24,16 +29,17 @@ def rng(seed=0):
 
 def test_a_missing_extra_names_the_command_that_brings_it():
     code = (
-        "import sys; sys.modules.update(deepinv=None, diffusers=None, azula=None)\n"
-        "from invem import MissingExtra\nfrom invem.engine.catalog import Catalog\nimport torch\n"
-        "load = lambda kind, name: Catalog.load().find(kind, name).load()\n"
-        "for call in (lambda: load('operators', 'deepinv')(1, (1, 8, 8), torch.Generator(), physics='Blur'),\n"
-        "    lambda: load('networks', 'deepinv')((1, 8, 8), model='DRUNet'), lambda: load('networks', 'diffusers')((1, 8, 8)),\n"
-        "    lambda: load('networks', 'azula')((1, 8, 8))):\n"
-        "    try: call()\n"
-        "    except MissingExtra as error: print(error)\n"
+        "import sys; sys.modules.update(deepinv=None, diffusers=None, azula=None)\nfrom invem"
+        " import MissingExtra\nfrom invem.engine.catalog import Catalog\nimport torch\nload ="
+        " lambda kind, name: Catalog.load().find(kind, name).load()\nfor call in (lambda:"
+        " load('operators', 'deepinv')(1, (1, 8, 8), torch.Generator(), physics='Blur'),\n   "
+        " lambda: load('networks', 'deepinv')((1, 8, 8), model='DRUNet'), lambda: load('networks',"
+        " 'diffusers')((1, 8, 8)),\n    lambda: load('networks', 'azula')((1, 8, 8))):\n    try:"
+        " call()\n    except MissingExtra as error: print(error)\n"
     )
-    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert [line.partition("install it with: ")[2] for line in lines] == [
         f"pip install 'invem[{extra}]'" for extra in ("deepinv", "deepinv", "diffusers", "azula")
     ]
@@ -41,9 +47,10 @@ def test_a_missing_extra_names_the_command_that_brings_it():
 
 def test_listing_the_bridges_imports_none_of_them():
     code = (
-        "import sys\nfrom invem.engine.catalog import Catalog\nc = Catalog.load()\nc.find('operators', 'deepinv').load().__doc__\n"
-        "c.find('networks', 'diffusers').load(); c.find('networks', 'azula').load()\n"
-        "assert not {'deepinv', 'diffusers', 'azula'} & set(sys.modules)"
+        "import sys\nfrom invem.engine.catalog import Catalog\nc ="
+        " Catalog.load()\nc.find('operators', 'deepinv').load().__doc__\nc.find('networks',"
+        " 'diffusers').load(); c.find('networks', 'azula').load()\nassert not {'deepinv',"
+        " 'diffusers', 'azula'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -62,14 +69,30 @@ class TestDeepinv:
         return CATALOG.find("operators", "deepinv").load()
 
     def test_the_change_of_range_is_exact(self, library, physics):
-        kernel = [[0.0, 0.1, 0.0], [0.2, 0.4, 0.1], [0.0, 0.1, 0.0]]  # its sum is not one, so that the offset counts
-        A = physics(3, (1, 8, 8), rng(), physics="Blur", options={"filter": kernel, "padding": "valid"})
+        kernel = [
+            [0.0, 0.1, 0.0],
+            [0.2, 0.4, 0.1],
+            [0.0, 0.1, 0.0],
+        ]  # its sum is not one, so that the offset counts
+        A = physics(
+            3, (1, 8, 8), rng(), physics="Blur", options={"filter": kernel, "padding": "valid"}
+        )
         theirs = library.physics.Blur(filter=torch.tensor([[kernel]]), padding="valid")
         signal = x(3, 1, 8, 8)
         assert torch.allclose(A(signal) + A.offset(), theirs.A((signal + 1) / 2), atol=1e-6)
         assert torch.allclose(A.adjoint(A(signal)), theirs.A_adjoint(A(signal)) / 2, atol=1e-6)
-        narrow = physics(3, (1, 8, 8), rng(), physics="Blur", options={"filter": kernel, "padding": "valid"}, low=0.0)
-        assert torch.allclose(narrow(signal), theirs.A(signal), atol=1e-6) and not narrow.offset().any()
+        narrow = physics(
+            3,
+            (1, 8, 8),
+            rng(),
+            physics="Blur",
+            options={"filter": kernel, "padding": "valid"},
+            low=0.0,
+        )
+        assert (
+            torch.allclose(narrow(signal), theirs.A(signal), atol=1e-6)
+            and not narrow.offset().any()
+        )
 
     def test_a_nonlinear_physics_sees_the_unit_range(self, library, physics):
         A = physics(2, (1, 4, 4), rng(), physics="RandomPhaseRetrieval", options={"m": 20})
@@ -87,7 +110,9 @@ class TestDeepinv:
         assert A.provides == {"vjp", "adjoint", "pinv", "svd"}
 
     def test_measurements_of_several_parts_are_one_vector(self, physics):
-        A = physics(2, (4, 8, 8), rng(), physics="Pansharpen", options={"factor": 2, "filter": "bilinear"})
+        A = physics(
+            2, (4, 8, 8), rng(), physics="Pansharpen", options={"factor": 2, "filter": "bilinear"}
+        )
         signal = x(2, 4, 8, 8)
         y = A(signal)
         assert y.shape == (2, 4 * 4 * 4 + 64)
@@ -95,13 +120,17 @@ class TestDeepinv:
         assert torch.allclose((y * v).sum(1), (signal * A.adjoint(v)).flatten(1).sum(1), atol=1e-4)
 
     def test_a_call_leaves_the_physics_as_it_was(self, physics):
-        A = physics(2, (1, 8, 8), rng(), physics="Tomography", options={"angles": 4, "normalize": False})
+        A = physics(
+            2, (1, 8, 8), rng(), physics="Tomography", options={"angles": 4, "normalize": False}
+        )
         before = {name: tensor.clone() for name, tensor in A.physics.state_dict().items()}
         keys = set(A.physics.__dict__)
         torch.func.vmap(A)(x(3, 2, 1, 8, 8))
         A.adjoint(A(x(2, 1, 8, 8)))
         assert A.physics.state_dict().keys() == before.keys() and set(A.physics.__dict__) == keys
-        assert all(torch.equal(value, before[name]) for name, value in A.physics.state_dict().items())
+        assert all(
+            torch.equal(value, before[name]) for name, value in A.physics.state_dict().items()
+        )
 
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -109,7 +138,10 @@ class TestDeepinv:
             ({"physics": "Inpaintin"}, "did you mean 'Inpainting'"),
             ({"physics": "BlurFFT", "options": {"filtr": [[1.0]]}}, "no option 'filtr'"),
             ({"physics": "Inpainting", "generator": "Nothing"}, "no generator 'Nothing'"),
-            ({"physics": "BlurFFT", "options": {"filter": [[1.0]]}, "low": 1.0}, "low must be less than high"),
+            (
+                {"physics": "BlurFFT", "options": {"filter": [[1.0]]}, "low": 1.0},
+                "low must be less than high",
+            ),
             ({"physics": "CompressiveSpectralImaging"}, "does not take signals of shape (1, 8, 8)"),
         ],
     )
@@ -123,7 +155,9 @@ class TestDeepinv:
         net = build((1, 8, 8), model="DRUNet", options={"nc": [8, 8, 8, 8], "nb": 1}).eval()
         signal, levels = x(3, 1, 8, 8), torch.tensor([0.1, 0.2, 0.4])
         with torch.no_grad():
-            assert torch.allclose(net(signal, levels), 2 * net.model((signal + 1) / 2, levels / 2) - 1, atol=1e-6)
+            assert torch.allclose(
+                net(signal, levels), 2 * net.model((signal + 1) / 2, levels / 2) - 1, atol=1e-6
+            )
         with pytest.raises(RecipeError, match="downloaded"):
             build((1, 8, 8), model="DRUNet", options={"pretrained": "download"})
         with pytest.raises(RecipeError, match="did you mean 'DRUNet'"):
@@ -132,13 +166,12 @@ class TestDeepinv:
     def test_a_run_with_both(self, tmp_path):
         recipe = tmp_path / "r.yaml"
         recipe.write_text(
-            "data: digits\ncount: 64\n"
-            f"operator: {json.dumps({'name': 'deepinv', **MASKS})}\n"
-            "noise: {name: gaussian, sigma: 0.1}\n"
-            "network: {name: deepinv, model: UNet,\n  options: {scales: 2, channels_per_scale: [8, 8], batch_norm: false}}\n"
-            "evaluate: {observations: 8, samples: 0, draws: 2}\n"
-            "phases:\n  - {name: warm, rounds: 1, fit: {objective: gaussian-moments}}\n"
-            "  - {name: em, rounds: 1, sampler: {name: mmps, steps: 3}, fit: {objective: dsm, steps: 4, batch: 16}}\n"
+            f"data: digits\ncount: 64\noperator: {json.dumps({'name': 'deepinv', **MASKS})}\nnoise:"
+            " {name: gaussian, sigma: 0.1}\nnetwork: {name: deepinv, model: UNet,\n  options:"
+            " {scales: 2, channels_per_scale: [8, 8], batch_norm: false}}\nevaluate:"
+            " {observations: 8, samples: 0, draws: 2}\nphases:\n  - {name: warm, rounds: 1,"
+            " fit: {objective: gaussian-moments}}\n  - {name: em, rounds: 1, sampler: {name:"
+            " mmps, steps: 3}, fit: {objective: dsm, steps: 4, batch: 16}}\n"
         )
         command = [
             sys.executable,
@@ -182,7 +215,10 @@ class TestDiffusers:
             with torch.no_grad():
                 theirs = scheduler.step(net.unet(state, t).sample, t, state).pred_original_sample
                 ours = net(state / kept.sqrt(), sigma)
-            assert torch.allclose(ours, theirs, atol=1e-3 * float(theirs.abs().max())), (prediction, t)
+            assert torch.allclose(ours, theirs, atol=1e-3 * float(theirs.abs().max())), (
+                prediction,
+                t,
+            )
 
     def test_levels_beyond_the_scheduler_are_its_last(self, build):
         net = build((1, 8, 8), channels=[8, 8], groups=4)
@@ -201,7 +237,9 @@ class TestDiffusers:
             build((3, 8, 8), path=str(tmp_path))
         with pytest.raises(DataError, match="no unet"):
             build((1, 8, 8), path=str(tmp_path / "unet"))
-        (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "unet" / "diffusion_pytorch_model.bin")
+        (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").rename(
+            tmp_path / "unet" / "diffusion_pytorch_model.bin"
+        )
         with pytest.raises(DataError):
             build((1, 8, 8), path=str(tmp_path))
 
@@ -236,7 +274,9 @@ class TestAzula:
         assert torch.allclose(ours(state / alpha, sigma / alpha), expected, atol=1e-5)
 
     def test_its_unet_is_a_network(self):
-        net = CATALOG.find("networks", "azula").load()((1, 9, 9), channels=[8, 8], blocks=1, features=16)
+        net = CATALOG.find("networks", "azula").load()(
+            (1, 9, 9), channels=[8, 8], blocks=1, features=16
+        )
         assert net(x(2, 1, 9, 9), torch.tensor([0.1, 3.0])).shape == (2, 1, 9, 9)
 
 

@@ -1,4 +1,5 @@
-"""Blind calibration against the exact marginal likelihood of Gaussian problems, computed here by automatic differentiation."""
+"""Blind calibration against the exact marginal likelihood of Gaussian problems, computed here by
+automatic differentiation."""
 
 from functools import partial
 from itertools import pairwise
@@ -12,8 +13,27 @@ from invem_plugins.operators.gaussian_blur import gaussian_blur
 from invem_plugins.samplers.exact import Exact
 from invem_plugins.samplers.mmps import MMPS
 
-from invem import Gaussian, GaussianDenoiser, Mask, Matrix, Measurement, RecipeError, Rng, Unsupported
-from invem.engine.calibrate import Parameters, by_draws, by_moments, by_score, calibrate, changed, rebuilt, score, shrunken
+from invem import (
+    Gaussian,
+    GaussianDenoiser,
+    Mask,
+    Matrix,
+    Measurement,
+    RecipeError,
+    Rng,
+    Unsupported,
+)
+from invem.engine.calibrate import (
+    Parameters,
+    by_draws,
+    by_moments,
+    by_score,
+    calibrate,
+    changed,
+    rebuilt,
+    score,
+    shrunken,
+)
 
 D = 8
 I = torch.arange(D, dtype=torch.float64)  # noqa: E741
@@ -26,7 +46,8 @@ BOUNDS = {"width": (0.3, 4.0), "gain": (0.1, 5.0), "sigma": (0.01, 1.0)}
 
 
 def matrix(values, mask=None):
-    """gain times a blur whose rows sum to one, shape (8, 8); a factor of `values` may be a tensor with a graph."""
+    """gain times a blur whose rows sum to one, shape (8, 8); a factor of `values` may be a tensor
+    with a graph."""
     kernel = torch.exp(-0.5 * ((I[:, None] - I) / values["width"]) ** 2)
     return values["gain"] * kernel / kernel.sum(1, keepdim=True)
 
@@ -36,18 +57,27 @@ def problem(names, n=400, shape=(D,), hide=0.0):
     x = PRIOR.sample(Rng.keyed("x", items=range(n))).double()
     mask = (torch.rand(n, D, generator=Rng.generator("mask")) >= hide).double()
     A = mask[:, :, None] * matrix(TRUE)
-    y = torch.einsum("nmd,nd->nm", A, x) + TRUE["sigma"] * torch.randn(n, D, generator=Rng.generator("y"), dtype=torch.float64)
+    y = torch.einsum("nmd,nd->nm", A, x) + TRUE["sigma"] * torch.randn(
+        n, D, generator=Rng.generator("y"), dtype=torch.float64
+    )
 
     def at(values):
         whole = TRUE | dict(values)
         noise = gaussian(n, (D,), Rng.generator(0), sigma=whole["sigma"]).to(dtype=torch.float64)
         return Measurement(y, Matrix((D,), mask[:, :, None] * matrix(whole)), noise)
 
-    return y, mask, at, Parameters({name: BOUNDS[name] for name in names}), {name: START[name] for name in names}
+    return (
+        y,
+        mask,
+        at,
+        Parameters({name: BOUNDS[name] for name in names}),
+        {name: START[name] for name in names},
+    )
 
 
 def marginal(y, mask, names, logs):
-    """The mean of log N(y; A mean, A C A^T + sigma^2 I), with a graph to the logarithms of the options."""
+    """The mean of log N(y; A mean, A C A^T + sigma^2 I), with a graph to the logarithms of the
+    options."""
     values = TRUE | dict(zip(names, logs.exp(), strict=True))
     A = mask[:, :, None] * matrix(values)
     K = A @ COV @ A.mT + values["sigma"] ** 2 * torch.eye(D, dtype=torch.float64)
@@ -55,7 +85,8 @@ def marginal(y, mask, names, logs):
 
 
 def exact(y, mask, names):
-    """The maximum of the marginal likelihood, by Newton's rule with exact derivatives from the truth."""
+    """The maximum of the marginal likelihood, by Newton's rule with exact derivatives from the
+    truth."""
     logs = torch.tensor([TRUE[name] for name in names], dtype=torch.float64).log()
     for _ in range(20):
         f = partial(marginal, y, mask, names)
@@ -66,12 +97,15 @@ def exact(y, mask, names):
 
 
 def cubature(draws):
-    """Points at which the mean of any quadratic function is its mean under the posterior: mean ± sqrt(d) times a column of its root."""
+    """Points at which the mean of any quadratic function is its mean under the posterior: mean ±
+    sqrt(d) times a column of its root."""
 
     def draw(m):
         A, var = m.A.matrix, m.noise.var()[:, :, None]
         P = torch.linalg.inv(torch.linalg.inv(COV) + A.mT @ A / var)
-        mean = (P @ (A.mT @ (m.y[:, :, None] / var) + torch.linalg.solve(COV, MEAN)[:, None])).squeeze(-1)
+        mean = (
+            P @ (A.mT @ (m.y[:, :, None] / var) + torch.linalg.solve(COV, MEAN)[:, None])
+        ).squeeze(-1)
         columns = torch.linalg.cholesky(P).mT * D**0.5
         points = torch.cat([columns, -columns], 1)
         k = torch.arange(len(m)) % draws
@@ -101,7 +135,8 @@ def test_the_root_of_the_score_is_the_maximum_of_the_marginal_likelihood(names):
 
 
 def test_fishers_identity():
-    """The mean over the posterior of the score of complete data is the gradient of the marginal likelihood, anywhere."""
+    """The mean over the posterior of the score of complete data is the gradient of the marginal
+    likelihood, anywhere."""
     names = ("width", "gain", "sigma")
     y, mask, at, parameters, _ = problem(names)
     for values in (TRUE, START):
@@ -113,7 +148,9 @@ def test_fishers_identity():
 
         x = cubature(2 * D)(repeated(values))
         found = score(x, repeated, parameters, logs).mean(0)
-        assert torch.allclose(found, torch.func.grad(partial(marginal, y, mask, names))(logs), rtol=1e-3, atol=5e-4)
+        assert torch.allclose(
+            found, torch.func.grad(partial(marginal, y, mask, names))(logs), rtol=1e-3, atol=5e-4
+        )
 
 
 @pytest.mark.parametrize("sampler", [Exact(), MMPS(steps=16)], ids=["exact", "mmps"])
@@ -123,7 +160,9 @@ def test_a_sampler_finds_it_within_the_error_that_it_states(sampler):
     denoiser = GaussianDenoiser(PRIOR.to(dtype=torch.float32))
 
     def draw(m):
-        return sampler(denoiser, m.to(dtype=torch.float32), Rng.keyed("calibrate", items=range(len(m))))
+        return sampler(
+            denoiser, m.to(dtype=torch.float32), Rng.keyed("calibrate", items=range(len(m)))
+        )
 
     found = by_score(draw, at, parameters, start, evaluations=12)
     assert found.settled
@@ -135,7 +174,8 @@ def test_a_sampler_finds_it_within_the_error_that_it_states(sampler):
 
 
 def test_scalar_gain_and_noise():
-    """y = g x + sigma z with x ~ N(1, 1): g is the mean of y, and sigma^2 what its variance has more than g^2."""
+    """y = g x + sigma z with x ~ N(1, 1): g is the mean of y, and sigma^2 what its variance has
+    more than g^2."""
     prior = Gaussian.full(torch.ones(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
     y = 0.7 * prior.sample(Rng.keyed("x", items=range(500))).double()
     y = y + 0.8 * torch.randn(y.shape, generator=Rng.generator("y"), dtype=torch.float64)
@@ -144,7 +184,10 @@ def test_scalar_gain_and_noise():
         A = gain(500, (1,), Rng.generator(0), gain=values["gain"])
         return Measurement(y, A, gaussian(500, (1,), Rng.generator(0), sigma=values["sigma"]))
 
-    parameters, start = Parameters({"gain": (0.1, 5.0), "sigma": (0.01, 5.0)}), {"gain": 2.0, "sigma": 0.1}
+    parameters, start = (
+        Parameters({"gain": (0.1, 5.0), "sigma": (0.01, 5.0)}),
+        {"gain": 2.0, "sigma": 0.1},
+    )
     found = by_moments(prior, at, parameters, start).values
 
     def loss(g, s):
@@ -153,7 +196,10 @@ def test_scalar_gain_and_noise():
 
     best = torch.tensor([0.7, 0.8], dtype=torch.float64)
     for _ in range(20):
-        g, H = torch.func.grad(lambda t: loss(*t))(best), torch.func.hessian(lambda t: loss(*t))(best)
+        g, H = (
+            torch.func.grad(lambda t: loss(*t))(best),
+            torch.func.hessian(lambda t: loss(*t))(best),
+        )
         best = best - torch.linalg.solve(H, g)
     assert [found["gain"], found["sigma"]] == pytest.approx(best.tolist(), rel=1e-3)
 
@@ -170,7 +216,8 @@ def test_the_maximum_at_given_draws_is_the_m_step():
 
 
 def test_em_crawls_where_the_score_arrives():
-    """At low noise a step of EM goes an eighth of the way; the root of the score is found in a few evaluations."""
+    """At low noise a step of EM goes an eighth of the way; the root of the score is found in a few
+    evaluations."""
     y, mask, at, parameters, start = problem(("width",))
     best = exact(y, mask, ("width",))["width"]
     rows = torch.arange(len(y)).repeat_interleave(2 * D)
@@ -188,7 +235,10 @@ def test_em_crawls_where_the_score_arrives():
 @pytest.mark.parametrize("how", ["moments", "score"])
 def test_a_bound_holds(how):
     _, _, at, _, _ = problem(("width", "sigma"))
-    parameters, start = Parameters({"width": (1.5, 3.0), "sigma": (0.01, 1.0)}), {"width": 2.0, "sigma": 0.3}
+    parameters, start = (
+        Parameters({"width": (1.5, 3.0), "sigma": (0.01, 1.0)}),
+        {"width": 2.0, "sigma": 0.3},
+    )
     found = (
         by_moments(PRIOR, at, parameters, start)
         if how == "moments"
@@ -216,27 +266,39 @@ def test_coordinates():
     assert parameters.values(low) == pytest.approx({"std": 0.5, "offset": -1.0})
     assert parameters.values(high) == pytest.approx({"std": 2.0, "offset": 3.0})
     covariance = torch.diag(torch.tensor([0.01, 0.04], dtype=torch.float64))
-    assert parameters.errors(parameters.inwards(values), covariance) == pytest.approx({"std": 0.07, "offset": 0.8})
+    assert parameters.errors(parameters.inwards(values), covariance) == pytest.approx(
+        {"std": 0.07, "offset": 0.8}
+    )
 
 
 def test_moments_refuse_what_is_not_linear():
     from invem_plugins.operators.gamma import gamma
 
     def at(values):
-        return Measurement(torch.zeros(4, D), gamma(4, (D,), Rng.generator(0), gamma=values["gamma"]), gaussian(4, (D,), Rng.generator(0)))
+        return Measurement(
+            torch.zeros(4, D),
+            gamma(4, (D,), Rng.generator(0), gamma=values["gamma"]),
+            gaussian(4, (D,), Rng.generator(0)),
+        )
 
     with pytest.raises(Unsupported, match="linear"):
         by_moments(PRIOR, at, Parameters({"gamma": (1.0, 3.0)}), {"gamma": 2.0})
 
 
 def quantiles(draws, std):
-    """Draws of p(x | y) for scalar x ~ N(0, std^2) and any operator, in the middle of equal shares of the posterior."""
+    """Draws of p(x | y) for scalar x ~ N(0, std^2) and any operator, in the middle of equal shares
+    of the posterior."""
     grid = torch.linspace(-5 * std, 5 * std, 4001, dtype=torch.float64)
 
     def draw(m):
         once = m[torch.arange(0, len(m), draws)]
         n, k = len(once), len(grid)
-        logs = once[torch.arange(n).repeat_interleave(k)].to(dtype=torch.float64).log_prob(grid.repeat(n)[:, None]).reshape(n, k)
+        logs = (
+            once[torch.arange(n).repeat_interleave(k)]
+            .to(dtype=torch.float64)
+            .log_prob(grid.repeat(n)[:, None])
+            .reshape(n, k)
+        )
         total = torch.softmax(logs - 0.5 * (grid / std).square(), 1).cumsum(1)
         share = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
         return grid[torch.searchsorted(total, share.expand(n, draws).contiguous())].reshape(-1, 1)
@@ -266,7 +328,15 @@ def test_the_score_calibrates_a_nonlinear_operator():
     best = torch.tensor(2.2, dtype=torch.float64)
     for _ in range(20):
         best = best - torch.func.grad(likelihood)(best) / torch.func.hessian(likelihood)(best)
-    found = by_score(quantiles(128, std), at, Parameters({"gamma": (1.0, 4.0)}), {"gamma": 1.5}, draws=128, evaluations=20, tol=1e-3)
+    found = by_score(
+        quantiles(128, std),
+        at,
+        Parameters({"gamma": (1.0, 4.0)}),
+        {"gamma": 1.5},
+        draws=128,
+        evaluations=20,
+        tol=1e-3,
+    )
     assert found.settled
     assert found.values["gamma"] == pytest.approx(float(best), rel=5e-3)
 
@@ -283,15 +353,33 @@ def test_the_first_round_is_by_moments_where_there_are_clean_images():
     assert (first.how, later.how) == ("moments", "score")
     assert first.values == by_moments(shrunken(clean), at, parameters, start).values
     assert first.values["sigma"] == pytest.approx(TRUE["sigma"], rel=0.15)
-    masked = calibrate(lambda values, rows: problem(("sigma",), hide=0.5)[2](values)[rows], rows, parameters, start, cubature(2), clean)
+    masked = calibrate(
+        lambda values, rows: problem(("sigma",), hide=0.5)[2](values)[rows],
+        rows,
+        parameters,
+        start,
+        cubature(2),
+        clean,
+    )
     assert masked.how == "moments"
     large = 4000
 
     def wide(values, rows):
         A = gain(len(rows), (large,), Rng.generator(0), gain=1.0)
-        return Measurement(torch.zeros(len(rows), large), A, gaussian(len(rows), (large,), Rng.generator(0), sigma=values["sigma"]))
+        return Measurement(
+            torch.zeros(len(rows), large),
+            A,
+            gaussian(len(rows), (large,), Rng.generator(0), sigma=values["sigma"]),
+        )
 
-    zero = calibrate(wide, torch.arange(4), parameters, start, lambda m: torch.ones(len(m), large) * 0.2, torch.zeros(3, large))
+    zero = calibrate(
+        wide,
+        torch.arange(4),
+        parameters,
+        start,
+        lambda m: torch.ones(len(m), large) * 0.2,
+        torch.zeros(3, large),
+    )
     assert zero.how == "score"
 
 
@@ -325,7 +413,9 @@ def test_digits_blur_and_noise_from_fifty_clean_images():
     for seed in range(3):
         clean = data[torch.randperm(len(data), generator=Rng.generator("clean", seed))[:50]]
         start = {"operator.std": 1.5, "noise.sigma": 0.1}
-        found = by_moments(shrunken(clean), lambda values: Measurement(y, *law(values, len(y))), parameters, start)
+        found = by_moments(
+            shrunken(clean), lambda values: Measurement(y, *law(values, len(y))), parameters, start
+        )
         assert found.settled
         assert found.values["operator.std"] == pytest.approx(1.0, rel=0.03)
         assert found.values["noise.sigma"] == pytest.approx(0.05, rel=0.03)
@@ -347,12 +437,22 @@ def test_what_the_values_do_not_change_stays():
 
 
 def test_an_option_is_changed_by_its_way():
-    options = {"std": 1.0, "size": 7, "of": [partial(gaussian_blur, std=1.0), partial(gain, gain=1.0)], "levels": [0.1, 0.2]}
+    options = {
+        "std": 1.0,
+        "size": 7,
+        "of": [partial(gaussian_blur, std=1.0), partial(gain, gain=1.0)],
+        "levels": [0.1, 0.2],
+    }
     assert changed(options, ["std"], 2.0)["std"] == 2.0
     new = changed(options, ["of", "1", "gain"], 3.0)
     assert new["of"][1].keywords == {"gain": 3.0} and options["of"][1].keywords == {"gain": 1.0}
     assert new["of"][0] is options["of"][0]
     assert changed(options, ["levels", "1"], 0.3)["levels"] == [0.1, 0.3]
-    for keys, text in ((["sd"], "no option"), (["of"], "not a number"), (["of", "2", "gain"], "no part"), (["std", "x"], "no part")):
+    for keys, text in (
+        (["sd"], "no option"),
+        (["of"], "not a number"),
+        (["of", "2", "gain"], "no part"),
+        (["std", "x"], "no part"),
+    ):
         with pytest.raises(RecipeError, match=text):
             changed(options, keys, 1.0)

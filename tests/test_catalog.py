@@ -30,9 +30,15 @@ HEAD = "from invem import hookimpl\n"
         ("raise RuntimeError('no device')", "RuntimeError: no device"),
         ("import sys; sys.exit(3)", "SystemExit"),
         ("import not_there", "ModuleNotFoundError"),
-        (HEAD + "@hookimpl\ndef invem_operators(): raise KeyError('x')", "invem_operators: KeyError"),
+        (
+            HEAD + "@hookimpl\ndef invem_operators(): raise KeyError('x')",
+            "invem_operators: KeyError",
+        ),
         (HEAD + "@hookimpl\ndef invem_operators(): return ['blur']", "must return {name: factory}"),
-        (HEAD + "@hookimpl\ndef invem_operators(): return {'blur': 3}", "must return {name: factory}"),
+        (
+            HEAD + "@hookimpl\ndef invem_operators(): return {'blur': 3}",
+            "must return {name: factory}",
+        ),
         (HEAD + "@hookimpl\ndef invem_operator(): return {}", "did you mean 'invem_operators'"),
     ],
 )
@@ -90,7 +96,9 @@ def test_a_schedule_that_cannot_be_imported_harms_no_recipe_without_it(tmp_path,
     from invem.engine import recipe
     from invem.engine.plan import resolve
 
-    (tmp_path / "bad.py").write_text(HEAD + "@hookimpl\ndef invem_schedules(): return {'bad': 'nope_module:Bad'}\n")
+    (tmp_path / "bad.py").write_text(
+        HEAD + "@hookimpl\ndef invem_schedules(): return {'bad': 'nope_module:Bad'}\n"
+    )
     monkeypatch.setenv("INVEM_PLUGINS_DIR", str(tmp_path))
     loaded = recipe.load(Path(__file__).parent.parent / "recipes" / "blur.yaml")
     assert resolve(loaded, Catalog.load())["phases"][1]["sampler"]["schedule"]["name"] == "karras"
@@ -99,8 +107,8 @@ def test_a_schedule_that_cannot_be_imported_harms_no_recipe_without_it(tmp_path,
 def test_the_defaults_of_operators_in_a_list_are_written_out(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(
-        "data: digits\noperator: [{name: gaussian-blur, std: 1.0, size: 3}, downsample]\nnoise: gaussian\nnetwork: mlp\n"
-        "phases:\n  - {name: w, fit: {objective: gaussian-moments}}\n"
+        "data: digits\noperator: [{name: gaussian-blur, std: 1.0, size: 3}, downsample]\nnoise:"
+        " gaussian\nnetwork: mlp\nphases:\n  - {name: w, fit: {objective: gaussian-moments}}\n"
     )
     resolved = resolve(load(path), CATALOG)
     assert resolved["operator"]["of"] == [
@@ -114,16 +122,25 @@ def test_a_sampler_that_does_not_fit_is_refused_with_those_that_do(tmp_path):
 
     path = tmp_path / "r.yaml"
     text = (
-        "data: digits\noperator: {name: clip}\nnoise: gaussian\nnetwork: mlp\nclean: 8\nphases:\n"
-        "  - {name: w, fit: {objective: dsm, on: clean, steps: 1}}\n  - {name: em, sampler: mmps, fit: {objective: dsm, steps: 1}}\n"
+        "data: digits\noperator: {name: clip}\nnoise: gaussian\nnetwork: mlp\nclean: 8\nphases:\n "
+        " - {name: w, fit: {objective: dsm, on: clean, steps: 1}}\n  - {name: em, sampler: mmps,"
+        " fit: {objective: dsm, steps: 1}}\n"
     )
     path.write_text(text)
-    with pytest.raises(RecipeError, match="mmps needs adjoint, which clip with gaussian noise does not provide") as error:
+    with pytest.raises(
+        RecipeError, match="mmps needs adjoint, which clip with gaussian noise does not provide"
+    ) as error:
         make(load(path), CATALOG)
     fitting = str(error.value).partition("these fit: ")[2].split(", ")
-    assert {"dps", "daps", "lgd", "sitcom"} <= set(fitting) and not {"mmps", "ddrm", "exact"} & set(fitting)
+    assert {"dps", "daps", "lgd", "sitcom"} <= set(fitting) and not {"mmps", "ddrm", "exact"} & set(
+        fitting
+    )
     path.write_text(text.replace("clip", "identity").replace("mmps", "exact"))
     with pytest.raises(RecipeError, match="exact needs a prior in closed form"):
         make(load(path), CATALOG)
-    path.write_text(text.replace("clip", "identity").replace("mmps", "exact").replace("dsm, on: clean, steps: 1", "gaussian-moments"))
+    path.write_text(
+        text.replace("clip", "identity")
+        .replace("mmps", "exact")
+        .replace("dsm, on: clean, steps: 1", "gaussian-moments")
+    )
     make(load(path), CATALOG)

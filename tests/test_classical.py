@@ -27,13 +27,19 @@ class Untouched(Denoiser):
 
 
 def signals(n, shape):
-    return 0.5 * torch.randn(n, *shape, generator=Rng.generator("x"), dtype=torch.float64).cumsum(-1) / shape[-1] ** 0.5
+    return (
+        0.5
+        * torch.randn(n, *shape, generator=Rng.generator("x"), dtype=torch.float64).cumsum(-1)
+        / shape[-1] ** 0.5
+    )
 
 
 def measure(A, x, sigma=0.1):
     A = A.to(dtype=torch.float64)
     clean = A(x)
-    noise = gaussian(len(x), tuple(clean.shape[1:]), Rng.generator("noise"), sigma=sigma).to(dtype=torch.float64)
+    noise = gaussian(len(x), tuple(clean.shape[1:]), Rng.generator("noise"), sigma=sigma).to(
+        dtype=torch.float64
+    )
     return Measurement(noise.sample(clean, Rng.generator("y")), A, noise)
 
 
@@ -43,7 +49,9 @@ def restore(sampler, m):
 
 def dense(A, i):
     d = math.prod(A.shape)
-    return A[torch.full((d,), i)](torch.eye(d, dtype=torch.float64).reshape(d, *A.shape)).flatten(1).T
+    return (
+        A[torch.full((d,), i)](torch.eye(d, dtype=torch.float64).reshape(d, *A.shape)).flatten(1).T
+    )
 
 
 LAWS = {
@@ -55,7 +63,11 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("sampler", [PseudoInverse(), Wiener(), TotalVariation(), Observation()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sampler",
+    [PseudoInverse(), Wiener(), TotalVariation(), Observation()],
+    ids=lambda s: type(s).__name__,
+)
 def test_they_are_what_a_run_can_begin_with(sampler):
     assert not sampler.prior
     assert sampler.cost == (0, 0)
@@ -77,12 +89,18 @@ def test_the_pseudo_inverse_is_the_fit_of_least_norm(law):
 
 
 def stationary(shape, exponent):
-    """The circular covariance of variance one, from its definition: cosines of all frequencies, weighted by their power."""
+    """The circular covariance of variance one, from its definition: cosines of all frequencies,
+    weighted by their power."""
     sizes = shape[-2:]
-    f = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) / n for n in sizes), indexing="ij"), -1).reshape(-1, len(sizes))
+    f = torch.stack(
+        torch.meshgrid(*(torch.arange(n, dtype=torch.float64) / n for n in sizes), indexing="ij"),
+        -1,
+    ).reshape(-1, len(sizes))
     f = torch.where(f >= 0.5, f - 1, f)
     power = f.square().sum(1).clamp(min=1 / max(sizes) ** 2) ** (-exponent / 2)
-    place = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in sizes), indexing="ij"), -1).reshape(-1, len(sizes))
+    place = torch.stack(
+        torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in sizes), indexing="ij"), -1
+    ).reshape(-1, len(sizes))
     lag = place[:, None] - place
     one = (torch.cos(2 * math.pi * lag @ f.T) * (power / power.sum())).sum(-1)
     return torch.block_diag(*[one] * (math.prod(shape) // len(place)))
@@ -94,7 +112,11 @@ def test_wiener_is_the_dense_solution(law, exponent):
     A = LAWS[law](3)
     m = measure(A, signals(3, A.shape), sigma=[0.05, 0.3])
     x = restore(Wiener(mean=0.2, std=0.7, exponent=exponent), m)
-    C = 0.49 * (stationary(A.shape, exponent) if exponent else torch.eye(math.prod(A.shape), dtype=torch.float64))
+    C = 0.49 * (
+        stationary(A.shape, exponent)
+        if exponent
+        else torch.eye(math.prod(A.shape), dtype=torch.float64)
+    )
     for i in range(3):
         rows = dense(m.A, i)
         S = torch.diag(m.noise.var()[i].expand_as(m.y[i]).flatten())
@@ -112,15 +134,24 @@ def test_wiener_without_noise_fits_what_is_measured():
 
 
 def test_a_step_is_denoised_by_the_known_amount():
-    """Of n1 entries at 0 and n2 at h, each level moves towards the other by weight var/n (Strong & Chan 2003)."""
+    """Of n1 entries at 0 and n2 at h, each level moves towards the other by weight var/n (Strong &
+    Chan 2003)."""
     n1, n2, h, sigma, weight = 5, 8, 1.0, 0.3, 4.0
     y = torch.cat([torch.zeros(n1), h * torch.ones(n2)]).double()[None]
     noise = gaussian(1, (13,), Rng.generator(0), sigma=sigma).to(dtype=torch.float64)
-    x = restore(TotalVariation(weight=weight, tol=1e-9, iterations=20000), Measurement(y, identity(1, (13,), Rng.generator(0)), noise))
-    expected = torch.cat([torch.full((n1,), weight * sigma**2 / n1), torch.full((n2,), h - weight * sigma**2 / n2)]).double()
+    x = restore(
+        TotalVariation(weight=weight, tol=1e-9, iterations=20000),
+        Measurement(y, identity(1, (13,), Rng.generator(0)), noise),
+    )
+    expected = torch.cat(
+        [torch.full((n1,), weight * sigma**2 / n1), torch.full((n2,), h - weight * sigma**2 / n2)]
+    ).double()
     assert torch.allclose(x[0], expected, atol=1e-5)
     # A weight above h/(var (1/n1 + 1/n2)) leaves the mean alone.
-    x = restore(TotalVariation(weight=40.0, tol=1e-9, iterations=20000), Measurement(y, identity(1, (13,), Rng.generator(0)), noise))
+    x = restore(
+        TotalVariation(weight=40.0, tol=1e-9, iterations=20000),
+        Measurement(y, identity(1, (13,), Rng.generator(0)), noise),
+    )
     assert torch.allclose(x[0], y.mean().expand(13), atol=1e-5)
 
 
@@ -135,10 +166,11 @@ def variation(x):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_the_optimality_conditions_of_total_variation(law):
-    """g = A^T S^-1 (y - A x) is a subgradient of weight TV at x: <g, x> = weight TV(x), and <g, z> <= weight TV(z) for every z.
+    """g = A^T S^-1 (y - A x) is a subgradient of weight TV at x: <g, x> = weight TV(x), and <g, z>
+    <= weight TV(z) for every z.
 
-    Within a duality gap e the left side may be larger by sqrt(2 e) |S^-1/2 A z|: if it were by more, a step along z would lower the
-    objective by more than e.
+    Within a duality gap e the left side may be larger by sqrt(2 e) |S^-1/2 A z|: if it were by
+    more, a step along z would lower the objective by more than e.
     """
     A, weight, tol = LAWS[law](3), 2.0, 1e-5
     m = measure(A, signals(3, A.shape), sigma=[0.1, 0.3])
@@ -147,7 +179,17 @@ def test_the_optimality_conditions_of_total_variation(law):
     g = m.A.adjoint((m.y - m.A(x)) / m.noise.var())
     for i in range(3):
         z = torch.randn(200, *A.shape, generator=Rng.generator("z"), dtype=torch.float64)
-        z = torch.cat([z, z.sign(), z.cumsum(-1), (z.cumsum(-1) > 0).double(), x[i : i + 1], -x[i : i + 1], torch.ones_like(z[:1])])
+        z = torch.cat(
+            [
+                z,
+                z.sign(),
+                z.cumsum(-1),
+                (z.cumsum(-1) > 0).double(),
+                x[i : i + 1],
+                -x[i : i + 1],
+                torch.ones_like(z[:1]),
+            ]
+        )
         shown = m.A[torch.full((len(z),), i)](z) / m.noise.var()[i : i + 1].sqrt()
         slack = (2 * tol * objective[i]).sqrt() * shown.flatten(1).norm(dim=1)
         excess = (g[i] * z).flatten(1).sum(1) - weight * variation(z)
@@ -159,7 +201,9 @@ def test_each_sample_has_its_own_steps():
     """Noise levels a factor of 100 apart in one batch: each sample is what it is alone."""
     A = gaussian_blur(2, (1, 8, 8), Rng.generator(0), std=1.0, size=5)
     m = measure(A, signals(2, A.shape))
-    noise = dataclasses.replace(m.noise, sigma=torch.tensor([0.02, 2.0], dtype=torch.float64).reshape(2, 1, 1, 1))
+    noise = dataclasses.replace(
+        m.noise, sigma=torch.tensor([0.02, 2.0], dtype=torch.float64).reshape(2, 1, 1, 1)
+    )
     m = dataclasses.replace(m, noise=noise)
     x = restore(TotalVariation(), m)
     alone = torch.cat([restore(TotalVariation(), m[i]) for i in range(2)])

@@ -31,9 +31,13 @@ class Done(NamedTuple):
 
 
 def invem(*words, code=0):
-    """Runs the command line in this process, which spares the import of torch, and puts back what a process would have taken with it."""
+    """Runs the command line in this process, which spares the import of torch, and puts back what a
+    process would have taken with it."""
     out, err = io.StringIO(), io.StringIO()
-    before, handlers = dict(os.environ), [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    before, handlers = (
+        dict(os.environ),
+        [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)],
+    )
     argv, sys.argv = sys.argv, ["invem", *map(str, words)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -53,7 +57,9 @@ def invem(*words, code=0):
 
 
 def digests(run):
-    files = sorted(p for p in run.rglob("*") if p.suffix == ".safetensors" or p.name == "metrics.jsonl")
+    files = sorted(
+        p for p in run.rglob("*") if p.suffix == ".safetensors" or p.name == "metrics.jsonl"
+    )
     return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -67,9 +73,9 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("words", [["--help"], ["ls"], ["ls", "samplers", "--json"], ["--version"]])
 def test_light_commands_import_neither_torch_nor_numpy(words):
     script = (
-        "import sys; from invem.cli import main; sys.argv = ['invem', *sys.argv[1:]]\n"
-        "try: main()\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'numpy'} & set(sys.modules); print(heavy, file=sys.stderr); sys.exit(bool(heavy))"
+        "import sys; from invem.cli import main; sys.argv = ['invem', *sys.argv[1:]]\ntry:"
+        " main()\nexcept SystemExit: pass\nheavy = {'torch', 'numpy'} & set(sys.modules);"
+        " print(heavy, file=sys.stderr); sys.exit(bool(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -82,10 +88,16 @@ def test_a_run_leaves_its_results(whole):
     assert invem("eval", whole, "--json").stdout
 
 
-@pytest.mark.parametrize("after", ["0-000-denoiser/denoiser.safetensors", "1-000-samples/00000.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "after",
+    ["0-000-denoiser/denoiser.safetensors", "1-000-samples/00000.safetensors", "metrics.jsonl"],
+)
 def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after):
     out = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-m", "invem", "run", BLUR, "--smoke", "--out", str(out)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "invem", "run", BLUR, "--smoke", "--out", str(out)],
+        stderr=subprocess.DEVNULL,
+    )
     while process.poll() is None and not (out / after).exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -119,7 +131,12 @@ def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
     from invem.engine.run import run
     from invem.errors import Stopped
 
-    plan = make(recipe.load(BLUR, ["phases.em.fit.steps=6", "phases.em.batch=16", "phases.em.rounds=1"], smoke=True), Catalog.load())
+    plan = make(
+        recipe.load(
+            BLUR, ["phases.em.fit.steps=6", "phases.em.batch=16", "phases.em.rounds=1"], smoke=True
+        ),
+        Catalog.load(),
+    )
 
     now = [0]  # a clock that goes on by one with each piece of work
     monkeypatch.setattr(time, "process_time", lambda: now[0])
@@ -150,14 +167,18 @@ def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
         {k: v for k, v in row.items() if k not in clocks} for row in one
     ]
     assert any(row.get("passes") for row in one)
-    assert all(row["cpu"] >= before["cpu"] for row, before in zip(many, one, strict=True)) and any(row["cpu"] for row in one)
+    assert all(row["cpu"] >= before["cpu"] for row, before in zip(many, one, strict=True)) and any(
+        row["cpu"] for row in one
+    )
     assert not list((tmp_path / "often").rglob("spent.json"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_in_the_training_saves_a_checkpoint(tmp_path, number, code):
     words = [BLUR, "--smoke", "phases.warm-start.fit.steps=100000", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen([sys.executable, "-m", "invem", "run", *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "invem", "run", *words], stderr=subprocess.PIPE, text=True
+    )
     folder = tmp_path / "run" / "0-000-denoiser"
     log = tmp_path / "run" / "log.jsonl"
     while process.poll() is None and not (log.exists() and "loss" in log.read_text()):
@@ -179,7 +200,9 @@ def test_a_run_killed_in_the_training_resumes_to_the_same_bytes(tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(folder.glob("step-*.safetensors")) and not (folder / "denoiser.safetensors").exists()
+    assert (
+        list(folder.glob("step-*.safetensors")) and not (folder / "denoiser.safetensors").exists()
+    )
     invem("resume", tmp_path / "killed")
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
@@ -190,9 +213,15 @@ def test_measurements_are_drawn_once(whole, tmp_path):
     shutil.rmtree(out / "1-000-samples")
     shutil.rmtree(out / "1-000-denoiser")
     shutil.rmtree(out / "1-000-evaluation")
-    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (out / "measurements").rglob("*.safetensors")}
+    before = {
+        p: (p.stat().st_mtime_ns, p.read_bytes())
+        for p in (out / "measurements").rglob("*.safetensors")
+    }
     invem("resume", out)
-    assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (out / "measurements").rglob("*.safetensors")}
+    assert before == {
+        p: (p.stat().st_mtime_ns, p.read_bytes())
+        for p in (out / "measurements").rglob("*.safetensors")
+    }
     assert digests(out) == digests(whole)
 
 
@@ -204,7 +233,9 @@ def test_neither_step_can_read_the_truth(tmp_path, monkeypatch):
     from invem.engine.plan import make
 
     words = ["evaluate.metrics=[]", "phases.em.rounds=2", "count=32"]
-    plan = make(recipe.load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load())
+    plan = make(
+        recipe.load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load()
+    )
     for _ in engine.run(plan, tmp_path / "whole"):
         pass
 
@@ -216,7 +247,9 @@ def test_neither_step_can_read_the_truth(tmp_path, monkeypatch):
             shutil.rmtree(tmp_path / "blind" / "truth")
             object.__setattr__(plan, "data", gone)
     whole, blind = digests(tmp_path / "whole"), digests(tmp_path / "blind")
-    assert any("1-001-samples" in name for name in blind) and any("1-001-denoiser" in name for name in blind)
+    assert any("1-001-samples" in name for name in blind) and any(
+        "1-001-denoiser" in name for name in blind
+    )
     assert blind == {name: digest for name, digest in whole.items() if not name.startswith("truth")}
 
 
@@ -242,7 +275,11 @@ def test_restore_reads_images_and_tensors(whole, tmp_path):
     root = image_folder(tmp_path / "images")
     assert "bad.png" in invem("restore", whole, root, code=2).stderr
     (root / "bad.png").unlink()
-    done = json.loads(invem("restore", whole, root, "--draws", 2, "--out", tmp_path / "r.safetensors", "--json").stdout)
+    done = json.loads(
+        invem(
+            "restore", whole, root, "--draws", 2, "--out", tmp_path / "r.safetensors", "--json"
+        ).stdout
+    )
     assert done["observations"] == 24
     found = store.read(tmp_path / "r.safetensors")
     assert found["draws"].shape == (24, 2, 1, 8, 8)
@@ -251,7 +288,9 @@ def test_restore_reads_images_and_tensors(whole, tmp_path):
     save_file({"y": y}, tmp_path / "y.safetensors")
     invem("restore", whole, tmp_path / "y.safetensors", "--draws", 1, "--out", tmp_path / "r.npz")
     save_file({"y": y[:, :, :4].contiguous()}, tmp_path / "bad.safetensors")
-    assert "not (8, 1, 8, 8)" in invem("restore", whole, tmp_path / "bad.safetensors", code=2).stderr
+    assert (
+        "not (8, 1, 8, 8)" in invem("restore", whole, tmp_path / "bad.safetensors", code=2).stderr
+    )
     assert "no such file" in invem("restore", whole, tmp_path / "none.safetensors", code=2).stderr
 
 
@@ -259,10 +298,20 @@ def test_restore_asks_for_the_mask_of_each_observation(tmp_path):
     from safetensors.torch import save_file
 
     out = tmp_path / "run"
-    invem("run", ROOT / "recipes" / "inpainting.yaml", "--smoke", "phases.em.fit.steps=1", "evaluate.metrics=[]", "--out", out)
+    invem(
+        "run",
+        ROOT / "recipes" / "inpainting.yaml",
+        "--smoke",
+        "phases.em.fit.steps=1",
+        "evaluate.metrics=[]",
+        "--out",
+        out,
+    )
     stored = store.read(out / "measurements" / "test" / "00000.safetensors")
     save_file({"y": stored["y"]}, tmp_path / "y.safetensors")
-    assert "'A.mask' is drawn anew" in invem("restore", out, tmp_path / "y.safetensors", code=2).stderr
+    assert (
+        "'A.mask' is drawn anew" in invem("restore", out, tmp_path / "y.safetensors", code=2).stderr
+    )
     save_file(stored, tmp_path / "whole.safetensors")
     assert "restored" in invem("restore", out, tmp_path / "whole.safetensors", "--draws", 1).stdout
 
@@ -323,11 +372,20 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
         return {"square": lambda n, shape, rng: Square(shape)}
 
     catalog = Catalog.load()
-    catalog.ask(lambda: SimpleNamespace(invem_operators=invem_operators), Plugin("module", "stranger", "1"))
-    with pytest.raises(RecipeError, match=r"phases\.1\.sampler: mmps needs adjoint, which square .* does not") as caught:
+    catalog.ask(
+        lambda: SimpleNamespace(invem_operators=invem_operators), Plugin("module", "stranger", "1")
+    )
+    with pytest.raises(
+        RecipeError, match=r"phases\.1\.sampler: mmps needs adjoint, which square .* does not"
+    ) as caught:
         make(recipe.load(BLUR, ["operator=square"]), catalog)
     assert caught.value.exit_code == 2
-    plan = make(recipe.load(BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True), catalog)
+    plan = make(
+        recipe.load(
+            BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True
+        ),
+        catalog,
+    )
     assert plan.stages[1].sampler is not None
 
 
@@ -338,7 +396,9 @@ def test_every_recipe_runs_in_small(name, tmp_path):
     assert len(evaluations) >= 2
     assert (tmp_path / "run" / "report.html").exists()
     points = "smooth-manifold" in (ROOT / "recipes" / name).read_text("utf-8")
-    assert evaluations[-1]["metrics"].keys() >= ({"sliced-wasserstein"} if points else {"psnr", "frechet"})
+    assert evaluations[-1]["metrics"].keys() >= (
+        {"sliced-wasserstein"} if points else {"psnr", "frechet"}
+    )
 
 
 def test_an_existing_run_directory_is_refused(whole):
@@ -356,7 +416,8 @@ def test_a_damaged_file_is_named(whole, tmp_path):
 
 
 def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
-    """The path that CUDA takes by `auto`; here the compiler's front end alone, which needs no C++ compiler."""
+    """The path that CUDA takes by `auto`; here the compiler's front end alone, which needs no C++
+    compiler."""
     from invem.engine import recipe
     from invem.engine.catalog import Catalog
     from invem.engine.plan import make
@@ -364,7 +425,9 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
 
     compiled = []
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or compiler(model, backend="eager"))
+    monkeypatch.setattr(
+        torch, "compile", lambda model: compiled.append(model) or compiler(model, backend="eager")
+    )
     words = ["compute.precision=bfloat16", "compute.compile=true", "evaluate.metrics=[psnr]"]
     for _ in run(make(recipe.load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
         pass
@@ -393,7 +456,13 @@ def test_common_tensors_are_the_same_in_every_block(tmp_path):
         "def invem_operators():\n"
         "    return {'device': device}\n"
     )
-    words = ["operator=device", "count=1100", "phases.em.observations=16", "evaluate.metrics=[]", "evaluate.samples=0"]
+    words = [
+        "operator=device",
+        "count=1100",
+        "phases.em.observations=16",
+        "evaluate.metrics=[]",
+        "evaluate.samples=0",
+    ]
     invem("--plugins-dir", plugin, "run", BLUR, "--smoke", *words, "--out", tmp_path / "run")
     paths = sorted((tmp_path / "run" / "measurements").rglob("*.safetensors"))
     gains = [store.read(path)["A.gain"] for path in paths]
@@ -413,7 +482,16 @@ def test_data_that_changed_are_refused_and_a_finished_run_needs_none(tmp_path):
     root = image_folder(tmp_path / "images")
     (root / "bad.png").unlink()
     data = f"data={{name: folder, root: {root}, channels: 1, test: 0.3}}"
-    words = [BLUR, "--smoke", data, "clean=4", "evaluate.metrics=[]", "phases.warm-start.fit.moments=2", "--out", tmp_path / "run"]
+    words = [
+        BLUR,
+        "--smoke",
+        data,
+        "clean=4",
+        "evaluate.metrics=[]",
+        "phases.warm-start.fit.moments=2",
+        "--out",
+        tmp_path / "run",
+    ]
     invem("run", *words)
     shutil.rmtree(tmp_path / "run" / "1-000-denoiser")
     shutil.rmtree(tmp_path / "run" / "measurements" / "test")
@@ -423,26 +501,43 @@ def test_data_that_changed_are_refused_and_a_finished_run_needs_none(tmp_path):
     root.mkdir()
     for path in sorted(kept.iterdir())[:20]:
         shutil.copy(path, root)
-    assert "have changed since the run was begun" in invem("resume", tmp_path / "run", code=2).stderr
+    assert (
+        "have changed since the run was begun" in invem("resume", tmp_path / "run", code=2).stderr
+    )
 
 
 def test_a_run_that_could_not_begin_leaves_nothing_in_the_way(tmp_path):
     out = tmp_path / "run"
-    assert "not available" in invem("run", BLUR, "--smoke", "--device", "mps", "--out", out, code=2).stderr
+    assert (
+        "not available"
+        in invem("run", BLUR, "--smoke", "--device", "mps", "--out", out, code=2).stderr
+    )
     assert not out.exists()
-    assert "no run can be put there" in invem("run", BLUR, "--smoke", "--out", "/proc/foo/bar", code=2).stderr
+    assert (
+        "no run can be put there"
+        in invem("run", BLUR, "--smoke", "--out", "/proc/foo/bar", code=2).stderr
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (
-            ["data=null", "observations=digits", "operator=random-mask", "evaluate.metrics=[]", WARM],
+            [
+                "data=null",
+                "observations=digits",
+                "operator=random-mask",
+                "evaluate.metrics=[]",
+                WARM,
+            ],
             "A.mask would be drawn anew",
         ),
         (["noise.sigma=0.0"], "the noise is 0"),
         (["evaluate.samples=1"], "needs samples"),
-        (["phases.em.sampler.schedule={name: karras, sigma_min: 30.0}"], "sigma_min must be below sigma_max"),
+        (
+            ["phases.em.sampler.schedule={name: karras, sigma_min: 30.0}"],
+            "sigma_min must be below sigma_max",
+        ),
         (["network.channels=[0]"], "network.channels"),
     ],
 )
@@ -466,7 +561,12 @@ def test_a_run_without_metrics_still_restores_and_samples(tmp_path):
 
 
 def test_a_large_seed_is_a_seed(tmp_path):
-    words = ["seed=100000000000000", "evaluate.metrics=[]", "phases.em.fit.steps=1", "phases.warm-start.fit.steps=1"]
+    words = [
+        "seed=100000000000000",
+        "evaluate.metrics=[]",
+        "phases.em.fit.steps=1",
+        "phases.warm-start.fit.steps=1",
+    ]
     invem("run", BLUR, "--smoke", *words, "--out", tmp_path / "run")
 
 
@@ -478,13 +578,24 @@ def test_measurements_that_exist_already_come_with_their_masks(tmp_path):
     invem("run", recipe, "--smoke", *words, "--out", tmp_path / "first")
     stored = store.read(tmp_path / "first" / "measurements" / "train" / "00000.safetensors")
     save_file({name: stored[name] for name in ("y", "A.mask")}, tmp_path / "mine.safetensors")
-    source = ["data=null", f"observations={{name: measurements, file: {tmp_path / 'mine.safetensors'}, test: 0.25}}"]
+    source = [
+        "data=null",
+        f"observations={{name: measurements, file: {tmp_path / 'mine.safetensors'}, test: 0.25}}",
+    ]
     invem("run", recipe, "--smoke", *source, *words, "--out", tmp_path / "second")
     again = store.read(tmp_path / "second" / "measurements" / "train" / "00000.safetensors")
-    assert torch.equal(again["A.mask"], stored["A.mask"][:48]) and torch.equal(again["y"], stored["y"][:48])
+    assert torch.equal(again["A.mask"], stored["A.mask"][:48]) and torch.equal(
+        again["y"], stored["y"][:48]
+    )
     assert not (tmp_path / "second" / "truth").exists()
     save_file({"y": stored["y"], "A.masc": stored["A.mask"]}, tmp_path / "mine.safetensors")
-    assert "A.masc is no tensor of random-mask" in invem("plan", recipe, *source, *words, code=2).stderr
-    save_file({"y": stored["y"][:, :, :4].contiguous(), "A.mask": stored["A.mask"]}, tmp_path / "mine.safetensors")
+    assert (
+        "A.masc is no tensor of random-mask"
+        in invem("plan", recipe, *source, *words, code=2).stderr
+    )
+    save_file(
+        {"y": stored["y"][:, :, :4].contiguous(), "A.mask": stored["A.mask"]},
+        tmp_path / "mine.safetensors",
+    )
     shaped = [source[0], source[1].replace("}", ", shape: [1, 8, 8]}")]
     assert "the observations are (1, 4, 8)" in invem("plan", recipe, *shaped, *words, code=2).stderr

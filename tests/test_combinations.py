@@ -1,5 +1,7 @@
-"""Every combination of objective, sampler, operator, noise and initialisation runs, shrunk, or is refused by the plan with its reason."""
+"""Every combination of objective, sampler, operator, noise and initialisation runs, shrunk, or is
+refused by the plan with its reason."""
 
+import functools
 import itertools
 import os
 import re
@@ -10,7 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from invem import Denoiser, Example, GaussianDenoiser, Interpolant, Measurement, Preconditioned, RecipeError, Rng, Several
+from invem import (
+    Denoiser,
+    Example,
+    GaussianDenoiser,
+    Interpolant,
+    Measurement,
+    Preconditioned,
+    RecipeError,
+    Rng,
+    Several,
+)
 from invem.engine import plan as plans
 from invem.engine.run import run
 from invem.testing import _options, _prior
@@ -22,8 +34,13 @@ from combinations import CATALOG, CLEAN, CONDITIONS, OBSERVATIONS
 
 MASK = page.OperatorCase("random-mask", "", (1, 4, 4), {}, frozenset())
 IDENTITY = page.OperatorCase("identity", "", (1, 4, 4), {}, frozenset())
-OBJECTIVES = [(name, o) for name in CONDITIONS for _, o in _options(CATALOG.find("objectives", name).load(), (1, 8, 8), Path("/tmp"))]
+OBJECTIVES = [
+    (name, o)
+    for name in CONDITIONS
+    for _, o in _options(CATALOG.find("objectives", name).load(), (1, 8, 8), Path("/tmp"))
+]
 SAMPLERS = page.samplers()
+
 
 # Components that fail where the plan accepts them: what is wrong is in the component.
 @pytest.fixture(scope="module", autouse=True)
@@ -62,15 +79,20 @@ def test_every_refusal_says_what_is_lacking_and_which_fit(matrix):
     for text in refused:
         for line in text.splitlines():
             fitting = re.search(r"these (?:fit|need none): (.*)", line)
-            assert fitting is None or set(fitting[1].split(", ")) <= set(CATALOG.offers["samplers"]), line
+            assert fitting is None or set(fitting[1].split(", ")) <= set(
+                CATALOG.offers["samplers"]
+            ), line
 
 
 def test_the_page_is_what_the_plan_says(planner, operators, matrix):
-    assert page.PAGE.read_text("utf-8") == page.text(planner, operators, SAMPLERS, matrix), "run: python benchmarks/combinations.py"
+    assert page.PAGE.read_text("utf-8") == page.text(planner, operators, SAMPLERS, matrix), (
+        "run: python benchmarks/combinations.py"
+    )
 
 
 class Runner:
-    """Carries out recipes, those with one beginning in one directory, so that what they share is done once."""
+    """Carries out recipes, those with one beginning in one directory, so that what they share is
+    done once."""
 
     def __init__(self, planner, folder):
         self.planner, self.folder, self.elsewhere, self.drawn = planner, folder, {}, {}
@@ -83,7 +105,9 @@ class Runner:
         """Returns the directory of another run: a network that takes a condition, or a Gaussian."""
         if (kind, condition) not in self.elsewhere:
             out = self.folder / f"{kind}-{condition}"
-            slot, objective = (CLEAN, "dsm") if kind == "network" else (OBSERVATIONS, "gaussian-moments")
+            slot, objective = (
+                (CLEAN, "dsm") if kind == "network" else (OBSERVATIONS, "gaussian-moments")
+            )
             whole = page.recipe(MASK, page.Start("", "none"), slot, objective)
             whole["network"]["condition"] = condition
             self.finish(whole | {"evaluate": {"samples": 0, "observations": 0}}, out)
@@ -93,7 +117,10 @@ class Runner:
     def __call__(self, operator, start, slot, objective):
         condition = max(start.condition, CONDITIONS[objective])
         prior = self.prior(start.prior[1], condition) if start.prior[0] == "elsewhere" else ""
-        out = self.folder / f"{operator.name}-{re.sub('[^a-z]+', '-', start.label.lower())}-{condition}"
+        out = (
+            self.folder
+            / f"{operator.name}-{re.sub('[^a-z]+', '-', start.label.lower())}-{condition}"
+        )
         draws = out / f"{len(start.phases)}-000-samples"
         if self.drawn.get(out) != str(slot):
             shutil.rmtree(draws, ignore_errors=True)
@@ -107,7 +134,8 @@ class Runner:
 
 
 def covering(matrix, starts):
-    """Returns accepted combinations: every triple of objective, sampler and operator, and every pair with a start that there is."""
+    """Returns accepted combinations: every triple of objective, sampler and operator, and every
+    pair with a start that there is."""
     able = {}
     for (*triple, start), text in matrix.items():
         if not text:
@@ -115,7 +143,9 @@ def covering(matrix, starts):
     seen, found = set(), []
 
     def news(triple, start):
-        return {(start, part) for part in triple} | {(starts[start].leaves, *pair) for pair in itertools.combinations(triple, 2)}
+        return {(start, part) for part in triple} | {
+            (starts[start].leaves, *pair) for pair in itertools.combinations(triple, 2)
+        }
 
     for triple, labels in sorted(able.items(), key=lambda item: len(item[1])):
         best = max(labels, key=lambda start: len(news(triple, start) - seen))
@@ -139,7 +169,10 @@ def test_what_is_accepted_runs(matrix, planner, chosen, tmp_path):
         try:
             runner(chosen[group], starts[start], slot if case is None else case.part, objective)
         except Exception as error:
-            failures.append(f"{objective}, {slot if case is None else case.label}, {group}, {start}: {type(error).__name__}: {error}")
+            failures.append(
+                f"{objective}, {slot if case is None else case.label}, {group}, {start}:"
+                f" {type(error).__name__}: {error}"
+            )
     assert not failures, "\n".join(failures)
 
 
@@ -152,18 +185,26 @@ class Conditional(GaussianDenoiser):
 def measurement(operator, noise, n=2, **options):
     A = operator.draw(CATALOG, n)
     clean = A(_prior(operator.shape).sample(Rng.keyed("combinations", items=range(n))))
-    law = CATALOG.find("noises", noise).load()(n, tuple(clean.shape[1:]), Rng.generator("combinations"), **options)
+    law = CATALOG.find("noises", noise).load()(
+        n, tuple(clean.shape[1:]), Rng.generator("combinations"), **options
+    )
     return Measurement(law.sample(clean, Rng.generator("combinations", "y")), A, law)
 
 
 def refused(part, m):
-    """Whether the plan refuses a sampler or an objective on a measurement with all that it may ask of prior and data."""
+    """Whether the plan refuses a sampler or an objective on a measurement with all that it may ask
+    of prior and data."""
     given = {"moments", "closed form", "conditional", "interpolant", "x", "measurement"}
-    return part.needs - m.provides - given or plans._refusal(part, m if plans._is_odd(m) else None) is not None
+    return (
+        part.needs - m.provides - given
+        or plans._refusal(part, m if plans._is_odd(m) else None) is not None
+    )
 
 
 def draws_are_finite(case, m):
-    denoiser = (Conditional if {"conditional", "interpolant"} & case.sampler.needs else GaussianDenoiser)(_prior(m.shape))
+    denoiser = (
+        Conditional if {"conditional", "interpolant"} & case.sampler.needs else GaussianDenoiser
+    )(_prior(m.shape))
     denoiser = Interpolant(denoiser, 0.1, True) if "interpolant" in case.sampler.needs else denoiser
     sampler = case.sampler.tune(denoiser, m, Rng.keyed("tune", items=range(len(m))))
     x = sampler(denoiser, m, Rng.keyed("draw", items=range(len(m))))
@@ -184,7 +225,9 @@ def test_a_sampler_draws_on_every_operator_that_it_is_accepted_on(case, operator
 def test_a_sampler_draws_under_every_noise_that_it_is_accepted_with(case):
     wrong, ran = [], 0
     for operator, (label, noise) in itertools.product((IDENTITY, MASK), page.noises().items()):
-        m = measurement(operator, **{"noise" if key == "name" else key: value for key, value in noise.items()})
+        m = measurement(
+            operator, **{"noise" if key == "name" else key: value for key, value in noise.items()}
+        )
         if not refused(case.sampler, m):
             ran += 1
             if not draws_are_finite(case, m):
@@ -193,20 +236,28 @@ def test_a_sampler_draws_under_every_noise_that_it_is_accepted_with(case):
 
 
 def learns(name, options, m):
-    """Whether loss and gradient of an objective are finite on draws, and on measurements or granted images where it takes them."""
+    """Whether loss and gradient of an objective are finite on draws, and on measurements or granted
+    images where it takes them."""
     objective, prior = CATALOG.find("objectives", name).load()(**options), _prior(m.shape)
     x = prior.sample(Rng.keyed("combinations", items=range(len(m))))
     closed = objective.closed_form
     granted = objective.networks == 1  # the plan refuses clean images to the others
-    batches = [Example(x, m)] + [Example(None, m)] * ("x" not in objective.needs) + [Example(x)] * granted
+    batches = (
+        [Example(x, m)] + [Example(None, m)] * ("x" not in objective.needs) + [Example(x)] * granted
+    )
     for k, batch in enumerate(batches):
         if closed:
-            moments = objective.solve(GaussianDenoiser(prior), lambda: [(batch, Rng.keyed("solve", items=range(len(m))))]).known_moments()  # noqa: B023
+            rng = Rng.keyed("solve", items=range(len(m)))
+            passes = functools.partial(list, [(batch, rng)])
+            moments = objective.solve(GaussianDenoiser(prior), passes).known_moments()
             if not bool(moments.mean.isfinite().all() & moments.cov.diag.isfinite().all()):
                 return False
             continue
         build = CATALOG.find("networks", "mlp").load()
-        each = [Preconditioned(build(m.shape, width=8, depth=1, condition=objective.condition)) for _ in range(objective.networks)]
+        each = [
+            Preconditioned(build(m.shape, width=8, depth=1, condition=objective.condition))
+            for _ in range(objective.networks)
+        ]
         for part in each:
             torch.nn.init.normal_(part.backbone.leave.weight, std=0.1, generator=Rng.generator(k))
         network: Denoiser = each[0] if granted else Several(each)
@@ -215,19 +266,25 @@ def learns(name, options, m):
         loss = objective.loss(denoiser, batch, Rng.keyed("loss", items=range(len(m))))
         loss.mean().backward()
         parts = [loss, *(w.grad for w in network.parameters())]
-        if loss.shape != (len(m),) or any(part is None or not bool(part.isfinite().all()) for part in parts):
+        if loss.shape != (len(m),) or any(
+            part is None or not bool(part.isfinite().all()) for part in parts
+        ):
             return False
     return True
 
 
 @pytest.mark.parametrize(("name", "options"), OBJECTIVES, ids=str)
-def test_an_objective_learns_from_every_operator_and_noise_that_it_is_accepted_with(name, options, operators):
+def test_an_objective_learns_from_every_operator_and_noise_that_it_is_accepted_with(
+    name, options, operators
+):
     objective = CATALOG.find("objectives", name).load()(**options)
     cases = [(case, {"name": "gaussian", "sigma": 0.1}) for case in page.distinct(operators)]
     cases += [(case, noise) for case in (IDENTITY, MASK) for noise in page.noises().values()]
     wrong, ran = [], 0
     for case, noise in cases:
-        m = measurement(case, n=3, **{"noise" if key == "name" else key: value for key, value in noise.items()})
+        m = measurement(
+            case, n=3, **{"noise" if key == "name" else key: value for key, value in noise.items()}
+        )
         if not refused(objective, m):
             ran += 1
             if not learns(name, options, m):
@@ -239,19 +296,28 @@ AFTER_CLEAN = page.Start("", "network", ({"name": "begin", "fit": page.fit("dsm"
 ELSEWHERE = page.Start("", "network", (), ("elsewhere", ""))
 
 
-def refusal(planner, slot="prior", objective="dsm", operator=IDENTITY, noise=None, prior="", **changes):
-    """Returns why the plan refuses a recipe, its sampler given by name, that begins with clean images or with another run."""
+def refusal(
+    planner, slot="prior", objective="dsm", operator=IDENTITY, noise=None, prior="", **changes
+):
+    """Returns why the plan refuses a recipe, its sampler given by name, that begins with clean
+    images or with another run."""
     part = {"name": slot, "steps": 2} if isinstance(slot, str) and slot != OBSERVATIONS else slot
-    whole = page.recipe(operator, ELSEWHERE if prior else AFTER_CLEAN, part, objective, noise, prior)
+    whole = page.recipe(
+        operator, ELSEWHERE if prior else AFTER_CLEAN, part, objective, noise, prior
+    )
     with pytest.raises(RecipeError) as found:
         planner.plan(whole | changes)
     return str(found.value)
 
 
 def test_what_a_component_refuses_itself_is_refused_before_the_run(planner):
-    silent, several = ({"name": "gaussian", "sigma": sigma, "per": "pixel"} for sigma in (0.0, [0.1, 0.2]))
+    silent, several = (
+        {"name": "gaussian", "sigma": sigma, "per": "pixel"} for sigma in (0.0, [0.1, 0.2])
+    )
     text = refusal(planner, "daps", noise=silent)
-    assert "density of the noise, which is 0" in text and "dps" in text.partition("these fit: ")[2].split(", ")
+    assert "density of the noise, which is 0" in text and "dps" in text.partition("these fit: ")[
+        2
+    ].split(", ")
     assert not {"daps", "lgd"} & set(text.partition("these fit: ")[2].split(", "))
     assert "above zero" in refusal(planner, OBSERVATIONS, "sure-score", noise=silent)
     for name in ("ddrm", "ddnm", "mcg-diff", "sfbd"):
@@ -261,11 +327,15 @@ def test_what_a_component_refuses_itself_is_refused_before_the_run(planner):
         assert "one level" in refusal(planner, OBSERVATIONS, name, noise=several)
     jpeg = page.OperatorCase("jpeg", "", (1, 8, 8), {}, frozenset())
     eight = {"data": {"name": "synthetic", "size": 8, "train": 8, "test": 2}}
-    assert "no derivative" in refusal(planner, {"name": "mmps", "steps": 2, "linearise": True}, operator=jpeg, **eight)
+    assert "no derivative" in refusal(
+        planner, {"name": "mmps", "steps": 2, "linearise": True}, operator=jpeg, **eight
+    )
     judge = {"evaluate": {"sampler": {"name": "ddrm", "steps": 2}, "samples": 0}}
     assert "evaluate.sampler" in refusal(planner, "prior", noise=several, **judge)
     judge = {"evaluate": {"sampler": {"name": "daps", "steps": 2}, "samples": 0}}
-    assert "evaluate.sampler: daps: it asks for the density" in refusal(planner, "prior", noise=silent, **judge)
+    assert "evaluate.sampler: daps: it asks for the density" in refusal(
+        planner, "prior", noise=silent, **judge
+    )
 
 
 def test_a_mask_that_shows_all_of_one_signal_is_no_identity(planner):
@@ -279,7 +349,9 @@ def test_a_prior_from_elsewhere_is_compared_with_the_recipe(planner, tmp_path):
     other = runner.prior("network", 0)
     planner.plan(page.recipe(MASK, ELSEWHERE, {"name": "prior", "steps": 2}, "dsm", prior=other))
     wider = {"network": {"name": "mlp", "width": 9, "depth": 1}}
-    assert "prior: it is of another network than this recipe's mlp: network.backbone" in refusal(planner, prior=other, **wider)
+    assert "prior: it is of another network than this recipe's mlp: network.backbone" in refusal(
+        planner, prior=other, **wider
+    )
     assert "another network" in refusal(planner, objective="cond-dsm", prior=other)
     larger = {"data": {"name": "synthetic", "size": 5, "train": 8, "test": 2}}
     assert "signals of shape (1, 4, 4), not (1, 5, 5)" in refusal(planner, prior=other, **larger)

@@ -1,4 +1,5 @@
-"""Every component of the catalogue goes through the contracts of its kind; and the contracts catch what they are for."""
+"""Every component of the catalogue goes through the contracts of its kind; and the contracts catch
+what they are for."""
 
 from dataclasses import dataclass
 
@@ -124,7 +125,9 @@ def test_an_operator_with_a_mistake_is_caught(mutant, contract):
 
 
 def test_a_law_that_uses_the_global_generator_is_caught():
-    (result,) = check("operators", lambda n, shape, rng: Right(shape, torch.rand(n, *shape)), "drawn once")
+    (result,) = check(
+        "operators", lambda n, shape, rng: Right(shape, torch.rand(n, *shape)), "drawn once"
+    )
     assert result.passed is False
 
 
@@ -148,7 +151,9 @@ class WholeBatchNorm(DPS):
 
 
 def test_the_norm_of_the_batch_is_caught():
-    failed = {r.contract for r in check("samplers", lambda: WholeBatchNorm(steps=16)) if r.passed is False}
+    failed = {
+        r.contract for r in check("samplers", lambda: WholeBatchNorm(steps=16)) if r.passed is False
+    }
     assert {"samples apart", "batch size"} <= failed
     assert all(r.passed is not False for r in check("samplers", lambda: DPS(steps=16)))
 

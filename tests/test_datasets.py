@@ -32,7 +32,9 @@ def everything(dataset):
 
 def refused(kind, *words):
     """A one-line error that has all of these words."""
-    return pytest.raises(kind, match=r"(?s)\A(?=[^\n]*\Z)" + "".join(f"(?=.*{word})" for word in words))
+    return pytest.raises(
+        kind, match=r"(?s)\A(?=[^\n]*\Z)" + "".join(f"(?=.*{word})" for word in words)
+    )
 
 
 # digits
@@ -52,7 +54,9 @@ def test_digits():
 
 
 def test_digits_are_those_of_scikit_learn():
-    source = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed").load_digits()
+    source = pytest.importorskip(
+        "sklearn.datasets", reason="scikit-learn is not installed"
+    ).load_digits()
     order = sorted(range(1797), key=lambda i: hashlib.sha256(str(i).encode()).digest())
     x = torch.cat([everything(digits(split)).x for split in ("train", "test")])
     label = torch.cat([everything(digits(split)).label for split in ("train", "test")])
@@ -69,7 +73,9 @@ def test_unknown_split(factory):
 # Fashion-MNIST
 
 
-@pytest.mark.skipif(not DEBIAN.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(
+    not DEBIAN.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed"
+)
 def test_fashion_mnist():
     test = fashion_mnist("test")
     assert (len(test), test.shape) == (10_000, (1, 28, 28))
@@ -245,7 +251,10 @@ def test_folder(tmp_path):
 def test_folder_split_is_stable(tmp_path):
     for i in range(60):
         grey(low=i).save(tmp_path / f"{i:03}.png")
-    parts = {s: {i.name for i in folder(s, root=str(tmp_path), test=0.3).items} for s in ("train", "test")}
+    parts = {
+        s: {i.name for i in folder(s, root=str(tmp_path), test=0.3).items}
+        for s in ("train", "test")
+    }
     assert len(parts["train"] | parts["test"]) == 60 and not parts["train"] & parts["test"]
     assert 6 < len(parts["test"]) < 30
     for i in range(60, 90):
@@ -466,14 +475,18 @@ def test_folder_npy(tmp_path):
     with refused(RecipeError, "a.npy", "set low and high"):
         only(tmp_path)
     x = only(tmp_path, channels=1, low=0.0, high=2.0)
-    assert torch.allclose(x, torch.from_numpy(values[:, :1] / 10.0 - 1).float().clamp(-1, 1), atol=1e-6)
+    assert torch.allclose(
+        x, torch.from_numpy(values[:, :1] / 10.0 - 1).float().clamp(-1, 1), atol=1e-6
+    )
     with refused(DataError, "max_pixels"):
         only(tmp_path, low=0.0, high=2.0, max_pixels=19)
 
 
 def lying(shape, tail=b"x" * 100, descr="|u1"):
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
     return buffer.getvalue() + tail
 
 

@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from invem import Gaussian, GaussianDenoiser, Karras, Rng, calls, generate, heun, integrate, reverse, start
+from invem import (
+    Gaussian,
+    GaussianDenoiser,
+    Karras,
+    Rng,
+    calls,
+    generate,
+    heun,
+    integrate,
+    reverse,
+    start,
+)
 
 D, N = 4, 20_000
 COV = 0.7 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double()
@@ -48,13 +59,19 @@ def test_ancestral_steps_with_draws_are_exact_at_any_number(steps):
 
 def test_ancestral_steps_with_the_mean_are_too_narrow():
     x_t = start(DENOISER, 20.0, rng("start"), (D,), torch.empty(0))
-    few, many = (extremes(reverse(DENOISER, x_t, Karras().grid(steps), rng("chain")))[0] for steps in (8, 128))
+    few, many = (
+        extremes(reverse(DENOISER, x_t, Karras().grid(steps), rng("chain")))[0]
+        for steps in (8, 128)
+    )
     assert few < many - 0.05
     assert many < 1
 
 
 def test_eta_zero_is_eulers_rule_and_draws_nothing():
-    x_t, sigmas = torch.randn(3, D, generator=Rng.generator("x")), torch.tensor([2.0, 0.5, 0.1], dtype=torch.float64)
+    x_t, sigmas = (
+        torch.randn(3, D, generator=Rng.generator("x")),
+        torch.tensor([2.0, 0.5, 0.1], dtype=torch.float64),
+    )
     streams = rng("unused", n=3)
     found = reverse(DENOISER, x_t, sigmas, streams, eta=0.0)
     x = x_t
@@ -69,7 +86,8 @@ def test_heun_is_of_second_order():
     prior = PRIOR.to(dtype=torch.float64)
 
     def exact(x, sigma, s):
-        """The probability flow of a Gaussian: each eigen-direction scales by sqrt((v + s^2)/(v + sigma^2))."""
+        """The probability flow of a Gaussian: each eigen-direction scales by sqrt((v + s^2)/(v +
+        sigma^2))."""
         values, vectors = torch.linalg.eigh(COV)
         scale = ((values + s**2) / (values + sigma**2)).sqrt()
         return prior.mean + ((x - prior.mean) @ vectors * scale) @ vectors.T
@@ -94,13 +112,16 @@ def test_heun_is_of_second_order():
     ],
 )
 def test_the_variance_of_a_rule_on_a_standard_normal_is_the_known_one(stepping, variances):
-    """The final variance over the true one for 18, 64 and 256 levels from 80 to 0.002: each rule has its own deficit."""
+    """The final variance over the true one for 18, 64 and 256 levels from 80 to 0.002: each rule
+    has its own deficit."""
     n = 20_000
     denoiser = GaussianDenoiser(Gaussian.standard((1,)))
     for steps, expected in zip((18, 64, 256), variances, strict=True):
         rng = Rng.keyed("rule", stepping, steps, items=range(n))
         x_t = start(denoiser, 80.0, rng, (1,), torch.zeros(1))
-        x = integrate(stepping, denoiser, x_t, Karras(sigma_max=80.0, sigma_min=0.002).grid(steps), rng)
+        x = integrate(
+            stepping, denoiser, x_t, Karras(sigma_max=80.0, sigma_min=0.002).grid(steps), rng
+        )
         assert float(x.var()) == pytest.approx(expected, abs=4 * math.sqrt(2 / n) + 0.005)
 
 
@@ -111,12 +132,21 @@ def test_a_stochastic_rule_converges_to_the_prior(stepping):
     gaps = []
     for steps in (16, 128):
         rng = Rng.keyed("rule", items=range(n))
-        x = integrate(stepping, denoiser, start(denoiser, 80.0, rng, (1,), torch.zeros(1)), Karras(sigma_max=80.0).grid(steps), rng)
+        x = integrate(
+            stepping,
+            denoiser,
+            start(denoiser, 80.0, rng, (1,), torch.zeros(1)),
+            Karras(sigma_max=80.0).grid(steps),
+            rng,
+        )
         gaps.append(abs(float(x.var()) - 1))
     assert gaps[1] < 0.06 < gaps[0]
 
 
-@pytest.mark.parametrize("stepping", ["euler", "heun", "ancestral", "churn", "predictor-corrector", "multistep", "multistep-sde"])
+@pytest.mark.parametrize(
+    "stepping",
+    ["euler", "heun", "ancestral", "churn", "predictor-corrector", "multistep", "multistep-sde"],
+)
 def test_the_calls_of_a_rule_are_counted(stepping):
     count = []
 

@@ -1,4 +1,5 @@
-"""Restoration score distillation: its gradient on a Gaussian in closed form, what a teacher need not know, and a whole run."""
+"""Restoration score distillation: its gradient on a Gaussian in closed form, what a teacher need
+not know, and a whole run."""
 
 import json
 import math
@@ -41,13 +42,18 @@ def law(mean, std):
 
 
 class Known(Denoiser):
-    """E[x | x_t] under N(mean, diag(std^2)), or the generator mean + std z, with both to be learned."""
+    """E[x | x_t] under N(mean, diag(std^2)), or the generator mean + std z, with both to be
+    learned."""
 
     sigma_data = 0.5
 
     def __init__(self, mean, std, start=None):
         super().__init__()
-        self.mean, self.std, self.start = nn.Parameter(mean.clone()), nn.Parameter(std.clone()), start
+        self.mean, self.std, self.start = (
+            nn.Parameter(mean.clone()),
+            nn.Parameter(std.clone()),
+            start,
+        )
 
     def forward(self, x_t, sigma, cond=None):
         if self.start is not None:
@@ -66,14 +72,19 @@ def pair(mean, std, teacher=None, **options):
     """The networks for a generator of N(mean, std^2) and the exact denoiser of its law."""
     objective = RSD(**options)
     networks = Several([Known(mean, std), Known(mean, std, objective.init_sigma)])
-    return objective, objective.wrap(networks, measured(1), GaussianDenoiser(law(MEAN, STD)) if teacher is None else teacher)
+    return objective, objective.wrap(
+        networks, measured(1), GaussianDenoiser(law(MEAN, STD)) if teacher is None else teacher
+    )
 
 
 def gradients(objective, denoiser, n=N):
-    """The mean and the standard error of the gradient of the generator's mean and standard deviation, from parts of the batch."""
+    """The mean and the standard error of the gradient of the generator's mean and standard
+    deviation, from parts of the batch."""
     generator, found = denoiser.inner.several[1], []
     for k in range(20):
-        loss = objective.loss(denoiser, Example(None, measured(n // 20)), Pooled.keyed("rsd", k, items=range(n // 20))).mean()
+        loss = objective.loss(
+            denoiser, Example(None, measured(n // 20)), Pooled.keyed("rsd", k, items=range(n // 20))
+        ).mean()
         found.append(torch.stack(torch.autograd.grad(loss, [generator.mean, generator.std])))
     each = torch.stack(found)
     return each.mean(0), each.std(0) / len(each) ** 0.5
@@ -87,7 +98,8 @@ def test_the_gradient_is_that_of_the_closed_form_and_points_to_the_teacher(alpha
     theirs, ours = STD**2 / (STD**2 + SIGMA**2), std**2 / (std**2 + SIGMA**2)
     gap = theirs - ours
     by_std = 2 * weight / D * std * gap * ((1 - alpha) * gap + ours - 1)
-    # d = gap (x_t - mean) + (1 - theirs)(MEAN - mean), and its mean times the slopes of what it is multiplied with
+    # d = gap (x_t - mean) + (1 - theirs)(MEAN - mean), and its mean times the slopes of what it is
+    # multiplied with
     shift = (1 - theirs) * (MEAN - mean)
     by_mean = weight / D * (2 * (1 - alpha) * gap * shift + (ours - 1) * shift)
     found, error = gradients(objective, denoiser)
@@ -140,7 +152,9 @@ def test_the_student_is_fitted_to_the_generator_s_signals_and_each_network_to_it
     expected = torch.autograd.grad(alone, [student.mean, student.std])
     found = torch.autograd.grad(loss(), [student.mean, student.std])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
-    objective_alone, _ = torch.autograd.grad(loss() - alone.detach(), [generator.mean, generator.std])
+    objective_alone, _ = torch.autograd.grad(
+        loss() - alone.detach(), [generator.mean, generator.std]
+    )
     assert objective_alone.abs().sum() > 0
 
 
@@ -172,8 +186,10 @@ phases:
     rounds: 8
     fit: {objective: gaussian-moments, rank: 2}
   - name: distil
-    fit: {objective: rsd, steps: 800, batch: 128, lr: 1.0e-2, moments: 2, decay: cosine, checkpoint: 100}
-evaluate: {metrics: [frechet, psnr], samples: 1024, observations: 8, sampler: {name: mmps, steps: 6}, steps: 6}
+    fit: {objective: rsd, steps: 800, batch: 128, lr: 1.0e-2, moments: 2, decay: cosine,
+          checkpoint: 100}
+evaluate: {metrics: [frechet, psnr], samples: 1024, observations: 8, sampler: {name: mmps,
+      steps: 6}, steps: 6}
 compute: {threads: 1}
 """
 
@@ -189,7 +205,10 @@ def test_a_run_distils_a_prior_into_a_generator_of_its_law(tmp_path):
     made = planned(tmp_path)
     list(run(made, out))
     work = Run(made, out)
-    teacher, found = work.denoiser(out / "0-007-denoiser" / "denoiser.safetensors"), work.last_denoiser()
+    teacher, found = (
+        work.denoiser(out / "0-007-denoiser" / "denoiser.safetensors"),
+        work.last_denoiser(),
+    )
     assert isinstance(found, Distilled) and found.teacher is None
     x = work.generate(found, 4096, ("test", 0)).flatten(1).double()
     moments = teacher.known_moments()
@@ -197,13 +216,23 @@ def test_a_run_distils_a_prior_into_a_generator_of_its_law(tmp_path):
     assert ((x.mean(0) - moments.mean.flatten()).abs() < 0.1 * std).all()
     assert ((torch.cov(x.T) - cov).abs() < 0.15 * std[:, None] * std).all()
     one, two = (Rng.keyed("again", items=range(5)) for _ in range(2))
-    assert torch.equal(found.one_step(one, made.shape, torch.empty(0)), found.generated(two.normal(*made.shape)))
-    passes = next(row for row in lines(out) if row["event"] == "fit" and row["name"] == "distil")["passes"]
-    assert passes == 800 * 128 * 2 * 3  # generator, student, student fixed; the teacher is no network
+    assert torch.equal(
+        found.one_step(one, made.shape, torch.empty(0)), found.generated(two.normal(*made.shape))
+    )
+    passes = next(row for row in lines(out) if row["event"] == "fit" and row["name"] == "distil")[
+        "passes"
+    ]
+    assert (
+        passes == 800 * 128 * 2 * 3
+    )  # generator, student, student fixed; the teacher is no network
 
 
 def test_a_network_that_is_trained_next_goes_on_from_the_student(tmp_path):
-    short = RECIPE.replace("rounds: 8", "rounds: 1").replace("steps: 800", "steps: 2").replace("samples: 1024", "samples: 4")
+    short = (
+        RECIPE.replace("rounds: 8", "rounds: 1")
+        .replace("steps: 800", "steps: 2")
+        .replace("samples: 1024", "samples: 4")
+    )
     last = """  - name: last
     sampler: {name: mmps, steps: 2}
     fit: {objective: dsm, steps: 1, lr: 1.0e-9, batch: 8, moments: 2}
@@ -212,12 +241,25 @@ evaluate:"""
     out = tmp_path / "run"
     list(run(made, out))
     work = Run(made, out)
-    pair, last = (work.denoiser(out / name / "denoiser.safetensors") for name in ("1-001-denoiser", "2-000-denoiser"))
+    pair, last = (
+        work.denoiser(out / name / "denoiser.safetensors")
+        for name in ("1-001-denoiser", "2-000-denoiser")
+    )
     x_t = torch.randn(3, *made.shape, generator=torch.Generator().manual_seed(0))
     kept, _ = work._previous_network(2, 0)
-    weights = {name.removeprefix("network.several.0."): t for name, t in kept.items() if name.startswith("network.several.0.")}
-    assert all(torch.allclose(tensor, weights[name], atol=1e-6) for name, tensor in last.state_dict().items())
-    assert pair(x_t, 0.5).shape == x_t.shape and pair.one_step(Rng.keyed("x", items=range(3)), made.shape, x_t) is not None
+    weights = {
+        name.removeprefix("network.several.0."): t
+        for name, t in kept.items()
+        if name.startswith("network.several.0.")
+    }
+    assert all(
+        torch.allclose(tensor, weights[name], atol=1e-6)
+        for name, tensor in last.state_dict().items()
+    )
+    assert (
+        pair(x_t, 0.5).shape == x_t.shape
+        and pair.one_step(Rng.keyed("x", items=range(3)), made.shape, x_t) is not None
+    )
     assert last.one_step(Rng.keyed("x", items=range(3)), made.shape, x_t) is None
     shutil.rmtree(out / "2-000-denoiser")
     with pytest.raises(RecipeError, match="module around the network"):

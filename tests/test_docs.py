@@ -1,4 +1,5 @@
-"""The documents: snippets run, tables say what the code says, commands exist, links lead somewhere."""
+"""The documents: snippets run, tables say what the code says, commands exist, links lead
+somewhere."""
 
 import json
 import re
@@ -44,7 +45,9 @@ def _plain(value):
 @pytest.mark.parametrize("model", ["Recipe", "Phase", "Fit", "Evaluate", "Compute"])
 def test_the_page_of_recipes_has_every_key(model):
     table = keys_table(getattr(recipe, model))
-    assert table in (ROOT / "docs" / "recipes.md").read_text("utf-8"), f"docs/recipes.md: {model} is now\n\n{table}"
+    assert table in (ROOT / "docs" / "recipes.md").read_text("utf-8"), (
+        f"docs/recipes.md: {model} is now\n\n{table}"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -55,7 +58,10 @@ def test_python_snippets_run(page):
     if page.name == "README.md":
         law = space["invem_operators"]()["random-rows"]
         A = law(3, (2, 6, 5), Rng.generator(0), keep=0.4).to(dtype=torch.float64)
-        x, v = (torch.randn(3, 2, 6, 5, generator=Rng.generator(k), dtype=torch.float64) for k in ("x", "v"))
+        x, v = (
+            torch.randn(3, 2, 6, 5, generator=Rng.generator(k), dtype=torch.float64)
+            for k in ("x", "v")
+        )
         assert torch.allclose((A(x) * v).sum((1, 2, 3)), (x * A.adjoint(v)).sum((1, 2, 3)))
 
 
@@ -100,7 +106,9 @@ def test_the_quick_start_is_two_commands():
 
 
 def test_the_readme_lists_every_component():
-    rows = dict(re.findall(r"^\| (\w+) \| (`.*`) \|$", (ROOT / "README.md").read_text("utf-8"), re.M))
+    rows = dict(
+        re.findall(r"^\| (\w+) \| (`.*`) \|$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    )
     for kind in KINDS:
         assert set(re.findall(r"`(.*?)`", rows[kind])) == set(CATALOG.offers[kind]), kind
 
@@ -117,7 +125,11 @@ def test_the_tables_of_results_are_those_of_the_files():
     import subprocess
     import sys
 
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -148,19 +160,38 @@ def test_the_biases_of_samplers_are_those_of_the_file():
     rows = json.loads((ROOT / "docs" / "results" / "biases.json").read_text("utf-8"))["rows"]
     text = (ROOT / "docs" / "samplers.md").read_text("utf-8")
     keys = {"daps": "daps, exact kernel", "split-gibbs": "split-gibbs, last 0.3", "dps": None}
-    found = re.findall(r"^\| `([\w-]+)`(?:, `guidance: (\w+)`)? \| [^|]* \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|", text, re.M)
+    found = re.findall(
+        r"^\| `([\w-]+)`(?:, `guidance: (\w+)`)? \| [^|]* \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|",
+        text,
+        re.M,
+    )
     names = {name for name, *_ in found} - {"sfbd", "exact"}
     assert len(found) >= 18 and names >= {"mmps", "dps", "langevin", "red-diff"}
     for name, guidance, *cells in found:
         if name in names:
-            key = {"likelihood": "dps, likelihood", "norm": "dps, norm 0.3"}[guidance] if guidance else keys.get(name, name)
+            key = (
+                {"likelihood": "dps, likelihood", "norm": "dps, norm 0.3"}[guidance]
+                if guidance
+                else keys.get(name, name)
+            )
             assert cells == [f"{abs(value):.2f}" for value in rows[key]], name
 
 
 def test_the_table_of_contracts_has_every_component_and_contract():
     from invem.testing import KINDS as CONTRACTS
 
-    rows = re.findall(r"^\| (\w+)/([\w-]+) \| (.*?) \| (\w*) \|", (ROOT / "docs" / "contracts.md").read_text("utf-8"), re.M)
-    expected = [(kind, name, c) for kind in KINDS for name in sorted(CATALOG.offers[kind]) for c in CONTRACTS[kind][1]]
-    assert sorted((kind, name, c) for kind, name, c, _ in rows) == sorted(expected), "run the command of docs/contracts.md"
+    rows = re.findall(
+        r"^\| (\w+)/([\w-]+) \| (.*?) \| (\w*) \|",
+        (ROOT / "docs" / "contracts.md").read_text("utf-8"),
+        re.M,
+    )
+    expected = [
+        (kind, name, c)
+        for kind in KINDS
+        for name in sorted(CATALOG.offers[kind])
+        for c in CONTRACTS[kind][1]
+    ]
+    assert sorted((kind, name, c) for kind, name, c, _ in rows) == sorted(expected), (
+        "run the command of docs/contracts.md"
+    )
     assert {word for *_, word in rows} <= {"holds", "reported", ""}

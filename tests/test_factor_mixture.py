@@ -1,4 +1,5 @@
-"""EM on a mixture of factor analysers: its posterior against dense matrices, its steps against exact answers."""
+"""EM on a mixture of factor analysers: its posterior against dense matrices, its steps against
+exact answers."""
 
 import pytest
 import torch
@@ -9,7 +10,17 @@ from invem_plugins.operators.identity import identity
 from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.operators.random_projection import random_projection
 
-from invem import Example, FactorMixture, Gaussian, GaussianDenoiser, Measurement, Mixture, MixtureDenoiser, RecipeError, Rng
+from invem import (
+    Example,
+    FactorMixture,
+    Gaussian,
+    GaussianDenoiser,
+    Measurement,
+    Mixture,
+    MixtureDenoiser,
+    RecipeError,
+    Rng,
+)
 from invem.engine.catalog import Catalog
 from invem.engine.plan import make
 from invem.engine.recipe import load
@@ -29,12 +40,16 @@ def mixture(seed=0, spread=0.5):
     g = torch.Generator().manual_seed(seed)
     means = spread * torch.randn(K, *SHAPE, generator=g)
     factors = 0.7 * torch.randn(K, D, Q, generator=g)
-    return FactorMixture(torch.tensor([0.5, 0.3, 0.2]), means, factors, 0.1 + 0.3 * torch.rand(D, generator=g))
+    return FactorMixture(
+        torch.tensor([0.5, 0.3, 0.2]), means, factors, 0.1 + 0.3 * torch.rand(D, generator=g)
+    )
 
 
 def dense(prior):
     factors = prior.factors.double()
-    return Mixture(prior.weights, prior.means, factors @ factors.mT + torch.diag(prior.diag.double()))
+    return Mixture(
+        prior.weights, prior.means, factors @ factors.mT + torch.diag(prior.diag.double())
+    )
 
 
 def observe(x, law, sigma=0.3, seed=0):
@@ -75,10 +90,15 @@ def test_components_are_as_probable_as_by_dense_matrices(law, sigma):
 @pytest.mark.parametrize("size", [1, 40])
 @pytest.mark.parametrize("law", ["mask", "identity"])
 def test_little_noise_and_a_small_diagonal_keep_the_probabilities(law, size):
-    """Components that are nearly the same, measured almost exactly: in single precision their probabilities would be noise."""
+    """Components that are nearly the same, measured almost exactly: in single precision their
+    probabilities would be noise."""
     one = mixture()
-    factors = one.factors[:1] * (1 + 0.02 * torch.randn(K, D, Q, generator=torch.Generator().manual_seed(4)))
-    prior = FactorMixture(one.weights, one.means[:1].expand(K, *SHAPE), factors, torch.full((D,), 1e-5))
+    factors = one.factors[:1] * (
+        1 + 0.02 * torch.randn(K, D, Q, generator=torch.Generator().manual_seed(4))
+    )
+    prior = FactorMixture(
+        one.weights, one.means[:1].expand(K, *SHAPE), factors, torch.full((D,), 1e-5)
+    )
     m = observe(prior.sample(Rng.keyed("x", items=range(40))), law, 1e-3)
     found = torch.cat([prior.shares(m[rows]) for rows in torch.arange(40).split(size)])
     assert torch.allclose(found, dense(prior).posterior_moments(m).weights, atol=1e-3)
@@ -92,7 +112,10 @@ def test_without_factors_it_is_a_mixture_of_diagonal_gaussians(law):
     assert torch.allclose(prior.shares(m), dense(prior).posterior_moments(m).weights, atol=2e-5)
     assert prior.posterior(m, Rng.keyed("draw", items=range(40))).shape == (40, *SHAPE)
     found = fit(GaussianDenoiser(Gaussian.standard(SHAPE)), 3, m=m, components=2, rank=0).prior
-    assert found.factors.shape == (2, D, 0) and found.denoise(m.A.adjoint(m.y), torch.tensor(0.5)).isfinite().all()
+    assert (
+        found.factors.shape == (2, D, 0)
+        and found.denoise(m.A.adjoint(m.y), torch.tensor(0.5)).isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("sigma", [0.3, [0.1, 0.6]], ids=["one level", "two levels"])
@@ -101,18 +124,29 @@ def test_draws_have_the_moments_of_the_posterior(law, sigma):
     prior, n = mixture(), 20_000
     m = observe(prior.sample(Rng.keyed("x", items=range(3))), law, sigma)
     expected = dense(prior).posterior_moments(m)
-    x, k = prior.draw(m[torch.arange(3).repeat_interleave(n)], Rng.keyed("draw", items=range(3 * n)))
+    x, k = prior.draw(
+        m[torch.arange(3).repeat_interleave(n)], Rng.keyed("draw", items=range(3 * n))
+    )
     x, k = x.reshape(3, n, D).double(), k.reshape(3, n)
     for i in range(3):
         std = expected.cov[i].diagonal().sqrt()
         assert ((x[i].mean(0) - expected.mean[i]).abs() < 5 * std / n**0.5).all()
-        assert (torch.cov(x[i].T) - expected.cov[i]).abs().max() < 0.05 * expected.cov[i].diagonal().max()
-        assert torch.allclose(k[i].bincount(minlength=K) / n, expected.weights[i].float(), atol=0.02)
+        assert (torch.cov(x[i].T) - expected.cov[i]).abs().max() < 0.05 * expected.cov[
+            i
+        ].diagonal().max()
+        assert torch.allclose(
+            k[i].bincount(minlength=K) / n, expected.weights[i].float(), atol=0.02
+        )
         for j in range(K):  # the component that is told is that of the signal
             if (k[i] == j).sum() > 500:
-                alone = Mixture(torch.ones(1), prior.means[j : j + 1], dense(prior).covs[j : j + 1]).posterior_moments(m[i])
+                alone = Mixture(
+                    torch.ones(1), prior.means[j : j + 1], dense(prior).covs[j : j + 1]
+                ).posterior_moments(m[i])
                 rows = x[i][k[i] == j]
-                assert ((rows.mean(0) - alone.mean[0]).abs() < 5 * alone.cov[0].diagonal().sqrt() / len(rows) ** 0.5).all()
+                assert (
+                    (rows.mean(0) - alone.mean[0]).abs()
+                    < 5 * alone.cov[0].diagonal().sqrt() / len(rows) ** 0.5
+                ).all()
 
 
 def test_it_is_the_mixture_of_its_dense_covariances():
@@ -120,10 +154,14 @@ def test_it_is_the_mixture_of_its_dense_covariances():
     x = prior.sample(Rng.keyed("x", items=range(30_000)))
     assert torch.allclose(x.mean(0), prior.moments().mean, atol=0.03)
     assert torch.allclose(torch.cov(x.flatten(1).T), prior.moments().cov.dense(), atol=0.08)
-    assert torch.allclose(prior.moments().cov.dense(), dense(prior).moments().cov.dense(), atol=1e-5)
+    assert torch.allclose(
+        prior.moments().cov.dense(), dense(prior).moments().cov.dense(), atol=1e-5
+    )
     x_t = x[:50] + 0.8 * torch.randn(50, *SHAPE, generator=torch.Generator().manual_seed(1))
     for sigma in (torch.tensor(0.8), torch.linspace(0.05, 5, 50).reshape(-1, 1, 1, 1)):
-        assert torch.allclose(prior.denoise(x_t, sigma), dense(prior).denoise(x_t, sigma), atol=1e-4)
+        assert torch.allclose(
+            prior.denoise(x_t, sigma), dense(prior).denoise(x_t, sigma), atol=1e-4
+        )
     many = FactorMixture(prior.weights, prior.means, torch.zeros(K, D, 9), prior.diag)
     assert torch.allclose(many.moments().cov.dense(), dense(many).moments().cov.dense(), atol=1e-5)
 
@@ -147,7 +185,9 @@ def test_draws_belong_to_their_streams():
 def test_a_step_is_factor_analysis_of_the_signals():
     """One component and no floor: the fixed point is that of `Gaussian.fit`, by another route."""
     x = mixture().sample(Rng.keyed("x", items=range(4000)))
-    found = fit(GaussianDenoiser(Gaussian.standard(SHAPE)), 60, x=x, components=1, rank=3, floor=1e-9).prior
+    found = fit(
+        GaussianDenoiser(Gaussian.standard(SHAPE)), 60, x=x, components=1, rank=3, floor=1e-9
+    ).prior
     expected = Gaussian.fit(x, 3)
     assert torch.allclose(found.means[0], expected.mean, atol=1e-4)
     gap = found.factors[0] @ found.factors[0].T + torch.diag(found.diag) - expected.cov.dense()
@@ -155,11 +195,21 @@ def test_a_step_is_factor_analysis_of_the_signals():
 
 
 def test_a_step_from_known_components_is_the_weighted_mean_of_the_signals():
-    """Means, weights and, at full rank, the covariances (n_k S_k + pool W) / (n_k + pool), S_k of a component and W pooled within all."""
+    """Means, weights and, at full rank, the covariances (n_k S_k + pool W) / (n_k + pool), S_k of a
+    component and W pooled within all."""
     prior, pool = mixture(), 50.0
     x = prior.sample(Rng.keyed("x", items=range(400)))
-    start = FactorMixture(prior.weights, prior.means, torch.cat([prior.factors, torch.zeros(K, D, D - Q)], 2), prior.diag)
-    found = FactorMixtureMoments(components=K, rank=D, pool=pool, floor=1e-9).solve(MixtureDenoiser(start), given(x)).prior
+    start = FactorMixture(
+        prior.weights,
+        prior.means,
+        torch.cat([prior.factors, torch.zeros(K, D, D - Q)], 2),
+        prior.diag,
+    )
+    found = (
+        FactorMixtureMoments(components=K, rank=D, pool=pool, floor=1e-9)
+        .solve(MixtureDenoiser(start), given(x))
+        .prior
+    )
     flat, covs = x.flatten(1).double(), dense(prior).covs
     logs = [
         w.log() + torch.distributions.MultivariateNormal(mean.double(), cov).log_prob(flat)
@@ -174,17 +224,30 @@ def test_a_step_from_known_components_is_the_weighted_mean_of_the_signals():
     expected = (scatter + pool * scatter.sum(0) / len(x)) / (n + pool)[:, None, None]
     assert torch.allclose(found.weights.double(), n / len(x), atol=1e-4)
     assert torch.allclose(found.means.flatten(1).double(), means, atol=1e-3)
-    # The diagonal before is what the factors are sought beside; the rest of each variance is left to the new one, averaged.
-    assert (dense(found).covs - expected).abs().max() < 0.02 * expected.diagonal(dim1=1, dim2=2).max()
-    again = FactorMixtureMoments(components=K, rank=D, pool=pool).solve(GaussianDenoiser(prior.moments()), given(x)).prior
-    assert not torch.allclose(again.means.sort(0).values, found.means.sort(0).values, atol=0.02)  # a new beginning is another
+    # The diagonal before is what the factors are sought beside; the rest of each variance is left
+    # to the new one, averaged.
+    assert (dense(found).covs - expected).abs().max() < 0.02 * expected.diagonal(
+        dim1=1, dim2=2
+    ).max()
+    again = (
+        FactorMixtureMoments(components=K, rank=D, pool=pool)
+        .solve(GaussianDenoiser(prior.moments()), given(x))
+        .prior
+    )
+    assert not torch.allclose(
+        again.means.sort(0).values, found.means.sort(0).values, atol=0.02
+    )  # a new beginning is another
 
 
 def test_pooling_draws_components_together():
     x = mixture().sample(Rng.keyed("x", items=range(600)))
 
     def unlike(pool):
-        covs = dense(fit(GaussianDenoiser(Gaussian.standard(SHAPE)), 1, x=x, components=3, rank=6, pool=pool).prior).covs
+        covs = dense(
+            fit(
+                GaussianDenoiser(Gaussian.standard(SHAPE)), 1, x=x, components=3, rank=6, pool=pool
+            ).prior
+        ).covs
         return float((covs - covs.mean(0)).norm())
 
     assert unlike(1e6) < 0.02 * unlike(1e-3)
@@ -207,8 +270,12 @@ def test_it_finds_a_mixture_from_measurements(law):
 def test_on_a_gaussian_its_denoiser_is_the_known_one():
     true = Gaussian.fit(mixture().sample(Rng.keyed("x", items=range(4000))), 2)
     m = observe(true.sample(Rng.keyed("g", items=range(6000))), "mask", sigma=0.1)
-    found = fit(GaussianDenoiser(Gaussian.standard(SHAPE)), 60, m=m, components=1, rank=2, pool=1e-3)
-    x_t = true.sample(Rng.keyed("t", items=range(500))) + 0.5 * torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(2))
+    found = fit(
+        GaussianDenoiser(Gaussian.standard(SHAPE)), 60, m=m, components=1, rank=2, pool=1e-3
+    )
+    x_t = true.sample(Rng.keyed("t", items=range(500))) + 0.5 * torch.randn(
+        500, *SHAPE, generator=torch.Generator().manual_seed(2)
+    )
     with torch.no_grad():
         gap = found(x_t, 0.5) - true.denoise(x_t, torch.tensor(0.5))
     assert gap.square().mean().sqrt() < 0.05 * x_t.std()
@@ -234,14 +301,23 @@ def test_it_goes_on_from_its_own_components_alone():
     assert more.prior.factors.shape == (5, D, 2)
     assert fit(more, 1, x=x, components=5, rank=4).prior.factors.shape == (5, D, 4)
     assert fit(first, 1, x=x[:4], components=8, rank=20).prior.factors.shape == (4, D, D)
-    sizes = [FactorMixtureMoments(components=3, rank=2).solve(first, given(x, size=size)).prior.factors for size in (7, 300)]
+    sizes = [
+        FactorMixtureMoments(components=3, rank=2).solve(first, given(x, size=size)).prior.factors
+        for size in (7, 300)
+    ]
     assert torch.allclose(sizes[0] @ sizes[0].mT, sizes[1] @ sizes[1].mT, atol=1e-4)
 
 
 def test_what_it_cannot_fit_is_refused():
     with pytest.raises(RecipeError, match="neither signals nor measurements"):
-        FactorMixtureMoments().solve(GaussianDenoiser(Gaussian.standard(SHAPE)), lambda: [(Example(None), Rng.keyed("fit", items=[0]))])
-    assert "at most 1024 entries" in FactorMixtureMoments().refuses((3, 32, 32)) and FactorMixtureMoments().refuses((1, 32, 32)) is None
+        FactorMixtureMoments().solve(
+            GaussianDenoiser(Gaussian.standard(SHAPE)),
+            lambda: [(Example(None), Rng.keyed("fit", items=[0]))],
+        )
+    assert (
+        "at most 1024 entries" in FactorMixtureMoments().refuses((3, 32, 32))
+        and FactorMixtureMoments().refuses((1, 32, 32)) is None
+    )
 
 
 def test_a_run_keeps_it_and_goes_on_from_it(tmp_path):
@@ -264,11 +340,19 @@ def test_a_run_keeps_it_and_goes_on_from_it(tmp_path):
         pass
     again = Run(plan, tmp_path / "run")
     kept = again.denoiser(tmp_path / "run" / "1-005-denoiser" / "denoiser.safetensors")
-    assert isinstance(kept, MixtureDenoiser) and isinstance(kept.prior, FactorMixture) and len(kept.prior.weights) == 4
+    assert (
+        isinstance(kept, MixtureDenoiser)
+        and isinstance(kept.prior, FactorMixture)
+        and len(kept.prior.weights) == 4
+    )
     assert kept.prior.weights.dtype == kept.prior.means.dtype
     before = again.denoiser(tmp_path / "run" / "1-004-denoiser" / "denoiser.safetensors")
     m = again.measurement("train")
     (rows,) = [torch.arange(200)]
-    step = plan.stages[1].objective.solve(before, lambda: [(Example(None, m[rows]), again._rng("fit", 1, 5, items=rows.tolist()))])
-    assert torch.allclose(step.prior.means, kept.prior.means, atol=1e-4)  # it went on from the round before
+    step = plan.stages[1].objective.solve(
+        before, lambda: [(Example(None, m[rows]), again._rng("fit", 1, 5, items=rows.tolist()))]
+    )
+    assert torch.allclose(
+        step.prior.means, kept.prior.means, atol=1e-4
+    )  # it went on from the round before
     assert kept.posterior(m[torch.arange(5)], Rng.keyed("p", items=range(5))).shape == (5, 1, 8, 8)

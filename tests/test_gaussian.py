@@ -35,7 +35,8 @@ def covariance(x):
 
 
 def band(n, d=D):
-    """Half the width of the sampling law of the eigenvalue ratios (Marchenko & Pastur), and a half more."""
+    """Half the width of the sampling law of the eigenvalue ratios (Marchenko & Pastur), and a half
+    more."""
     return 1.5 * (2 * math.sqrt(d / n) + d / n)
 
 
@@ -66,25 +67,33 @@ def test_fit_recovers_the_mean():
 def test_fit_of_full_rank_is_the_sample_covariance(rank):
     x = prior().sample(Rng.keyed(1, items=range(4000)))
     sample = covariance(x) * (len(x) - 1) / len(x)
-    torch.testing.assert_close(Gaussian.fit(x, rank=rank).cov.dense().double(), sample, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        Gaussian.fit(x, rank=rank).cov.dense().double(), sample, atol=1e-5, rtol=0
+    )
 
 
 def test_fit_recovers_a_factor_model():
     g = torch.Generator().manual_seed(0)
-    true = Gaussian(torch.zeros(D), DPLR(torch.linspace(0.2, 0.6, D), torch.randn(D, 2, generator=g)))
+    true = Gaussian(
+        torch.zeros(D), DPLR(torch.linspace(0.2, 0.6, D), torch.randn(D, 2, generator=g))
+    )
     fitted = Gaussian.fit(true.sample(Rng.keyed(2, items=range(40000))), rank=2)
     assert float((ratios(true.cov.dense(), fitted.cov.dense()) - 1).abs().max()) < 0.06
 
 
 def test_fit_of_rank_zero_is_diagonal():
     x = prior().sample(Rng.keyed(1, items=range(4000)))
-    torch.testing.assert_close(Gaussian.fit(x, rank=0).cov.dense(), torch.diag(x.var(0, correction=0)))
+    torch.testing.assert_close(
+        Gaussian.fit(x, rank=0).cov.dense(), torch.diag(x.var(0, correction=0))
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 3, 8])
 def test_fit_has_the_variance_of_each_pixel(rank):
     x = prior().sample(Rng.keyed(1, items=range(4000)))
-    torch.testing.assert_close(Gaussian.fit(x, rank=rank).cov.dense().diag(), x.var(0, correction=0))
+    torch.testing.assert_close(
+        Gaussian.fit(x, rank=rank).cov.dense().diag(), x.var(0, correction=0)
+    )
 
 
 def test_fit_of_constant_signals_has_the_floor():
@@ -93,7 +102,9 @@ def test_fit_of_constant_signals_has_the_floor():
 
 
 def test_fit_keeps_the_shape():
-    assert Gaussian.fit(torch.randn(20, 2, 3, 4, generator=torch.Generator().manual_seed(0)), 4).shape == (2, 3, 4)
+    assert Gaussian.fit(
+        torch.randn(20, 2, 3, 4, generator=torch.Generator().manual_seed(0)), 4
+    ).shape == (2, 3, 4)
 
 
 def test_fit_of_many_dimensions_finds_the_leading_factor():
@@ -101,7 +112,9 @@ def test_fit_of_many_dimensions_finds_the_leading_factor():
     direction = torch.randn(3000, 1, generator=g)
     true = Gaussian(torch.zeros(3000), DPLR(torch.full((3000,), 0.1), direction))
     fitted = Gaussian.fit(true.sample(Rng.keyed(2, items=range(200))), rank=1)
-    assert float(torch.cosine_similarity(fitted.cov.factor[:, 0], direction[:, 0], dim=0).abs()) > 0.99
+    assert (
+        float(torch.cosine_similarity(fitted.cov.factor[:, 0], direction[:, 0], dim=0).abs()) > 0.99
+    )
 
 
 def test_fit_leaves_the_global_random_state():
@@ -114,7 +127,10 @@ def test_fit_leaves_the_global_random_state():
 
 @pytest.mark.parametrize("sigma", [0.01, 0.4, 20.0])
 def test_denoise_at_one_level(sigma):
-    p, x = prior(torch.float64), torch.randn(5, D, generator=torch.Generator().manual_seed(0)).double()
+    p, x = (
+        prior(torch.float64),
+        torch.randn(5, D, generator=torch.Generator().manual_seed(0)).double(),
+    )
     gain = decaying() @ torch.linalg.inv(decaying() + sigma**2 * torch.eye(D, dtype=torch.float64))
     exact = p.mean + (x - p.mean) @ gain.T
     torch.testing.assert_close(p.denoise(x, torch.tensor(sigma, dtype=torch.float64)), exact)
@@ -138,7 +154,11 @@ def test_tweedie(sigma):
 
 def operator(name, n):
     g = torch.Generator().manual_seed(3)
-    law = random_mask(1, (D,), g, keep=0.5) if name == "mask" else random_projection(1, (D,), g, measurements=4)
+    law = (
+        random_mask(1, (D,), g, keep=0.5)
+        if name == "mask"
+        else random_projection(1, (D,), g, measurements=4)
+    )
     return law[torch.zeros(n, dtype=torch.long)]
 
 
@@ -192,12 +212,15 @@ def test_posterior_draw_belongs_to_its_stream(name):
 
 
 def test_fit_in_many_dimensions_is_factor_analysis_too():
-    """Above 2,048 dimensions the matrix is never formed; the factors and the noise are those of the same fixed point."""
+    """Above 2,048 dimensions the matrix is never formed; the factors and the noise are those of the
+    same fixed point."""
     d, n = 2100, 1500
     generator = Rng.generator("many")
     factor = 0.3 * torch.randn(d, 3, generator=generator)
     state = torch.random.get_rng_state()
-    x = torch.randn(n, 3, generator=generator) @ factor.T + 0.5 * torch.randn(n, d, generator=generator)
+    x = torch.randn(n, 3, generator=generator) @ factor.T + 0.5 * torch.randn(
+        n, d, generator=generator
+    )
     fitted = Gaussian.fit(x, rank=3)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert float(fitted.cov.diag.mean()) == pytest.approx(0.25, rel=0.02)
@@ -207,7 +230,8 @@ def test_fit_in_many_dimensions_is_factor_analysis_too():
 
 
 def products(x):
-    """The sample covariance of flattened signals and the estimated variance of each of its entries."""
+    """The sample covariance of flattened signals and the estimated variance of each of its
+    entries."""
     gap = (x - x.mean(0)).flatten(1).double()
     n = len(gap)
     w = torch.einsum("ni,nj->nij", gap, gap)
@@ -217,8 +241,13 @@ def products(x):
 @pytest.mark.parametrize("shape", [(6,), (1, 4, 4), (2, 3, 4)])
 def test_a_shrunken_covariance_is_the_formula(shape):
     rng = torch.Generator().manual_seed(0)
-    place, loud, white = (torch.randn(n, *size, generator=rng, dtype=torch.float64) for n, size in ((1, shape), (60, ()), (60, shape)))
-    x = 1 + loud.reshape(-1, *[1] * len(shape)) * place + 0.3 * white  # whose correlations no smooth field has
+    place, loud, white = (
+        torch.randn(n, *size, generator=rng, dtype=torch.float64)
+        for n, size in ((1, shape), (60, ()), (60, shape))
+    )
+    x = (
+        1 + loud.reshape(-1, *[1] * len(shape)) * place + 0.3 * white
+    )  # whose correlations no smooth field has
     sample, spread = products(x)
     d = len(sample)
     own, smooth, found = (Gaussian.shrunken(x, share).cov.dense() for share in (0.0, 1.0, None))
@@ -228,7 +257,9 @@ def test_a_shrunken_covariance_is_the_formula(shape):
     assert 0 < share < 1 and torch.allclose(found, (1 - share) * sample + share * smooth, atol=1e-8)
     channel = d // math.prod(shape[-2:])
     blocks = smooth.reshape(channel, d // channel, channel, d // channel)
-    assert all(blocks[i, :, j].abs().max() < 1e-9 for i in range(channel) for j in range(channel) if i != j)
+    assert all(
+        blocks[i, :, j].abs().max() < 1e-9 for i in range(channel) for j in range(channel) if i != j
+    )
 
 
 def test_few_signals_of_a_smooth_field_are_better_shrunken():
@@ -237,7 +268,8 @@ def test_few_signals_of_a_smooth_field_are_better_shrunken():
     field = Gaussian.full(torch.zeros(48, dtype=torch.float64), true)
 
     def off(found):
-        """The Kullback-Leibler divergence of the true law from the fitted one, of mean zero both."""
+        """The Kullback-Leibler divergence of the true law from the fitted one, of mean zero
+        both."""
         ratio = torch.linalg.solve(found.cov.dense().double(), true)
         return float(ratio.trace() - 48 - torch.linalg.slogdet(ratio).logabsdet) / 2
 

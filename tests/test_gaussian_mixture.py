@@ -1,4 +1,5 @@
-"""EM on a mixture of Gaussians, whose every step has an exact answer, and on the smooth manifold, which a Gaussian cannot say."""
+"""EM on a mixture of Gaussians, whose every step has an exact answer, and on the smooth manifold,
+which a Gaussian cannot say."""
 
 import pytest
 import torch
@@ -9,7 +10,17 @@ from invem_plugins.objectives import gaussian_mixture
 from invem_plugins.objectives.gaussian_mixture import GaussianMixture
 from invem_plugins.operators.random_projection import random_projection
 
-from invem import Example, Gaussian, GaussianDenoiser, Measurement, Mixture, MixtureDenoiser, Outcome, RecipeError, Rng
+from invem import (
+    Example,
+    Gaussian,
+    GaussianDenoiser,
+    Measurement,
+    Mixture,
+    MixtureDenoiser,
+    Outcome,
+    RecipeError,
+    Rng,
+)
 from invem.engine.catalog import Catalog
 from invem.engine.plan import make
 from invem.engine.recipe import load
@@ -22,7 +33,11 @@ TRUE = Mixture(
     torch.tensor([[2.0, -1.0, 0.0, 1.0], [-1.0, 1.5, 0.5, -2.0]]),
     torch.stack([0.3 * torch.eye(D), 0.2 * torch.eye(D) + 0.1]),
 )
-START = Mixture(torch.tensor([0.5, 0.5]).double(), TRUE.means + 0.7, torch.stack([torch.eye(D), 2 * torch.eye(D)]).double())
+START = Mixture(
+    torch.tensor([0.5, 0.5]).double(),
+    TRUE.means + 0.7,
+    torch.stack([torch.eye(D), 2 * torch.eye(D)]).double(),
+)
 
 
 def observe(x, sigma=0.1, seed=0):
@@ -37,7 +52,10 @@ def given(x=None, m=None, size=200):
 
     def batches():
         for index in torch.arange(n).split(size):
-            yield Example(None if x is None else x[index], None if m is None else m[index]), Rng.keyed("fit", items=index.tolist())
+            yield (
+                Example(None if x is None else x[index], None if m is None else m[index]),
+                Rng.keyed("fit", items=index.tolist()),
+            )
 
     return batches
 
@@ -52,8 +70,13 @@ def seen():
 
 
 def test_a_step_has_the_moments_of_the_posterior(seen):
-    """The mean and the second moment of the next prior are those of p(x | y), averaged over observations, exactly."""
-    found = GaussianMixture(components=2, iterations=1, floor=1e-15).solve(MixtureDenoiser(START), given(m=seen)).known_moments()
+    """The mean and the second moment of the next prior are those of p(x | y), averaged over
+    observations, exactly."""
+    found = (
+        GaussianMixture(components=2, iterations=1, floor=1e-15)
+        .solve(MixtureDenoiser(START), given(m=seen))
+        .known_moments()
+    )
     posterior = START.posterior_moments(seen)
     mean = posterior.mean.mean(0)
     cov = posterior.cov.mean(0) + torch.cov(posterior.mean.T, correction=0)
@@ -62,37 +85,69 @@ def test_a_step_has_the_moments_of_the_posterior(seen):
 
 
 def test_each_component_is_the_weighted_mean_of_its_posteriors():
-    """Noise that differs between observations; the responsibilities and moments of each component by dense formulas."""
+    """Noise that differs between observations; the responsibilities and moments of each component
+    by dense formulas."""
     x = TRUE.sample(Rng.keyed("dense", items=range(60)))
     rng = Rng.generator("dense")
     A = random_projection(60, (D,), rng, measurements=2)
     noise = gaussian(60, (2,), rng, sigma=[0.1, 0.6])
     m = Measurement(noise.sample(A(x), rng), A, noise)
-    found = GaussianMixture(components=2, iterations=1, floor=1e-15).solve(MixtureDenoiser(START), given(m=m, size=20)).prior
+    found = (
+        GaussianMixture(components=2, iterations=1, floor=1e-15)
+        .solve(MixtureDenoiser(START), given(m=m, size=20))
+        .prior
+    )
     shares, means, covs = [], [], []
     for i in range(60):
-        a, y, s = m.A.matrix[i].double(), m.y[i].double(), m.noise.var().expand_as(m.y)[i].double().diag()
+        a, y, s = (
+            m.A.matrix[i].double(),
+            m.y[i].double(),
+            m.noise.var().expand_as(m.y)[i].double().diag(),
+        )
         log, mu, p = [], [], []
-        for w, mean, c in zip(START.weights.double(), START.means.double(), START.covs.double(), strict=True):
+        for w, mean, c in zip(
+            START.weights.double(), START.means.double(), START.covs.double(), strict=True
+        ):
             total, gap = a @ c @ a.T + s, y - a @ mean
-            log.append(w.log() + torch.distributions.MultivariateNormal(a @ mean, total).log_prob(y))
+            log.append(
+                w.log() + torch.distributions.MultivariateNormal(a @ mean, total).log_prob(y)
+            )
             gain = c @ a.T @ total.inverse()
             mu.append(mean + gain @ gap)
             p.append(c - gain @ a @ c)
-        shares.append(torch.stack(log).softmax(0)), means.append(torch.stack(mu)), covs.append(torch.stack(p))
+        (
+            shares.append(torch.stack(log).softmax(0)),
+            means.append(torch.stack(mu)),
+            covs.append(torch.stack(p)),
+        )
     r, mu, p = torch.stack(shares), torch.stack(means), torch.stack(covs)
     expected = torch.einsum("bk,bki->ki", r, mu) / r.sum(0)[:, None]
     gap = mu - expected
-    cov = torch.einsum("bk,bkij->kij", r, p + gap[..., :, None] * gap[..., None, :]) / r.sum(0)[:, None, None]
+    cov = (
+        torch.einsum("bk,bkij->kij", r, p + gap[..., :, None] * gap[..., None, :])
+        / r.sum(0)[:, None, None]
+    )
     assert torch.allclose(found.weights, r.mean(0), atol=1e-6)
-    assert torch.allclose(found.means.double(), expected, atol=1e-5) and torch.allclose(found.covs, cov, atol=1e-5)
+    assert torch.allclose(found.means.double(), expected, atol=1e-5) and torch.allclose(
+        found.covs, cov, atol=1e-5
+    )
 
 
 def test_one_component_is_em_on_a_gaussian(seen):
     first = Mixture(torch.ones(1).double(), torch.zeros(1, D), torch.eye(D)[None].double())
-    found = GaussianMixture(components=1, iterations=200, floor=1e-15).solve(MixtureDenoiser(first), given(m=seen)).prior
-    again = GaussianMixture(components=1, iterations=1, floor=1e-15).solve(MixtureDenoiser(found), given(m=seen)).prior
-    assert torch.allclose(again.covs, found.covs, atol=1e-3) and torch.allclose(again.means, found.means, atol=1e-3)
+    found = (
+        GaussianMixture(components=1, iterations=200, floor=1e-15)
+        .solve(MixtureDenoiser(first), given(m=seen))
+        .prior
+    )
+    again = (
+        GaussianMixture(components=1, iterations=1, floor=1e-15)
+        .solve(MixtureDenoiser(found), given(m=seen))
+        .prior
+    )
+    assert torch.allclose(again.covs, found.covs, atol=1e-3) and torch.allclose(
+        again.means, found.means, atol=1e-3
+    )
     expected = TRUE.moments()
     assert (found.means[0] - expected.mean).abs().max() < 0.35
     assert (found.covs[0] - expected.cov.dense()).abs().max() < 0.6
@@ -101,27 +156,49 @@ def test_one_component_is_em_on_a_gaussian(seen):
 def test_no_step_lowers_the_likelihood(seen):
     prior, last = START, likelihood(START, seen)
     for _ in range(12):
-        prior = GaussianMixture(components=2, iterations=1, floor=1e-12).solve(MixtureDenoiser(prior), given(m=seen)).prior
+        prior = (
+            GaussianMixture(components=2, iterations=1, floor=1e-12)
+            .solve(MixtureDenoiser(prior), given(m=seen))
+            .prior
+        )
         now = likelihood(prior, seen)
         assert now > last - 1e-7
         last = now
-    assert last > likelihood(TRUE, seen)  # of these observations, the most likely prior is more so than the true one
+    assert last > likelihood(
+        TRUE, seen
+    )  # of these observations, the most likely prior is more so than the true one
 
 
 def test_it_does_not_depend_on_the_batches(seen, monkeypatch):
     whole = GaussianMixture(components=2).solve(MixtureDenoiser(START), given(m=seen, size=N)).prior
     monkeypatch.setattr(gaussian_mixture, "ENTRIES", 100)
-    parts = GaussianMixture(components=2).solve(MixtureDenoiser(START), given(m=seen, size=77)).prior
-    assert torch.allclose(whole.covs, parts.covs, rtol=1e-6, atol=1e-8) and torch.allclose(whole.means, parts.means, atol=1e-5)
+    parts = (
+        GaussianMixture(components=2).solve(MixtureDenoiser(START), given(m=seen, size=77)).prior
+    )
+    assert torch.allclose(whole.covs, parts.covs, rtol=1e-6, atol=1e-8) and torch.allclose(
+        whole.means, parts.means, atol=1e-5
+    )
     monkeypatch.undo()
-    x, first = TRUE.sample(Rng.keyed("clean", items=range(120))), GaussianDenoiser(Gaussian.standard((D,)))
-    one, other = (GaussianMixture(components=4, iterations=5).solve(first, given(x=x, size=size)).prior for size in (1, 120))
-    assert torch.allclose(one.covs, other.covs, rtol=1e-4, atol=1e-6) and torch.allclose(one.means, other.means, atol=1e-4)
+    x, first = (
+        TRUE.sample(Rng.keyed("clean", items=range(120))),
+        GaussianDenoiser(Gaussian.standard((D,))),
+    )
+    one, other = (
+        GaussianMixture(components=4, iterations=5).solve(first, given(x=x, size=size)).prior
+        for size in (1, 120)
+    )
+    assert torch.allclose(one.covs, other.covs, rtol=1e-4, atol=1e-6) and torch.allclose(
+        one.means, other.means, atol=1e-4
+    )
 
 
 def test_it_finds_a_mixture_from_projections():
     m = observe(TRUE.sample(Rng.keyed("many", items=range(6000))))
-    found = GaussianMixture(components=2, iterations=60).solve(GaussianDenoiser(TRUE.moments()), given(m=m)).prior
+    found = (
+        GaussianMixture(components=2, iterations=60)
+        .solve(GaussianDenoiser(TRUE.moments()), given(m=m))
+        .prior
+    )
     order = found.weights.argsort()
     assert torch.allclose(found.weights[order].float(), TRUE.weights, atol=0.03)
     assert torch.allclose(found.means[order], TRUE.means, atol=0.12)
@@ -130,10 +207,18 @@ def test_it_finds_a_mixture_from_projections():
 
 def test_from_signals_it_is_em_on_them():
     x = TRUE.sample(Rng.keyed("clean", items=range(3000)))
-    one = GaussianMixture(components=1, iterations=1, floor=1e-15).solve(GaussianDenoiser(Gaussian.standard((D,))), given(x=x)).prior
+    one = (
+        GaussianMixture(components=1, iterations=1, floor=1e-15)
+        .solve(GaussianDenoiser(Gaussian.standard((D,))), given(x=x))
+        .prior
+    )
     assert torch.allclose(one.means[0], x.mean(0), atol=1e-5)
     assert torch.allclose(one.covs[0].float(), torch.cov(x.T, correction=0), atol=1e-4)
-    found = GaussianMixture(components=2, iterations=40).solve(GaussianDenoiser(Gaussian.standard((D,))), given(x=x)).prior
+    found = (
+        GaussianMixture(components=2, iterations=40)
+        .solve(GaussianDenoiser(Gaussian.standard((D,))), given(x=x))
+        .prior
+    )
     order = found.weights.argsort()
     assert torch.allclose(found.means[order], TRUE.means, atol=0.1)
     assert torch.allclose(found.weights[order].float(), TRUE.weights, atol=0.03)
@@ -153,9 +238,14 @@ def test_what_it_cannot_fit_is_refused(seen):
     prior = GaussianDenoiser(Gaussian.standard((D,)))
     with pytest.raises(RecipeError, match="neither"):
         GaussianMixture().solve(prior, lambda: [(Example(None), Rng.keyed("fit", items=[0]))])
-    assert "at most 256 entries" in GaussianMixture().refuses((1, 28, 28)) and GaussianMixture().refuses((1, 16, 16)) is None
+    assert (
+        "at most 256 entries" in GaussianMixture().refuses((1, 28, 28))
+        and GaussianMixture().refuses((1, 16, 16)) is None
+    )
     few = GaussianMixture(components=50, iterations=1).solve(prior, given(m=seen[torch.arange(20)]))
-    assert len(few.prior.weights) == 20 and GaussianMixture(components=50, iterations=1).solve(few, given(m=seen[torch.arange(20)]))
+    assert len(few.prior.weights) == 20 and GaussianMixture(components=50, iterations=1).solve(
+        few, given(m=seen[torch.arange(20)])
+    )
 
 
 def test_the_plan_refuses_large_signals(tmp_path):
@@ -163,7 +253,10 @@ def test_the_plan_refuses_large_signals(tmp_path):
     path.write_text(RECIPE)
     for fit in ("{objective: gaussian-mixture}", "{objective: gaussian-moments, shrink: auto}"):
         with pytest.raises(RecipeError, match=r"fit: .* entries, and these have"):
-            changed = ["data={name: synthetic, size: 80, train: 4, test: 2}", "phases=[{name: n, fit: " + fit + "}]"]
+            changed = [
+                "data={name: synthetic, size: 80, train: 4, test: 2}",
+                "phases=[{name: n, fit: " + fit + "}]",
+            ]
             make(load(path, changed), Catalog.load())
 
 
@@ -172,12 +265,18 @@ def test_it_learns_the_manifold_where_a_gaussian_does_not():
     m = observe(train[torch.arange(3000)].x, sigma=0.01)
     prior = GaussianDenoiser(Gaussian.standard((5,), 1.0))
     for _ in range(3):
-        prior = GaussianDenoiser(Gaussian.fit(prior.moments.posterior(m, Rng.keyed("e", items=range(3000))), 5))
+        prior = GaussianDenoiser(
+            Gaussian.fit(prior.moments.posterior(m, Rng.keyed("e", items=range(3000))), 5)
+        )
     found = GaussianMixture(components=16, iterations=60).solve(prior, given(m=m))
     reference = test[torch.arange(1000)].x
 
     def off(x):
-        return float(Sinkhorn(epsilon=0.01, tol=1e-3)(Outcome((-2.0, 2.0), samples=x, reference=reference), {}))
+        return float(
+            Sinkhorn(epsilon=0.01, tol=1e-3)(
+                Outcome((-2.0, 2.0), samples=x, reference=reference), {}
+            )
+        )
 
     rng = Rng.keyed("sample", items=range(1000))
     assert off(found.prior.sample(rng)) < 0.1 * off(prior.moments.sample(rng))
@@ -191,8 +290,10 @@ noise: {{name: gaussian, sigma: 0.05}}
 network: {{name: mlp, width: 16, depth: 1}}
 phases:
   - {{name: mixture, rounds: 3, batch: 100, {MIXTURE}}}
-  - {{name: network, batch: 100, sampler: exact, fit: {{objective: dsm, steps: 3, batch: 8, moments: 5}}}}
-evaluate: {{sampler: {{name: mmps, steps: 3}}, metrics: [data-misfit], samples: 8, observations: 4, draws: 1, posterior: 0, steps: 3}}
+  - {{name: network, batch: 100, sampler: exact, fit: {{objective: dsm, steps: 3, batch: 8,
+        moments: 5}}}}
+evaluate: {{sampler: {{name: mmps, steps: 3}}, metrics: [data-misfit], samples: 8,
+      observations: 4, draws: 1, posterior: 0, steps: 3}}
 """
 
 
@@ -211,10 +312,18 @@ def test_a_run_keeps_it_and_goes_on_from_it(tmp_path):
     one, other = (Run(made, tmp_path / name) for name in ("run", "whole"))
     read = [r.denoiser(r.out / "0-002-denoiser" / "denoiser.safetensors") for r in (one, other)]
     assert all(isinstance(d, MixtureDenoiser) for d in read)
-    assert torch.equal(read[0].prior.covs, read[1].prior.covs) and read[0].prior.covs.dtype == torch.float64
+    assert (
+        torch.equal(read[0].prior.covs, read[1].prior.covs)
+        and read[0].prior.covs.dtype == torch.float64
+    )
     assert torch.equal(one._draws(1, 0, made.stages[1]), other._draws(1, 0, made.stages[1]))
-    first, then = ("phases=[{name: n, batch: 100, " + fit + "}]" for fit in (MIXTURE, "sampler: exact, fit: {objective: dsm, steps: 1}"))
+    first, then = (
+        "phases=[{name: n, batch: 100, " + fit + "}]"
+        for fit in (MIXTURE, "sampler: exact, fit: {objective: dsm, steps: 1}")
+    )
     for _ in run(make(load(path, [first]), Catalog.load()), tmp_path / "first"):
         pass
-    for _ in run(make(load(path, [f"prior={tmp_path / 'first'}", then]), Catalog.load()), tmp_path / "then"):
+    for _ in run(
+        make(load(path, [f"prior={tmp_path / 'first'}", then]), Catalog.load()), tmp_path / "then"
+    ):
         pass

@@ -1,5 +1,7 @@
-"""The identifiability report: spectra that are known, errors that are those of estimates, and words that say so."""
+"""The identifiability report: spectra that are known, errors that are those of estimates, and words
+that say so."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -32,12 +34,19 @@ CATALOG = Catalog.load()
 C = 0.25  # the variance that the report takes a signal of range -1 to 1 to have
 
 
-def plan(law, shape, n=1000, noise=gaussian, clean=0, prior=None, x=None, observed=False, **options):
+def plan(
+    law, shape, n=1000, noise=gaussian, clean=0, prior=None, x=None, observed=False, **options
+):
     """What the report asks of a plan."""
 
     def drawn(k, rng, assume):
         A = law(k, shape, rng)
-        return A, noise(k, tuple(A[0](torch.zeros(1, *shape)).shape[1:]), rng, **(options or ({"sigma": 0.1} if noise is gaussian else {})))
+        return A, noise(
+            k,
+            tuple(A[0](torch.zeros(1, *shape)).shape[1:]),
+            rng,
+            **(options or ({"sigma": 0.1} if noise is gaussian else {})),
+        )
 
     class Data:
         def __getitem__(self, index):
@@ -50,7 +59,9 @@ def plan(law, shape, n=1000, noise=gaussian, clean=0, prior=None, x=None, observ
         observed=observed,
         data=lambda split: Data(),
         facts=SimpleNamespace(range=(-1.0, 1.0)),
-        recipe=SimpleNamespace(seed=0, assume={}, clean=clean, prior=prior, operator=SimpleNamespace(name="law")),
+        recipe=SimpleNamespace(
+            seed=0, assume={}, clean=clean, prior=prior, operator=SimpleNamespace(name="law")
+        ),
     )
 
 
@@ -69,11 +80,16 @@ def some_matrix(rows, d, key=0):
 def test_the_identity_shows_all():
     found = identify(plan(identity, (1, 5, 4), n=500))
     assert torch.equal(found.eigenvalues, torch.ones(20, dtype=torch.float64))
-    assert torch.allclose(found.errors, torch.full((20,), math.sqrt(2 / 500) * (1 + 0.01 / C), dtype=torch.float64))
+    assert torch.allclose(
+        found.errors, torch.full((20,), math.sqrt(2 / 500) * (1 + 0.01 / C), dtype=torch.float64)
+    )
     assert (found.hidden, found.told, found.learned, found.pooled, found.faint) == (0, 20, 20, 0, 0)
     assert found.shared and found.exact and found.complete and found.operators == 1
     assert found.warning is None
-    assert found.lines()[-1] == "nothing is hidden: mean and covariance can be learned from these observations alone"
+    assert (
+        found.lines()[-1]
+        == "nothing is hidden: mean and covariance can be learned from these observations alone"
+    )
 
 
 def test_a_random_mask_shows_each_pixel_at_its_rate_and_pairs_at_its_square():
@@ -127,7 +143,9 @@ def test_a_fixed_projection_hides_the_rest():
     matrix = some_matrix(3, 8)
     found = identify(plan(fixed(matrix), (8,)))
     assert found.hidden == 5 and found.learned == 3 and found.shared
-    assert torch.allclose(found.eigenvalues[:3], torch.linalg.svdvals(matrix[0].double()) ** 2, atol=1e-5)
+    assert torch.allclose(
+        found.eigenvalues[:3], torch.linalg.svdvals(matrix[0].double()) ** 2, atol=1e-5
+    )
     assert found.fineness is None
 
 
@@ -152,7 +170,8 @@ def test_two_projections_that_see_every_direction_do_not_see_every_covariance():
 
 
 def test_columns_of_fourier_space_are_looked_at_in_fourier_space():
-    """In pixels everything is seen by every operator; of 8 equispaced columns those of one offset, and their mirror images, are."""
+    """In pixels everything is seen by every operator; of 8 equispaced columns those of one offset,
+    and their mirror images, are."""
     law = lambda n, s, r: fourier_mask(n, s, r, acceleration=4, centre=0.0, pattern="equispaced")  # noqa: E731
     complex_pairs = identify(plan(law, (2, 8, 8)))
     assert complex_pairs.pairs == "directions" and complex_pairs.complete
@@ -163,12 +182,15 @@ def test_columns_of_fourier_space_are_looked_at_in_fourier_space():
 
 
 def test_errors_are_those_of_estimates():
-    """400 data sets of a Gaussian signal: the spread of the estimated variance along each singular vector."""
+    """400 data sets of a Gaussian signal: the spread of the estimated variance along each singular
+    vector."""
     matrix, n, sets, sigma = some_matrix(4, 6), 300, 400, 0.5
     found = identify(plan(fixed(matrix), (6,), n=n, sigma=sigma))
     _, s, vt = torch.linalg.svd(matrix[0].double(), full_matrices=False)
     x = math.sqrt(C) * torch.randn(sets, n, 6, generator=Rng.generator("x"), dtype=torch.float64)
-    z = x @ vt.T + sigma / s * torch.randn(sets, n, 4, generator=Rng.generator("z"), dtype=torch.float64)
+    z = x @ vt.T + sigma / s * torch.randn(
+        sets, n, 4, generator=Rng.generator("z"), dtype=torch.float64
+    )
     estimates = z.square().mean(1) - sigma**2 / s**2
     assert torch.allclose(estimates.mean(0), torch.full((4,), C, dtype=torch.float64), rtol=0.1)
     assert torch.allclose(estimates.std(0) / C, found.errors[:4], rtol=0.12)
@@ -176,7 +198,8 @@ def test_errors_are_those_of_estimates():
 
 @pytest.mark.parametrize("rows", [2, 9])
 def test_errors_of_operators_that_differ_are_the_information_bound(rows):
-    """Against half the sum of (v^T A^T Cov[y]^-1 A v)^2, by dense algebra: the Fisher information of y ~ N(0, c A A^T + noise)."""
+    """Against half the sum of (v^T A^T Cov[y]^-1 A v)^2, by dense algebra: the Fisher information
+    of y ~ N(0, c A A^T + noise)."""
     n, d, sigma = 40, 5, 0.7
 
     def law(n, shape, rng):
@@ -194,19 +217,27 @@ def test_errors_of_operators_that_differ_are_the_information_bound(rows):
 
 
 def test_noise_of_all_kinds():
-    for p in (plan(identity, (6,), sigma=[0.1, 0.4]), plan(identity, (6,), sigma=[0.1, 0.4], per="pixel")):
+    for p in (
+        plan(identity, (6,), sigma=[0.1, 0.4]),
+        plan(identity, (6,), sigma=[0.1, 0.4], per="pixel"),
+    ):
         found = identify(p)
-        inverse = (1 / 0.01 - 1 / 0.16) / (2 * math.log(4))  # the mean of 1/sigma^2 for log sigma uniform
+        inverse = (1 / 0.01 - 1 / 0.16) / (
+            2 * math.log(4)
+        )  # the mean of 1/sigma^2 for log sigma uniform
         assert 1 / found.noise == pytest.approx(inverse, rel=0.1)
     found = identify(plan(lambda n, s, r: random_mask(n, s, r, keep=0.5), (6,), sigma=0.0))
     assert found.noise == 0 and found.told == 6
     assert torch.allclose(found.errors, (2 / (1000 * found.eigenvalues)).sqrt())
-    heavy = identify(plan(identity, (1, 8, 8), noise=laplace, x=torch.zeros(64, 1, 8, 8), scale=0.2))
+    heavy = identify(
+        plan(identity, (1, 8, 8), noise=laplace, x=torch.zeros(64, 1, 8, 8), scale=0.2)
+    )
     assert heavy.noise == pytest.approx(2 * 0.04, rel=0.2)
 
 
 def test_weak_directions_are_pooled_or_faint():
-    """Singular values chosen so that one direction is told, one is learned from all alone, one is too faint and one is hidden."""
+    """Singular values chosen so that one direction is told, one is learned from all alone, one is
+    too faint and one is hidden."""
     matrix = torch.diag(torch.tensor([1.0, 0.1, 0.02, 1e-5]))[None]
     found = identify(plan(fixed(matrix), (4,), n=5000, sigma=0.1))
     assert (found.told, found.pooled, found.learned, found.faint, found.hidden) == (1, 1, 2, 1, 1)
@@ -222,7 +253,9 @@ def test_an_operator_that_is_not_linear_is_looked_at_by_its_derivatives():
     x = torch.rand(64, 1, 4, 4, generator=Rng.generator("x")) * 1.8 - 0.9
     found = identify(plan(gamma, (1, 4, 4), x=x))
     slopes = 2.2 * ((x.double() + 1) / 2) ** 1.2
-    assert torch.allclose(found.eigenvalues, slopes.square().mean(0).flatten().sort(descending=True).values, rtol=1e-4)
+    assert torch.allclose(
+        found.eigenvalues, slopes.square().mean(0).flatten().sort(descending=True).values, rtol=1e-4
+    )
     assert not found.linear and found.operators == 64
     assert "derivatives of the operator at 64 signals" in found.lines()[0]
     assert "is not looked at" in found.lines()[-1]
@@ -250,7 +283,7 @@ def test_the_estimate_of_large_signals_is_near_the_truth(monkeypatch):
 
 
 def test_the_bound_of_large_signals_is_a_bound(monkeypatch):
-    law = lambda n, s, r: CATALOG.find("operators", "structured-projection").load()(n, s, r, share=0.5)  # noqa: E731
+    law = functools.partial(CATALOG.find("operators", "structured-projection").load(), share=0.5)
     exact = identify(plan(law, (1, 8, 8), n=300))
     monkeypatch.setattr(module, "_DENSE", 16)
     bound = identify(plan(law, (1, 8, 8), n=300))
@@ -261,25 +294,52 @@ def test_the_bound_of_large_signals_is_a_bound(monkeypatch):
 @pytest.mark.parametrize("limit", [1024, 16])
 @pytest.mark.parametrize("last", ["identity", "gaussian-blur"])
 def test_what_the_first_operators_miss_is_looked_for_in_the_others(monkeypatch, limit, last):
-    """A pixel in fifty is seen: the hundred operators that are looked at closely do not show a tenth of them, the 3,000 of the run do."""
+    """A pixel in fifty is seen: the hundred operators that are looked at closely do not show a
+    tenth of them, the 3,000 of the run do."""
     monkeypatch.setattr(module, "_DENSE", limit)
     after = CATALOG.find("operators", last).load()
 
     def law(n, shape, rng):
-        return chain(random_mask(n, shape, rng, keep=0.02), after(n, shape, rng, **({} if last == "identity" else {"std": 0.5, "size": 3})))
+        return chain(
+            random_mask(n, shape, rng, keep=0.02),
+            after(n, shape, rng, **({} if last == "identity" else {"std": 0.5, "size": 3})),
+        )
 
     found = identify(plan(law, (1, 12, 12), n=3000))
     assert found.hidden == 0 and found.faint == 0 and found.warning is None
     assert found.learned + found.unknown == 144
-    assert float(found.eigenvalues.sum()) == pytest.approx(144 * 0.02, rel=0.5 if last == "identity" else 0.8)
+    assert float(found.eigenvalues.sum()) == pytest.approx(
+        144 * 0.02, rel=0.5 if last == "identity" else 0.8
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("denoising.yaml", ["every operator is the same and shows all 64 directions (A^T A: 1)", "nothing is hidden"]),
-        ("inpainting.yaml", ["operators differ", "show all 64 directions", "any two pixels are seen together", "nothing is hidden"]),
-        ("blur.yaml", ["hides 4 of 64 directions, mostly the fine ones", "50 clean images of the recipe", "variance of each to 20 %"]),
+        (
+            "denoising.yaml",
+            [
+                "every operator is the same and shows all 64 directions (A^T A: 1)",
+                "nothing is hidden",
+            ],
+        ),
+        (
+            "inpainting.yaml",
+            [
+                "operators differ",
+                "show all 64 directions",
+                "any two pixels are seen together",
+                "nothing is hidden",
+            ],
+        ),
+        (
+            "blur.yaml",
+            [
+                "hides 4 of 64 directions, mostly the fine ones",
+                "50 clean images of the recipe",
+                "variance of each to 20 %",
+            ],
+        ),
     ],
 )
 def test_the_words_on_the_recipes(name, words):
@@ -293,7 +353,10 @@ def test_the_words_on_the_recipes(name, words):
 
 def test_a_blur_without_clean_images_is_warned_of():
     found = of_recipe("blur.yaml", "clean=0", "phases.0.fit={objective: gaussian-moments}")
-    assert "no number of observations" in found.warning and "grant clean images: `clean: 50`" in found.warning
+    assert (
+        "no number of observations" in found.warning
+        and "grant clean images: `clean: 50`" in found.warning
+    )
     assert "\n" not in found.warning
     begun = identify(plan(half_mask, (1, 6, 6), prior="runs/other"))
     assert begun.warning is None and "what the recipe begins with" in begun.lines()[-1]
@@ -316,8 +379,14 @@ def test_operators_that_came_with_the_observations_are_looked_at(tmp_path):
 def test_the_command():
     done = invem("identify", ROOT / "recipes" / "blur.yaml")
     assert done.stdout.startswith("every operator is the same and hides 4 of 64 directions")
-    found = json.loads(invem("identify", ROOT / "recipes" / "blur.yaml", "operator.std=0.5", "--json").stdout)
+    found = json.loads(
+        invem("identify", ROOT / "recipes" / "blur.yaml", "operator.std=0.5", "--json").stdout
+    )
     assert found["hidden"] == 0 and found["spectrum"][0][1] > found["spectrum"][-1][1] > 0
     assert invem("identify", ROOT / "recipes" / "none.yaml", code=2).stderr
-    words = [ROOT / "recipes" / "blur.yaml", "operator=jpeg", "phases.1.sampler={name: dps, guidance: norm}"]
+    words = [
+        ROOT / "recipes" / "blur.yaml",
+        "operator=jpeg",
+        "phases.1.sampler={name: dps, guidance: norm}",
+    ]
     assert "no derivative" in invem("identify", *words, code=2).stderr

@@ -16,13 +16,27 @@ from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.samplers.interpolant import InterpolantFlow
 from test_conditional import NOISE, PRIOR, D, N, observe, posterior, rng, white
 
-from invem import Example, Gaussian, GaussianDenoiser, Interpolant, Preconditioned, RecipeError, Rng, Unsupported, level
+from invem import (
+    Example,
+    Gaussian,
+    GaussianDenoiser,
+    Interpolant,
+    Preconditioned,
+    RecipeError,
+    Rng,
+    Unsupported,
+    level,
+)
 
 FORMS = [SCSI(), SFBDOmni()]
 
 
 def law(name, n):
-    return random_mask(n, (D,), Rng.generator("mask"), keep=0.6) if name == "mask" else identity(n, (D,), Rng.generator(0))
+    return (
+        random_mask(n, (D,), Rng.generator("mask"), keep=0.6)
+        if name == "mask"
+        else identity(n, (D,), Rng.generator(0))
+    )
 
 
 def measured(name, n, prior=PRIOR):
@@ -30,7 +44,8 @@ def measured(name, n, prior=PRIOR):
 
 
 class Exact(GaussianDenoiser):
-    """E[x | I_t] or E[x | I_t, y] of a mask or of the whole, by the normal equations, and E[x | x_t] where the condition is zero."""
+    """E[x | I_t] or E[x | I_t, y] of a mask or of the whole, by the normal equations, and E[x |
+    x_t] where the condition is zero."""
 
     condition = 2
 
@@ -45,8 +60,13 @@ class Exact(GaussianDenoiser):
         t, state = level(sigma, x_t).double(), x_t.double()
         mean, C = self.moments.mean.double(), self.moments.cov.dense().double()
         y, shown = cond.double().unbind(1)
-        # One matrix for each mask, where all have one t. Rows of what is known: I_t, and y where it is told.
-        seen, of = shown.unique(dim=0, return_inverse=True) if len(t) == 1 else (shown, torch.arange(len(shown)))
+        # One matrix for each mask, where all have one t. Rows of what is known: I_t, and y where it
+        # is told.
+        seen, of = (
+            shown.unique(dim=0, return_inverse=True)
+            if len(t) == 1
+            else (shown, torch.arange(len(shown)))
+        )
         B = torch.diag_embed((1 - t) + t * seen)
         R = torch.diag_embed(t**2 * (NOISE**2 * seen + self.jitter**2))
         known = state
@@ -55,7 +75,13 @@ class Exact(GaussianDenoiser):
             B = torch.cat([B, A], 1)
             cross = torch.diag_embed(t * NOISE**2 * seen)
             # A hidden entry of y says nothing: its own noise keeps the matrix regular.
-            R = torch.cat([torch.cat([R, cross], 2), torch.cat([cross, torch.diag_embed(NOISE**2 * seen + (1 - seen))], 2)], 1)
+            R = torch.cat(
+                [
+                    torch.cat([R, cross], 2),
+                    torch.cat([cross, torch.diag_embed(NOISE**2 * seen + (1 - seen))], 2),
+                ],
+                1,
+            )
             known = torch.cat([state, y], 1)
         S = B @ C @ B.mT + R
         gain = torch.linalg.solve(S, B @ C).mT
@@ -81,7 +107,8 @@ class Nudged(torch.nn.Module):
 def slopes(objective, prior, batch, scale=1.0):
     """The mean gradient with respect to theta in standard errors. And what the denoiser was asked.
 
-    Times the square of t, or of the noise level: the minimiser is that at each level by itself, and the weight is infinite at zero.
+    Times the square of t, or of the noise level: the minimiser is that at each level by itself, and
+    the weight is infinite at zero.
     """
     nudged = Nudged(Exact(prior, objective.jitter, objective.informed, scale))
     loss = objective.loss(nudged, batch, rng(N, "loss"))
@@ -95,13 +122,16 @@ def draw(denoiser, m, sampler=None, key="draw"):
 
 
 def exact(objective, prior=PRIOR):
-    return Interpolant(Exact(prior, objective.jitter, objective.informed), objective.jitter, objective.informed)
+    return Interpolant(
+        Exact(prior, objective.jitter, objective.informed), objective.jitter, objective.informed
+    )
 
 
 @pytest.mark.parametrize("name", ["mask", "identity"])
 @pytest.mark.parametrize("objective", FORMS, ids=lambda o: type(o).__name__)
 def test_it_is_least_at_the_exact_mean(objective, name):
-    """Draws of the posterior and their observations have the law of signals and new measurements, so that real pairs change nothing."""
+    """Draws of the posterior and their observations have the law of signals and new measurements,
+    so that real pairs change nothing."""
     m = measured(name, N)
     batch = Example(PRIOR.posterior(m, rng(N, "draws")), m)
     found, (_, _, cond) = slopes(objective, PRIOR, batch)
@@ -129,7 +159,9 @@ def test_the_loss_is_the_error_of_the_velocity(objective):
     # What is hidden begins with the jitter alone, what is measured with a new measurement.
     hidden = cond[:, 1] == 0
     assert float(end[hidden].std()) == pytest.approx(objective.jitter, rel=0.15)
-    assert float((end - x)[~hidden].std()) == pytest.approx((objective.jitter**2 + NOISE**2) ** 0.5, rel=0.15)
+    assert float((end - x)[~hidden].std()) == pytest.approx(
+        (objective.jitter**2 + NOISE**2) ** 0.5, rel=0.15
+    )
 
 
 def test_what_the_network_is_told():
@@ -141,7 +173,9 @@ def test_what_the_network_is_told():
         assert torch.equal(told[:, 0], m.A.mask * m.y if objective.informed else torch.ones(n, D))
     x = torch.rand(n, 1, 8, 8, generator=Rng.generator("x"))
     small = observe(downsample(n, (1, 8, 8), Rng.generator(0), factor=2), x, 0.1)
-    first = Interpolant(GaussianDenoiser(Gaussian.standard((1, 8, 8))), 0.0, True).first(small, rng(n))
+    first = Interpolant(GaussianDenoiser(Gaussian.standard((1, 8, 8))), 0.0, True).first(
+        small, rng(n)
+    )
     assert torch.equal(first, small.A.adjoint(small.y))
 
 
@@ -162,7 +196,9 @@ def test_real_pairs_are_a_share_of_what_scsi_learns_from():
 def test_the_flow_of_omni_draws_the_posterior_whatever_the_jitter(name, jitter):
     m, n = measured(name, 1), 20_000
     many = m[torch.zeros(n, dtype=torch.long)]
-    found = white(draw(exact(SFBDOmni(jitter=jitter)), many, InterpolantFlow(steps=64)), *posterior(m))
+    found = white(
+        draw(exact(SFBDOmni(jitter=jitter)), many, InterpolantFlow(steps=64)), *posterior(m)
+    )
     assert float(found.mean(0).abs().max()) < 0.03
     assert float((torch.linalg.eigvalsh(torch.cov(found.T)) - 1).abs().max()) < 0.06
 
@@ -177,7 +213,10 @@ def test_the_flow_of_scsi_has_the_law_of_the_signals_and_not_that_of_the_posteri
         assert float(found.mean(0).abs().max()) < 0.03
         assert float((torch.linalg.eigvalsh(torch.cov(found.T)) - 1).abs().max()) < 0.06
     one = measured(name, 1)
-    alone = white(draw(denoiser, one[torch.zeros(n, dtype=torch.long)], InterpolantFlow(steps=64)), *posterior(one))
+    alone = white(
+        draw(denoiser, one[torch.zeros(n, dtype=torch.long)], InterpolantFlow(steps=64)),
+        *posterior(one),
+    )
     assert float(torch.linalg.eigvalsh(torch.cov(alone.T))[0]) < 0.8
 
 
@@ -191,7 +230,9 @@ def rounds(objective, name, count, n=10_000):
     return prior
 
 
-@pytest.mark.parametrize(("objective", "name", "count"), [(SCSI(jitter=0.0), "identity", 12), (SFBDOmni(), "mask", 16)])
+@pytest.mark.parametrize(
+    ("objective", "name", "count"), [(SCSI(jitter=0.0), "identity", 12), (SFBDOmni(), "mask", 16)]
+)
 def test_its_rounds_end_at_the_law_of_the_signals(objective, name, count):
     found = rounds(objective, name, count)
     truth = torch.linalg.cholesky(PRIOR.cov.dense().double())
@@ -220,14 +261,18 @@ def network(shape=(D,)):
 
 @pytest.mark.parametrize("objective", FORMS, ids=lambda o: type(o).__name__)
 @pytest.mark.parametrize("black", [False, True])
-def test_a_loss_is_of_its_sample_and_asks_no_more_of_a_simulator_than_to_be_called(objective, black):
+def test_a_loss_is_of_its_sample_and_asks_no_more_of_a_simulator_than_to_be_called(
+    objective, black
+):
     n, shape = 6, (1, 8, 8) if black else (D,)
     x = torch.rand(n, *shape, generator=Rng.generator("x"))
     A = jpeg(n, shape, Rng.generator(0), quality=30) if black else law("mask", n)
     m = observe(A, x, law=laplace)
     denoiser = objective.wrap(network(shape), m)
     loss = objective.loss(denoiser, Example(x, m), rng(n))
-    alone = torch.cat([objective.loss(denoiser, Example(x[i : i + 1], m[i]), rng(n)[i]) for i in range(n)])
+    alone = torch.cat(
+        [objective.loss(denoiser, Example(x[i : i + 1], m[i]), rng(n)[i]) for i in range(n)]
+    )
     assert torch.allclose(alone, loss, rtol=1e-4)
     moved = objective.loss(denoiser, Example(torch.cat([x[:1], x[1:] + 1]), m), rng(n))
     assert torch.allclose(moved[0], loss[0], rtol=1e-4)
@@ -247,7 +292,9 @@ def test_granted_images_are_measured_too_and_without_measurements_the_prior_alon
         assert wrapped.others is m and objective.wrap(nudged.inner, None).others is None
         nudged.others = m
         objective.loss(nudged, Example(x), rng(n))
-        assert float(nudged.seen[2].flatten(1).any(1).float().mean()) == pytest.approx(0.8, abs=0.07)
+        assert float(nudged.seen[2].flatten(1).any(1).float().mean()) == pytest.approx(
+            0.8, abs=0.07
+        )
         alone = objective.loss(Exact(PRIOR, 0.2, True), Example(x), rng(n))
         assert bool(alone.isfinite().all())
         with pytest.raises(RecipeError, match="signals"):
@@ -257,10 +304,14 @@ def test_granted_images_are_measured_too_and_without_measurements_the_prior_alon
 def test_it_is_a_prior_as_well():
     x_t = PRIOR.sample(rng(5))
     for objective in FORMS:
-        assert torch.allclose(exact(objective)(x_t, 0.4), PRIOR.denoise(x_t, torch.tensor(0.4)), atol=1e-5)
+        assert torch.allclose(
+            exact(objective)(x_t, 0.4), PRIOR.denoise(x_t, torch.tensor(0.4)), atol=1e-5
+        )
         wrapped = objective.wrap(network(), None)
         assert wrapped.sigma_data == 0.5 and wrapped.condition == 2
-        assert {name.removeprefix("inner.") for name in wrapped.state_dict()} == network().state_dict().keys()
+        assert {
+            name.removeprefix("inner.") for name in wrapped.state_dict()
+        } == network().state_dict().keys()
 
 
 def test_what_an_interpolant_is_not_for():
@@ -271,4 +322,6 @@ def test_what_an_interpolant_is_not_for():
             objective.loss(network((1, 8, 8)), Example(x, m), rng(2))
     with pytest.raises(Unsupported, match="scsi or sfbd-omni"):
         InterpolantFlow()(GaussianDenoiser(PRIOR), measured("mask", 2), rng(2))
-    assert InterpolantFlow(steps=8).cost == (15, 0) and InterpolantFlow(steps=8, stepping="euler").cost == (8, 0)
+    assert InterpolantFlow(steps=8).cost == (15, 0) and InterpolantFlow(
+        steps=8, stepping="euler"
+    ).cost == (8, 0)

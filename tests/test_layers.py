@@ -41,10 +41,14 @@ def imports(path):
 
 
 def test_every_module_has_a_layer():
-    assert {p.relative_to(ROOT / "invem").parts[0].removesuffix(".py") for p in CORE} == LEVEL.keys() | {"__init__"}
+    assert {
+        p.relative_to(ROOT / "invem").parts[0].removesuffix(".py") for p in CORE
+    } == LEVEL.keys() | {"__init__"}
 
 
-@pytest.mark.parametrize("path", [p for p in CORE if p.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [p for p in CORE if p.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_the_core_imports_downwards(path):
     mine = path.relative_to(ROOT / "invem").parts[0].removesuffix(".py")
     for module, names in imports(path):

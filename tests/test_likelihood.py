@@ -11,7 +11,9 @@ N, D = 30_000, 4
 
 
 def problem(n=1):
-    A = random_projection(1, (D,), Rng.generator(1), measurements=2)[torch.zeros(n, dtype=torch.long)]
+    A = random_projection(1, (D,), Rng.generator(1), measurements=2)[
+        torch.zeros(n, dtype=torch.long)
+    ]
     noise = gaussian(n, (2,), Rng.generator(0), sigma=0.3)
     return Measurement(torch.tensor([[0.5, -1.0]]).expand(n, 2).contiguous(), A, noise)
 
@@ -37,7 +39,9 @@ def test_a_near_draw_has_its_law(matched):
     A = dense(one)
     S = 0.09 * torch.eye(2, dtype=torch.float64) - (rho**2 * A @ A.T if matched else 0)
     precision = A.T @ torch.linalg.solve(S, A) + torch.eye(D) / rho**2
-    mean = torch.linalg.solve(precision, A.T @ torch.linalg.solve(S, one.y[0].double()) + x[0].double() / rho**2)
+    mean = torch.linalg.solve(
+        precision, A.T @ torch.linalg.solve(S, one.y[0].double()) + x[0].double() / rho**2
+    )
     z = nearest_draw(m, x, rho, Rng.keyed("z", items=range(N)), matched=matched).double()
     root = torch.linalg.cholesky(precision)
     white = (z - mean) @ root

@@ -16,7 +16,9 @@ B, D = 10, 6
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def nonsymmetric(dtype=torch.float64, seed=0):
@@ -133,7 +135,9 @@ def test_cg_is_finite_after_negative_curvature():
 
 def test_cg_keeps_the_last_iterate_at_negative_curvature():
     m = -spd()
-    torch.testing.assert_close(cg(apply(m), randn(B, D), 5).x, torch.zeros(B, D, dtype=torch.float64))
+    torch.testing.assert_close(
+        cg(apply(m), randn(B, D), 5).x, torch.zeros(B, D, dtype=torch.float64)
+    )
 
 
 @SOLVERS
@@ -207,13 +211,17 @@ def test_sqrt_matvec_survives_a_breakdown():
 
 
 def test_sqrt_matvec_of_zero_is_zero():
-    assert torch.equal(sqrt_matvec(apply(spd()), torch.zeros(B, D).double(), 3), torch.zeros(B, D).double())
+    assert torch.equal(
+        sqrt_matvec(apply(spd()), torch.zeros(B, D).double(), 3), torch.zeros(B, D).double()
+    )
 
 
 def test_sqrt_matvec_drops_negative_eigenvalues():
     scale = torch.tensor([-1.0, 1.0, 1.0, 4.0, 4.0, 4.0], dtype=torch.float64)
     v = randn(B, D)
-    torch.testing.assert_close(sqrt_matvec(lambda u: scale * u, v, D), scale.clamp(min=0).sqrt() * v)
+    torch.testing.assert_close(
+        sqrt_matvec(lambda u: scale * u, v, D), scale.clamp(min=0).sqrt() * v
+    )
 
 
 def covariance(rank=2, dtype=torch.float64):
@@ -254,7 +262,9 @@ def test_dplr_solve_with_a_variance_for_each_sample(rank):
 @pytest.mark.parametrize("sigma", [0.01, 0.5, 20.0])
 def test_dplr_given_is_the_covariance_after_a_noisy_look(rank, sigma):
     c = covariance(rank)
-    exact = torch.linalg.inv(torch.linalg.inv(c.dense()) + torch.eye(D, dtype=torch.float64) / sigma**2)
+    exact = torch.linalg.inv(
+        torch.linalg.inv(c.dense()) + torch.eye(D, dtype=torch.float64) / sigma**2
+    )
     torch.testing.assert_close(c.given(sigma).dense(), exact)
 
 
@@ -279,12 +289,18 @@ def test_one_sample_that_is_not_finite_harms_no_other():
     b = torch.randn(3, 4)
     spoilt = b.clone()
     spoilt[1] = torch.nan
-    for solve in (lambda v: gmres(lambda u: u @ matrix.T, v, 3).x, lambda v: sqrt_matvec(lambda u: u @ (matrix @ matrix.T), v, 3)):
+    for solve in (
+        lambda v: gmres(lambda u: u @ matrix.T, v, 3).x,
+        lambda v: sqrt_matvec(lambda u: u @ (matrix @ matrix.T), v, 3),
+    ):
         good, found = solve(b), solve(spoilt)
         assert torch.allclose(found[[0, 2]], good[[0, 2]])
         assert bool(found[1].isnan().all())
 
 
 def test_the_determinant_of_low_rank_plus_diagonal():
-    cov = DPLR(torch.linspace(0.5, 2, 6, dtype=torch.float64), torch.randn(6, 2, generator=Rng.generator("det"), dtype=torch.float64))
+    cov = DPLR(
+        torch.linspace(0.5, 2, 6, dtype=torch.float64),
+        torch.randn(6, 2, generator=Rng.generator("det"), dtype=torch.float64),
+    )
     assert torch.allclose(cov.logdet(), torch.logdet(cov.dense()))

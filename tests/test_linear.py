@@ -6,7 +6,19 @@ import pytest
 import torch
 
 import invem.linear
-from invem import CircularConvolution, Convolution, Geometry, Mask, Matrix, Measurement, Rng, Separable, fourier, fourier_adjoint, project
+from invem import (
+    CircularConvolution,
+    Convolution,
+    Geometry,
+    Mask,
+    Matrix,
+    Measurement,
+    Rng,
+    Separable,
+    fourier,
+    fourier_adjoint,
+    project,
+)
 from invem.engine.catalog import Catalog
 
 CATALOG = Catalog.load()
@@ -41,7 +53,11 @@ def test_a_convolution_is_a_convolution_and_no_correlation():
 
 def test_a_circular_convolution_is_a_separable_one_where_both_apply():
     one = law("gaussian-blur", 1, (2, 9, 8), std=1.0, size=5, boundary="circular")
-    kernel = one(torch.zeros(1, 2, 9, 8).index_put((torch.tensor(0), torch.tensor(0), torch.tensor(4), torch.tensor(4)), torch.tensor(1.0)))
+    kernel = one(
+        torch.zeros(1, 2, 9, 8).index_put(
+            (torch.tensor(0), torch.tensor(0), torch.tensor(4), torch.tensor(4)), torch.tensor(1.0)
+        )
+    )
     other = CircularConvolution((2, 9, 8), kernel[:, :1, 2:7, 2:7])
     x = normal(1, 2, 9, 8).float()
     assert torch.allclose(one(x), other(x), atol=1e-5)
@@ -75,7 +91,8 @@ def test_fourier_is_orthonormal():
 
 @pytest.mark.parametrize("distance", [None, 80.0])
 def test_a_disc_projects_to_its_chords(distance):
-    """The projection of a disc of radius r at distance t from its centre is 2 sqrt(r^2 - t^2), in units of the width of the image."""
+    """The projection of a disc of radius r at distance t from its centre is 2 sqrt(r^2 - t^2), in
+    units of the width of the image."""
     size, r = 64, 20.0
     at = torch.arange(4 * size, dtype=torch.float64) / 4 - (size - 0.25) / 2
     fine = ((at**2 + at[:, None] ** 2) < r**2).double()
@@ -83,7 +100,11 @@ def test_a_disc_projects_to_its_chords(distance):
     detectors = 96
     y = project(Geometry(size, (0.0, 0.3, math.pi / 4, 1.2), detectors, distance), disc)[0, 0]
     bins = torch.arange(detectors, dtype=torch.float64) - (detectors - 1) / 2
-    t = bins if distance is None else distance * torch.sin(bins * 2 * math.asin(size * 0.5**0.5 / distance) / detectors)
+    t = (
+        bins
+        if distance is None
+        else distance * torch.sin(bins * 2 * math.asin(size * 0.5**0.5 / distance) / detectors)
+    )
     chords = 2 * (r**2 - t**2).clamp(min=0).sqrt() / size
     inside = t.abs() < 0.9 * r
     assert torch.allclose(y[:, inside], chords[inside].expand(4, -1), rtol=0.02)
@@ -102,10 +123,14 @@ def test_filtered_back_projection_finds_the_density():
     assert float((A(exact) - A(disc)).abs().max() / A(disc).max()) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["gaussian-blur", "anisotropic-blur", "motion-blur", "defocus-blur", "varying-blur"])
+@pytest.mark.parametrize(
+    "name", ["gaussian-blur", "anisotropic-blur", "motion-blur", "defocus-blur", "varying-blur"]
+)
 def test_a_blur_keeps_the_brightness(name):
     A = law(name, 3, (1, 16, 16), size=5)
-    assert torch.allclose(A(torch.full((3, 1, 16, 16), 0.7)), torch.full((3, 1, 16, 16), 0.7), atol=1e-5)
+    assert torch.allclose(
+        A(torch.full((3, 1, 16, 16), 0.7)), torch.full((3, 1, 16, 16), 0.7), atol=1e-5
+    )
 
 
 def test_paths_of_motion_differ_and_have_their_length():
@@ -113,14 +138,20 @@ def test_paths_of_motion_differ_and_have_their_length():
     kernel = A.kernel[:, 0].double()
     assert not torch.allclose(kernel[0], kernel[1])
     at = torch.arange(21, dtype=torch.float64) - 10
-    variance = (kernel * (at**2 + at[:, None] ** 2)).sum((1, 2)) - sum((kernel * a).sum((1, 2)) ** 2 for a in (at, at[:, None]))
+    variance = (kernel * (at**2 + at[:, None] ** 2)).sum((1, 2)) - sum(
+        (kernel * a).sum((1, 2)) ** 2 for a in (at, at[:, None])
+    )
     # A straight line of length l has the variance l^2/12; the bilinear weights add at most 1/2.
     assert bool(((variance > 64 / 12 - 0.2) & (variance < 64 / 12 + 0.6)).all())
 
 
 def test_averages_are_averages_and_bicubic_keeps_lines():
     x = normal(1, 2, 8, 12).float()
-    assert torch.allclose(law("downsample", 1, (2, 8, 12), factor=4)(x), torch.nn.functional.avg_pool2d(x, 4), atol=1e-6)
+    assert torch.allclose(
+        law("downsample", 1, (2, 8, 12), factor=4)(x),
+        torch.nn.functional.avg_pool2d(x, 4),
+        atol=1e-6,
+    )
     ramp = torch.arange(32.0).expand(1, 1, 32, 32)
     small = law("downsample", 1, (1, 32, 32), factor=2, method="bicubic")(ramp)[0, 0, 8]
     assert torch.allclose(small[3:-3], torch.arange(16.0)[3:-3] * 2 + 0.5, atol=1e-4)
@@ -169,7 +200,12 @@ def test_phase_retrieval_forgets_shifts_and_signs_of_the_spectrum():
         ("downsample", (1, 9, 8), {}, "factor must divide"),
         ("hadamard", (1, 6, 6), {}, "power of two"),
         ("multi-coil-mri", (1, 8, 8), {}, "2 channels"),
-        ("fourier-mask", (2, 8, 8), {"centre": 0.5}, "centre must be at most 1/acceleration = 0.25"),
+        (
+            "fourier-mask",
+            (2, 8, 8),
+            {"centre": 0.5},
+            "centre must be at most 1/acceleration = 0.25",
+        ),
         ("radon", (1, 8, 9), {}, "square"),
         ("jpeg", (1, 8, 9), {}, "multiples of 8"),
         ("grayscale", (1, 8, 8), {}, "at least 2 channels"),
@@ -189,7 +225,12 @@ def test_files_of_masks_and_kernels(tmp_path):
     from invem import DataError, RecipeError
 
     np.save(tmp_path / "mask.npy", np.eye(8))
-    assert bool((law("mask-file", 2, (1, 8, 8), file=str(tmp_path / "mask.npy")).mask[1, 0] == torch.eye(8)).all())
+    assert bool(
+        (
+            law("mask-file", 2, (1, 8, 8), file=str(tmp_path / "mask.npy")).mask[1, 0]
+            == torch.eye(8)
+        ).all()
+    )
     with pytest.raises(RecipeError, match=r"has the shape \(1, 8, 8\), and the images are 9×9"):
         law("mask-file", 2, (1, 9, 9), file=str(tmp_path / "mask.npy"))
     with pytest.raises(DataError, match="cannot be read"):
@@ -205,7 +246,11 @@ def test_the_score_of_a_measurement_is_the_gradient_of_its_likelihood():
     x = normal(4, 1, 8, 8)
     for name in ("random-mask", "gaussian-blur", "gamma"):
         A = law(name, 4, (1, 8, 8)).to(dtype=torch.float64)
-        noise = CATALOG.find("noises", "gaussian").load()(4, (1, 8, 8), Rng.generator("noise"), sigma=0.3).to(dtype=torch.float64)
+        noise = (
+            CATALOG.find("noises", "gaussian")
+            .load()(4, (1, 8, 8), Rng.generator("noise"), sigma=0.3)
+            .to(dtype=torch.float64)
+        )
         m = Measurement(noise.sample(A(x), Rng.generator("y")), A, noise)
         at = (0.3 * x + 0.1).requires_grad_()
         (expected,) = torch.autograd.grad(m.log_prob(at).sum(), at)
@@ -214,7 +259,8 @@ def test_the_score_of_a_measurement_is_the_gradient_of_its_likelihood():
 
 @pytest.mark.parametrize("name", ["radon", "fan-beam"])
 def test_the_pseudo_inverse_of_noisy_projections_is_least_squares(name):
-    """More rays than pixels, so that noisy data are in no image's range: the fit is that of the dense pseudo-inverse."""
+    """More rays than pixels, so that noisy data are in no image's range: the fit is that of the
+    dense pseudo-inverse."""
     A = law(name, 1, (1, 6, 6), angles=12)
     basis = torch.eye(36, dtype=torch.float64).reshape(36, 1, 6, 6)
     dense = A(basis).flatten(1).T
@@ -225,10 +271,14 @@ def test_the_pseudo_inverse_of_noisy_projections_is_least_squares(name):
 
 @pytest.mark.parametrize("boundary", ["reflect", "circular", "zero", "valid"])
 def test_a_large_separable_blur_is_its_matrices(boundary):
-    A = law("gaussian-blur", 2, (1, 130, 200), std=2.0, size=9, boundary=boundary).to(dtype=torch.float64)
+    A = law("gaussian-blur", 2, (1, 130, 200), std=2.0, size=9, boundary=boundary).to(
+        dtype=torch.float64
+    )
     assert len(A._bands[0]) > 1
     x = normal(2, 1, 130, 200)
     y = A.rows @ (x @ A.columns.T)
     assert torch.allclose(A(x), y, atol=1e-12)
     assert torch.allclose(A.adjoint(y), A.rows.T @ (y @ A.columns), atol=1e-12)
-    assert not Separable((1, 130, 130), torch.zeros(130, 130), torch.zeros(130, 130))(torch.ones(1, 1, 130, 130)).any()
+    assert not Separable((1, 130, 130), torch.zeros(130, 130), torch.zeros(130, 130))(
+        torch.ones(1, 1, 130, 130)
+    ).any()

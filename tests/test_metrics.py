@@ -74,7 +74,9 @@ def test_psnr_by_hand():
     draws[1] = 2.0
     by_mean = 10 * math.log10(4 / 0.05**2)
     by_draw = (10 * math.log10(4 / 0.04) + 10 * math.log10(4 / 0.01)) / 2
-    assert torch.allclose(value(PSNR(), truth=truth, draws=draws), torch.tensor([by_mean, 0.0]), atol=1e-4)
+    assert torch.allclose(
+        value(PSNR(), truth=truth, draws=draws), torch.tensor([by_mean, 0.0]), atol=1e-4
+    )
     drawn = value(PSNR(of="draw"), truth=truth, draws=draws)
     assert torch.allclose(drawn, torch.tensor([by_draw, 0.0]), atol=1e-4)
 
@@ -86,7 +88,8 @@ def test_psnr_of_the_truth_is_best(shape, of):
     perfect = value(PSNR(of=of), truth=truth, draws=truth[:, None])
     assert perfect.shape == (4,) and (perfect == math.inf).all()
     near, far = (
-        value(PSNR(of=of), truth=truth, draws=truth[:, None] + s * normal(4, 3, *shape)) for s in (0.1, 0.5)
+        value(PSNR(of=of), truth=truth, draws=truth[:, None] + s * normal(4, 3, *shape))
+        for s in (0.1, 0.5)
     )
     assert (far < near).all() and near.isfinite().all()
 
@@ -104,13 +107,20 @@ def test_ssim_reference():
     a, b = waves(20, 24, 2)
     # skimage 0.26: structural_similarity(a, b, channel_axis=0, gaussian_weights=True, sigma=1.5,
     # use_sample_covariance=False, data_range=2)
-    assert value(SSIM(), truth=a, draws=b[:, None]).item() == pytest.approx(0.5260455160231795, abs=1e-6)
+    assert value(SSIM(), truth=a, draws=b[:, None]).item() == pytest.approx(
+        0.5260455160231795, abs=1e-6
+    )
 
 
 def test_ssim_is_that_of_skimage():
     metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed")
     a, b = normal(2, 3, 33, 40).double(), normal(2, 3, 33, 40, seed=1).double()
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2}
+    options = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 2,
+    }
     b = a + 0.3 * b
     for x, y, found in zip(a, b, value(SSIM(), truth=a, draws=b[:, None]), strict=True):
         expected = metrics.structural_similarity(x.numpy(), y.numpy(), channel_axis=0, **options)
@@ -193,7 +203,9 @@ def test_misfit_without_noise_is_refused():
 def test_sliced_wasserstein_of_a_shifted_set(shape):
     x = normal(50, *shape)
     shuffled = x[torch.randperm(50, generator=rng())]
-    assert value(SlicedWasserstein(), samples=x, reference=shuffled).item() == pytest.approx(0, abs=1e-6)
+    assert value(SlicedWasserstein(), samples=x, reference=shuffled).item() == pytest.approx(
+        0, abs=1e-6
+    )
     found = value(SlicedWasserstein(), samples=x, reference=shuffled + 0.3)
     assert found.shape == () and found.item() == pytest.approx(0.3, rel=1e-4)
 
@@ -208,7 +220,9 @@ def test_sliced_wasserstein_of_sets_of_different_sizes():
     small = value(SlicedWasserstein(), samples=x, reference=normal(1777, 8, seed=1) + 0.5)
     assert small.item() == pytest.approx(0.5, rel=0.1)
     line = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
-    found = value(SlicedWasserstein(projections=1), samples=line, reference=torch.tensor([[0.5], [2.5]]))
+    found = value(
+        SlicedWasserstein(projections=1), samples=line, reference=torch.tensor([[0.5], [2.5]])
+    )
     gap = torch.tensor([0.0, 1.0, 2.0, 3.0]) - torch.tensor([0.5, 1.0, 2.0, 2.5])
     assert found.item() == pytest.approx(gap.square().mean().sqrt().item())
     point = value(SlicedWasserstein(projections=1), samples=line, reference=torch.tensor([[1.5]]))
@@ -217,7 +231,9 @@ def test_sliced_wasserstein_of_sets_of_different_sizes():
 
 def test_sliced_wasserstein_directions():
     x, y = normal(100, 30), normal(100, 30, seed=1) * 1.3
-    found = [value(SlicedWasserstein(projections=4, seed=s), samples=x, reference=y) for s in (0, 0, 1)]
+    found = [
+        value(SlicedWasserstein(projections=4, seed=s), samples=x, reference=y) for s in (0, 0, 1)
+    ]
     assert found[0] == found[1] != found[2]
 
 
@@ -244,7 +260,9 @@ def test_frechet_of_pixels(shape):
     metric, scale = Frechet(), math.prod(shape)
     assert metric.needs == {"samples", "reference"}
     state = metric.prepare(Example(x))
-    assert metric(outcome(samples=x, reference=x.flip(0)), state).item() == pytest.approx(0, abs=1e-6)
+    assert metric(outcome(samples=x, reference=x.flip(0)), state).item() == pytest.approx(
+        0, abs=1e-6
+    )
     shifted = metric(outcome(samples=x + 0.3, reference=x), state).item()
     total = x.flatten(1).var(0).sum().item()
     if scale <= 64:
@@ -364,7 +382,9 @@ def test_frechet_of_hopeless_sets():
 def test_principal_components_are_those_of_the_covariance(n, d):
     x = normal(n, d).double() * torch.linspace(3, 0.1, d) + 1
     mean, basis, variance = principal(x, 5)
-    assert torch.allclose(mean, x.mean(0)) and torch.allclose(basis.T @ basis, torch.eye(5).double(), atol=1e-10)
+    assert torch.allclose(mean, x.mean(0)) and torch.allclose(
+        basis.T @ basis, torch.eye(5).double(), atol=1e-10
+    )
     cov = torch.cov(x.T)
     assert torch.allclose(cov @ basis, basis * variance, atol=1e-8)
     assert torch.allclose(variance, torch.linalg.eigvalsh(cov)[-5:].flip(0))
@@ -396,7 +416,9 @@ def prior(d=8, mean=0.0, scale=1.0, rank=None):
     if rank is None:
         return invem.Gaussian.full(torch.full((d,), mean), scale * 0.8 ** (i[:, None] - i).abs())
     factor = scale**0.5 * normal(d, rank, seed=5)
-    return invem.Gaussian(torch.full((d,), mean), invem.DPLR(scale * torch.linspace(0.1, 0.4, d), factor))
+    return invem.Gaussian(
+        torch.full((d,), mean), invem.DPLR(scale * torch.linspace(0.1, 0.4, d), factor)
+    )
 
 
 def signals(law, n, *key):
@@ -418,7 +440,10 @@ DISTANCES = ["sliced-wasserstein", "frechet", "classifier"]
 
 
 @pytest.mark.parametrize("law", [masked, identity], ids=["mask", "identity"])
-@pytest.mark.parametrize(("distance", "floor", "sets"), [("sliced-wasserstein", 1.0, 15), ("frechet", 1.0, 30), ("classifier", 0.5, 3)])
+@pytest.mark.parametrize(
+    ("distance", "floor", "sets"),
+    [("sliced-wasserstein", 1.0, 15), ("frechet", 1.0, 30), ("classifier", 0.5, 3)],
+)
 def test_observation_distance_has_its_floor(distance, floor, sets, law):
     found = torch.stack(
         [
@@ -454,10 +479,16 @@ def test_observation_distance_is_a_ratio_to_the_floor():
     observed, other = noisy(x, identity), signals(prior(), 1000, "other")
 
     def score(shift, distance):
-        simulated = replace(noisy(other, identity, seed=1), y=noisy(other, identity, seed=1).y + shift)
-        return value(ObservationDistance(distance=distance), observed=observed, simulated=simulated).item()
+        simulated = replace(
+            noisy(other, identity, seed=1), y=noisy(other, identity, seed=1).y + shift
+        )
+        return value(
+            ObservationDistance(distance=distance), observed=observed, simulated=simulated
+        ).item()
 
-    assert score(200.0, "sliced-wasserstein") / score(100.0, "sliced-wasserstein") == pytest.approx(2, rel=1e-3)
+    assert score(200.0, "sliced-wasserstein") / score(100.0, "sliced-wasserstein") == pytest.approx(
+        2, rel=1e-3
+    )
     assert score(200.0, "frechet") / score(100.0, "frechet") == pytest.approx(4, rel=1e-2)
 
 
@@ -465,10 +496,15 @@ def test_observation_distance_of_a_classifier_is_that_of_bayes():
     zero = torch.zeros(3000, 1)
     observed, simulated = noisy(zero, identity, 1.0), noisy(zero + 1.5, identity, 1.0, seed=1)
     best = 0.5 * (1 + math.erf(0.75 / 2**0.5))
-    found = value(ObservationDistance(distance="classifier"), observed=observed, simulated=simulated).item()
+    found = value(
+        ObservationDistance(distance="classifier"), observed=observed, simulated=simulated
+    ).item()
     assert found == pytest.approx(best, abs=0.02)
     apart = noisy(zero + 50, identity, 1.0, seed=1)
-    assert value(ObservationDistance(distance="classifier"), observed=observed, simulated=apart).item() == 1
+    assert (
+        value(ObservationDistance(distance="classifier"), observed=observed, simulated=apart).item()
+        == 1
+    )
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -495,20 +531,35 @@ def test_observation_distance_of_hopeless_sets(distance):
         with pytest.raises(DataError, match="four observations"):
             value(metric, observed=observed, simulated=simulated)
     wide = noisy(normal(8, 3, 20, 20), identity)
-    assert value(metric, observed=wide, simulated=wide.__class__(wide.y + 1, wide.A, wide.noise)).isfinite()
+    assert value(
+        metric, observed=wide, simulated=wide.__class__(wide.y + 1, wide.A, wide.noise)
+    ).isfinite()
 
 
 def reference(law, m):
-    """log N(y; A mean, A C A^T + S) over what is seen by each operator, one after the other, per entry."""
+    """log N(y; A mean, A C A^T + S) over what is seen by each operator, one after the other, per
+    entry."""
     mean, cov = law.mean.flatten().double(), law.cov.to(dtype=torch.float64).dense()
     found = []
     for i in range(len(m)):
         one = m[i].to(dtype=torch.float64)
-        columns = one.A[torch.zeros(len(mean), dtype=torch.long)](torch.eye(len(mean)).double().reshape(-1, *law.shape))
+        columns = one.A[torch.zeros(len(mean), dtype=torch.long)](
+            torch.eye(len(mean)).double().reshape(-1, *law.shape)
+        )
         matrix = columns.flatten(1).T
-        seen = torch.ones(len(matrix)).bool() if one.A.seen is None else one.A.seen.expand_as(one.y).flatten() != 0
-        matrix, y, var = matrix[seen], one.y.flatten()[seen], one.noise.var().expand_as(one.y).flatten()[seen]
-        gaussian = torch.distributions.MultivariateNormal(matrix @ mean, matrix @ cov @ matrix.T + torch.diag(var))
+        seen = (
+            torch.ones(len(matrix)).bool()
+            if one.A.seen is None
+            else one.A.seen.expand_as(one.y).flatten() != 0
+        )
+        matrix, y, var = (
+            matrix[seen],
+            one.y.flatten()[seen],
+            one.noise.var().expand_as(one.y).flatten()[seen],
+        )
+        gaussian = torch.distributions.MultivariateNormal(
+            matrix @ mean, matrix @ cov @ matrix.T + torch.diag(var)
+        )
         found.append(gaussian.log_prob(y) / len(y) if len(y) else torch.zeros(()).double())
     return torch.stack(found)
 
@@ -552,7 +603,10 @@ def test_likelihood_of_nothing_is_zero_and_of_hidden_entries_is_not_counted():
     found = value(ObservationLikelihood(), measurement=m, denoiser=GaussianDenoiser(prior()))
     assert (found[:3] != 0).all() and (found[3:] == 0).all()
     changed = replace(m, y=torch.where(m.A.seen != 0, m.y, 9.0))
-    assert torch.equal(value(ObservationLikelihood(), measurement=changed, denoiser=GaussianDenoiser(prior())), found)
+    assert torch.equal(
+        value(ObservationLikelihood(), measurement=changed, denoiser=GaussianDenoiser(prior())),
+        found,
+    )
 
 
 @pytest.mark.parametrize("of", ["moments", "network"])
@@ -588,18 +642,31 @@ class Forgetful(MixtureDenoiser):
 def test_likelihood_of_a_mixture_by_the_flow(kind):
     d, sigma = 4, 0.2
     covs = torch.stack([torch.diag(torch.tensor([0.01, 0.1, 0.3, 1.0])) * s for s in (1.0, 0.3)])
-    law = Mixture(torch.tensor([0.7, 0.3]), torch.stack([torch.full((d,), -1.0), torch.full((d,), 0.5)]), covs)
+    law = Mixture(
+        torch.tensor([0.7, 0.3]), torch.stack([torch.full((d,), -1.0), torch.full((d,), 0.5)]), covs
+    )
     m = noisy(signals(law, 200, "x"), identity, sigma)
-    found = value(ObservationLikelihood(of="network", steps=32, probes=d), measurement=m, denoiser=kind(law)).double()
+    found = value(
+        ObservationLikelihood(of="network", steps=32, probes=d), measurement=m, denoiser=kind(law)
+    ).double()
     normals = [
-        torch.distributions.MultivariateNormal(mean.double(), cov.double() + sigma**2 * torch.eye(d))
+        torch.distributions.MultivariateNormal(
+            mean.double(), cov.double() + sigma**2 * torch.eye(d)
+        )
         for mean, cov in zip(law.means, law.covs, strict=True)
     ]
-    parts = torch.stack([w.log() + each.log_prob(m.y.double()) for w, each in zip(law.weights, normals, strict=True)])
+    parts = torch.stack(
+        [
+            w.log() + each.log_prob(m.y.double())
+            for w, each in zip(law.weights, normals, strict=True)
+        ]
+    )
     expected = parts.logsumexp(0) / d
-    # Without moments the law at the highest level, 20, is N(0, 400 I): what is left out of the mean, 0.55, costs the mean of 4 entries of
-    # 0.55 z/20.
-    assert (found - expected).abs().max().item() < (2e-3 if kind is MixtureDenoiser else 4 * 0.55 / 20 / d**0.5)
+    # Without moments the law at the highest level, 20, is N(0, 400 I): what is left out of the
+    # mean, 0.55, costs the mean of 4 entries of 0.55 z/20.
+    assert (found - expected).abs().max().item() < (
+        2e-3 if kind is MixtureDenoiser else 4 * 0.55 / 20 / d**0.5
+    )
     assert (found - expected).mean().abs().item() < (2e-4 if kind is MixtureDenoiser else 4e-3)
 
 
@@ -615,9 +682,12 @@ def test_likelihood_by_random_vectors_is_unbiased_and_of_the_observation():
     assert torch.allclose(moved, found[order][:50], atol=1e-5)
     flat = invem.Gaussian(torch.zeros(6), invem.DPLR(torch.linspace(0.1, 2, 6), torch.zeros(6, 0)))
     few, all_ = (
-        value(replace(one, probes=k), measurement=m, denoiser=GaussianDenoiser(flat)) for k in (1, 6)
+        value(replace(one, probes=k), measurement=m, denoiser=GaussianDenoiser(flat))
+        for k in (1, 6)
     )
-    assert torch.allclose(few, all_, atol=1e-5), "of a diagonal Jacobian one vector of signs is exact"
+    assert torch.allclose(few, all_, atol=1e-5), (
+        "of a diagonal Jacobian one vector of signs is exact"
+    )
 
 
 def test_likelihood_where_there_is_none():
@@ -635,9 +705,15 @@ def test_likelihood_where_there_is_none():
     heavy = replace(noisy(x, identity), noise=laplace(4, (6,), rng()))
     with pytest.raises(Unsupported):
         value(ObservationLikelihood(), measurement=heavy, denoiser=denoiser)
-    large = noisy(normal(2, 1, 4, 4), lambda n, shape, g: random_projection(n, shape, g, measurements=1100))
+    large = noisy(
+        normal(2, 1, 4, 4), lambda n, shape, g: random_projection(n, shape, g, measurements=1100)
+    )
     with pytest.raises(Unsupported, match="1024"):
-        value(ObservationLikelihood(), measurement=large, denoiser=GaussianDenoiser(invem.Gaussian.standard((1, 4, 4))))
+        value(
+            ObservationLikelihood(),
+            measurement=large,
+            denoiser=GaussianDenoiser(invem.Gaussian.standard((1, 4, 4))),
+        )
 
 
 def test_memorisation_of_copies_and_of_fresh_draws():
@@ -654,10 +730,26 @@ def test_memorisation_of_copies_and_of_fresh_draws():
 
 def test_memorisation_by_hand():
     trained = torch.tensor([[0.0, 0.0], [4.0, 0.0], [100.0, 0.0]])
-    samples = torch.tensor([[0.99, 0.0], [1.01, 0.0], [2.0, 0.0], [3.5, 0.0], [100.0, 20.0], [100.0, 50.0]])
+    samples = torch.tensor(
+        [[0.99, 0.0], [1.01, 0.0], [2.0, 0.0], [3.5, 0.0], [100.0, 20.0], [100.0, 50.0]]
+    )
     assert value(Memorisation(), samples=samples, trained=trained).tolist() == [1, 0, 0, 1, 1, 0]
-    assert value(Memorisation(ratio=0.9), samples=samples, trained=trained).tolist() == [1, 1, 0, 1, 1, 1]
-    assert value(Memorisation(), samples=samples + 1e3, trained=trained + 1e3).tolist() == [1, 0, 0, 1, 1, 0]
+    assert value(Memorisation(ratio=0.9), samples=samples, trained=trained).tolist() == [
+        1,
+        1,
+        0,
+        1,
+        1,
+        1,
+    ]
+    assert value(Memorisation(), samples=samples + 1e3, trained=trained + 1e3).tolist() == [
+        1,
+        0,
+        0,
+        1,
+        1,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("d", [1, 2, 4])
@@ -677,8 +769,14 @@ def test_calibration_of_exact_draws(k):
     for level in (0.5, 0.9):
         metric = Calibration(level=level)
         found = value(metric, truth=truth, draws=draws)
-        assert found.shape == (2000,) and found.mean().item() == pytest.approx(level, abs=0.01) and metric.target == level
-    assert value(Calibration(of="spread-error"), truth=truth, draws=draws).item() == pytest.approx(1, abs=0.02)
+        assert (
+            found.shape == (2000,)
+            and found.mean().item() == pytest.approx(level, abs=0.01)
+            and metric.target == level
+        )
+    assert value(Calibration(of="spread-error"), truth=truth, draws=draws).item() == pytest.approx(
+        1, abs=0.02
+    )
 
 
 def test_calibration_is_that_of_bench():
@@ -702,7 +800,9 @@ def test_calibration_of_too_narrow_and_too_wide_draws(s):
     assert found.shape == () and found.item() == pytest.approx(2 * s**2 / (1 + s**2), rel=0.02)
     draws = s * normal(1000, 99, 10, seed=1)
     level = math.erf(s * 1.6449 / 2**0.5)
-    assert value(Calibration(), truth=truth[:1000], draws=draws).mean().item() == pytest.approx(level, abs=0.02)
+    assert value(Calibration(), truth=truth[:1000], draws=draws).mean().item() == pytest.approx(
+        level, abs=0.02
+    )
 
 
 def test_calibration_of_too_few_or_broken_draws():
@@ -710,7 +810,12 @@ def test_calibration_of_too_few_or_broken_draws():
     with pytest.raises(DataError, match="two draws"):
         value(Calibration(), truth=truth, draws=draws[:, :1])
     draws[2, 1, 0] = math.nan
-    assert value(Calibration(), truth=truth, draws=draws).isnan().tolist() == [False, False, True, False]
+    assert value(Calibration(), truth=truth, draws=draws).isnan().tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
     assert value(Calibration(of="spread-error"), truth=truth, draws=draws).isnan()
 
 
@@ -723,10 +828,16 @@ def again(law, n, operator=masked, sigma=0.3, key=""):
     """Samples, simulated observations of them, and exact draws given those."""
     x = signals(law, n, key, "x")
     m = noisy(x, operator, sigma, seed=len(key))
-    return {"samples": x, "simulated": m, "resimulated": law.posterior(m, Rng.keyed("test", key, "again", items=range(n)))}
+    return {
+        "samples": x,
+        "simulated": m,
+        "resimulated": law.posterior(m, Rng.keyed("test", key, "again", items=range(n))),
+    }
 
 
-@pytest.mark.parametrize("law", [masked, identity, projection], ids=["mask", "identity", "projection"])
+@pytest.mark.parametrize(
+    "law", [masked, identity, projection], ids=["mask", "identity", "projection"]
+)
 def test_self_consistency_of_an_exact_sampler(law):
     # Three standard deviations of 12 sets of 1,000, as measured.
     parts = again(prior(mean=0.5), 1000, law)
@@ -737,7 +848,12 @@ def test_self_consistency_of_an_exact_sampler(law):
 
 @pytest.mark.parametrize("of", ["spectrum", "marginals"])
 def test_self_consistency_has_no_bias_of_few_samples(of):
-    found = torch.stack([value(SelfConsistency(of=of), **again(prior(4), 40, identity, key="k" * k)) for k in range(60)])
+    found = torch.stack(
+        [
+            value(SelfConsistency(of=of), **again(prior(4), 40, identity, key="k" * k))
+            for k in range(60)
+        ]
+    )
     assert found.mean().abs().item() < 3 * found.std().item() / 60**0.5
     assert (found < 0).any() and (found > 0).any()
 
@@ -746,12 +862,13 @@ def test_self_consistency_of_the_posterior_mean():
     var = 0.5
     parts = again(invem.Gaussian.standard((4,)), 6000, identity, var**0.5)
     mean = parts["simulated"].y / (1 + var)
-    assert value(SelfConsistency(), simulated=parts["simulated"], resimulated=mean).mean().item() == pytest.approx(
-        var / (1 + var), rel=0.02
-    )
+    assert value(
+        SelfConsistency(), simulated=parts["simulated"], resimulated=mean
+    ).mean().item() == pytest.approx(var / (1 + var), rel=0.02)
     lost = value(SelfConsistency(of="spectrum"), samples=parts["samples"], resimulated=mean)
     assert lost.item() == pytest.approx(var / (1 + var), abs=0.04)
-    # Of normals whose standard deviations are 1 and s the distribution functions are furthest apart at t^2 = 2 s^2 log(1/s)/(1 - s^2).
+    # Of normals whose standard deviations are 1 and s the distribution functions are furthest apart
+    # at t^2 = 2 s^2 log(1/s)/(1 - s^2).
     s = (1 + var) ** -0.5
     t = (2 * s**2 * math.log(1 / s) / (1 - s**2)) ** 0.5
     gap = 0.5 * (math.erf(t / s / 2**0.5) - math.erf(t / 2**0.5))
@@ -763,31 +880,50 @@ def test_self_consistency_of_the_posterior_mean():
 def test_self_consistency_of_a_wrong_sampler(of):
     parts, metric = again(prior(), 1000), SelfConsistency(of=of)
     right = abs(value(metric, **parts).mean().item() - metric.target)
-    for wrong in (1.3 * parts["resimulated"], parts["resimulated"] + 0.3, parts["resimulated"] + normal(1000, 8)):
+    for wrong in (
+        1.3 * parts["resimulated"],
+        parts["resimulated"] + 0.3,
+        parts["resimulated"] + normal(1000, 8),
+    ):
         if of == "spectrum" and torch.allclose(wrong - parts["resimulated"], torch.tensor(0.3)):
             continue
-        assert abs(value(metric, **parts | {"resimulated": wrong}).mean().item() - metric.target) > right + 0.02
+        assert (
+            abs(value(metric, **parts | {"resimulated": wrong}).mean().item() - metric.target)
+            > right + 0.02
+        )
 
 
 @pytest.mark.parametrize("of", KINDS)
 def test_self_consistency_of_pairs_in_any_order(of):
-    parts, metric, order = again(prior(), 200), SelfConsistency(of=of), torch.randperm(200, generator=rng())
+    parts, metric, order = (
+        again(prior(), 200),
+        SelfConsistency(of=of),
+        torch.randperm(200, generator=rng()),
+    )
     found = value(metric, **parts)
     moved = value(metric, **{name: part[order] for name, part in parts.items()})
     assert moved.mean().item() == pytest.approx(found.mean().item(), rel=1e-5)
     more = parts | {"samples": torch.cat([parts["samples"], normal(5, 8)])}
-    assert torch.equal(value(metric, **more), found), "the first of the samples are those that were drawn again"
+    assert torch.equal(value(metric, **more), found), (
+        "the first of the samples are those that were drawn again"
+    )
 
 
 def test_self_consistency_where_there_is_none():
     parts = again(prior(), 20)
     hidden = replace(parts["simulated"].A, mask=torch.cat([torch.zeros(5, 8), torch.ones(15, 8)]))
-    assert value(SelfConsistency(), **parts | {"simulated": replace(parts["simulated"], A=hidden)}).shape == (15,)
+    assert value(
+        SelfConsistency(), **parts | {"simulated": replace(parts["simulated"], A=hidden)}
+    ).shape == (15,)
     silent = replace(parts["simulated"], noise=Gaussian(torch.zeros(20, 1)))
     with pytest.raises(RecipeError, match="deviations of the noise"):
         value(SelfConsistency(), **parts | {"simulated": silent})
     with pytest.raises(DataError, match="8 samples"):
-        value(SelfConsistency(of="spectrum"), samples=parts["samples"], resimulated=parts["resimulated"][:7])
+        value(
+            SelfConsistency(of="spectrum"),
+            samples=parts["samples"],
+            resimulated=parts["resimulated"][:7],
+        )
     broken = parts["resimulated"] * math.nan
     assert value(SelfConsistency(of="spectrum"), **parts | {"resimulated": broken}).isnan()
     constant = parts | {"samples": torch.zeros(20, 8)}

@@ -13,7 +13,11 @@ N = 20_000
 def mixture(dtype=torch.float64):
     means = torch.tensor([[-2.0, 0.0, 1.0], [2.0, 1.0, 0.0], [0.0, -2.0, -1.0]], dtype=dtype)
     turn = torch.randn(3, 3, 3, generator=Rng.generator("turn"), dtype=torch.float64)
-    return Mixture(torch.tensor([0.2, 0.3, 0.5], dtype=dtype), means, (0.2 * torch.eye(3) + 0.05 * turn @ turn.mT).to(dtype))
+    return Mixture(
+        torch.tensor([0.2, 0.3, 0.5], dtype=dtype),
+        means,
+        (0.2 * torch.eye(3) + 0.05 * turn @ turn.mT).to(dtype),
+    )
 
 
 def measurement(prior):
@@ -25,22 +29,31 @@ def measurement(prior):
 
 def test_one_component_is_a_gaussian():
     cov = mixture().covs[0]
-    one = Mixture(torch.ones(1, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64), cov[None])
+    one = Mixture(
+        torch.ones(1, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64), cov[None]
+    )
     same = Gaussian.full(torch.zeros(3, dtype=torch.float64), cov)
     x_t = torch.randn(5, 3, dtype=torch.float64, generator=Rng.generator("x"))
     sigma = torch.tensor([0.1, 0.5, 1.0, 2.0, 5.0], dtype=torch.float64).reshape(-1, 1)
     assert torch.allclose(one.denoise(x_t, sigma), same.denoise(x_t, sigma), atol=1e-10)
     m = measurement(one)
     found = one.posterior_moments(m)
-    assert torch.allclose(found.mean[0].float(), same.posterior_mean(m, tol=1e-12)[0].float(), atol=1e-6)
+    assert torch.allclose(
+        found.mean[0].float(), same.posterior_mean(m, tol=1e-12)[0].float(), atol=1e-6
+    )
 
 
 def test_the_denoiser_is_tweedies():
     prior = mixture()
     x_t = torch.randn(4, 3, dtype=torch.float64, generator=Rng.generator("x")).requires_grad_()
     sigma = 0.7
-    law = [torch.distributions.MultivariateNormal(m, c + sigma**2 * torch.eye(3)) for m, c in zip(prior.means, prior.covs, strict=True)]
-    density = torch.logsumexp(torch.stack([w.log() + p.log_prob(x_t) for w, p in zip(prior.weights, law, strict=True)]), 0)
+    law = [
+        torch.distributions.MultivariateNormal(m, c + sigma**2 * torch.eye(3))
+        for m, c in zip(prior.means, prior.covs, strict=True)
+    ]
+    density = torch.logsumexp(
+        torch.stack([w.log() + p.log_prob(x_t) for w, p in zip(prior.weights, law, strict=True)]), 0
+    )
     (score,) = torch.autograd.grad(density.sum(), x_t)
     found = MixtureDenoiser(prior)(x_t.detach(), sigma)
     assert torch.allclose(found, x_t.detach() + sigma**2 * score, atol=1e-10)
@@ -68,4 +81,6 @@ def test_the_posterior_is_what_weighted_samples_of_the_prior_say():
     assert torch.allclose(draws.mean(0), found.mean[0], atol=0.05)
     assert torch.allclose(torch.cov(draws.T), found.cov[0], atol=0.1)
     near = torch.bincount(torch.cdist(draws, prior.means).argmin(1), minlength=3).double() / N
-    assert float(near[found.weights[0].argmax()]) == pytest.approx(float(found.weights.max()), abs=0.1)
+    assert float(near[found.weights[0].argmax()]) == pytest.approx(
+        float(found.weights.max()), abs=0.1
+    )

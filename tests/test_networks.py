@@ -1,4 +1,5 @@
-"""Networks: any channels, any size, any level; and nothing that ties a sample to its batch or a tensor to a device."""
+"""Networks: any channels, any size, any level; and nothing that ties a sample to its batch or a
+tensor to a device."""
 
 import pytest
 import torch
@@ -8,10 +9,18 @@ from invem.engine.catalog import Catalog
 
 CATALOG = Catalog.load()
 IMAGES = [(1, 8, 8), (3, 28, 28), (2, 9, 14), (1, 5, 5), (4, 16, 2)]
-UNETS = [{}, {"channels": [8]}, {"channels": [8, 16, 24], "attention": [1], "heads": 2}, {"channels": [8, 16], "patch": 2, "blocks": 1}]
+UNETS = [
+    {},
+    {"channels": [8]},
+    {"channels": [8, 16, 24], "attention": [1], "heads": 2},
+    {"channels": [8, 16], "patch": 2, "blocks": 1},
+]
 CASES = [("unet", shape, {"channels": [8, 16], **options}) for shape in IMAGES for options in UNETS]
 CASES += [("mlp", shape, {"width": 16}) for shape in [(8,), (1, 5, 5)]]
-CONDITIONED = [("unet", (2, 9, 14), {"channels": [8, 16], "patch": 2}), ("unet", (1, 8, 8), {"channels": [8]})]
+CONDITIONED = [
+    ("unet", (2, 9, 14), {"channels": [8, 16], "patch": 2}),
+    ("unet", (1, 8, 8), {"channels": [8]}),
+]
 CONDITIONED += [("mlp", (8,), {"width": 16})]
 CASES += [(name, shape, {**options, "condition": 2}) for name, shape, options in CONDITIONED]
 
@@ -27,7 +36,11 @@ def build(name, shape, options):
 @pytest.fixture(params=CASES, ids=str)
 def case(request):
     _, shape, _ = request.param
-    return build(*request.param), torch.randn(3, *shape, generator=Rng.generator("x")), request.param
+    return (
+        build(*request.param),
+        torch.randn(3, *shape, generator=Rng.generator("x")),
+        request.param,
+    )
 
 
 def test_every_way_to_write_a_level_is_the_same(case):
@@ -45,7 +58,9 @@ def test_a_sample_does_not_see_the_others_nor_their_levels(case):
     levels = torch.tensor([0.1, 1.0, 10.0])
     whole = denoiser(x, levels)
     for i in range(3):
-        assert torch.allclose(denoiser(x[i : i + 1], float(levels[i])), whole[i : i + 1], atol=1e-4, rtol=1e-4)
+        assert torch.allclose(
+            denoiser(x[i : i + 1], float(levels[i])), whole[i : i + 1], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_it_is_saved_and_loaded_whole(case):
@@ -72,7 +87,10 @@ def test_it_runs_on_another_device_and_in_half_precision(case):
 def test_every_parameter_has_a_gradient(case):
     denoiser, x, _ = case
     denoiser(x, 0.5).square().sum().backward()
-    assert all(weight.grad is not None and bool(weight.grad.abs().sum() > 0) for weight in denoiser.parameters())
+    assert all(
+        weight.grad is not None and bool(weight.grad.abs().sum() > 0)
+        for weight in denoiser.parameters()
+    )
 
 
 def test_a_new_network_is_the_best_linear_guess():
@@ -82,7 +100,9 @@ def test_a_new_network_is_the_best_linear_guess():
         prior = Gaussian.standard(shape, 0.5)
         x = torch.randn(2, *shape, generator=Rng.generator("x"))
         for sigma in (0.01, 0.5, 20.0):
-            assert torch.allclose(denoiser(x, sigma), prior.denoise(x, torch.tensor(sigma)), atol=1e-5)
+            assert torch.allclose(
+                denoiser(x, sigma), prior.denoise(x, torch.tensor(sigma)), atol=1e-5
+            )
 
 
 @pytest.mark.parametrize(("name", "shape", "options"), CONDITIONED, ids=str)
@@ -90,14 +110,19 @@ def test_a_new_network_is_the_best_linear_guess():
 def test_a_condition_is_given_beside_the_state(name, shape, options, condition):
     """No condition is zeros, and each of its tensors reaches every output of its own sample."""
     denoiser = build(name, shape, {**options, "condition": condition})
-    x, cond = (torch.randn(3, *more, *shape, generator=Rng.generator("x", *more)) for more in ((), (condition,)))
+    x, cond = (
+        torch.randn(3, *more, *shape, generator=Rng.generator("x", *more))
+        for more in ((), (condition,))
+    )
     assert denoiser.condition == condition
     assert build(name, shape, options).condition == 0
     assert torch.equal(denoiser(x, 0.7), denoiser(x, 0.7, torch.zeros_like(cond)))
     whole = denoiser(x, 0.7, cond)
     assert whole.shape == x.shape
     for i in range(3):
-        assert torch.allclose(denoiser(x[i : i + 1], 0.7, cond[i : i + 1]), whole[i : i + 1], atol=1e-4, rtol=1e-4)
+        assert torch.allclose(
+            denoiser(x[i : i + 1], 0.7, cond[i : i + 1]), whole[i : i + 1], atol=1e-4, rtol=1e-4
+        )
     for k in range(condition):
         moved = cond.clone()
         moved[1:, k] += 1

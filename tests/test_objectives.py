@@ -1,4 +1,5 @@
-"""Objectives: one loss a sample, the known denoiser as minimiser, the supervised gradient in expectation, and bias where there is one."""
+"""Objectives: one loss a sample, the known denoiser as minimiser, the supervised gradient in
+expectation, and bias where there is one."""
 
 import math
 from dataclasses import dataclass
@@ -37,11 +38,15 @@ from invem import (
 from invem.testing import check
 
 D, N = 4, 20_000
-PRIOR = Gaussian.full(torch.linspace(-1, 1, D), 0.6 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double())
+PRIOR = Gaussian.full(
+    torch.linspace(-1, 1, D), 0.6 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double()
+)
 CENTRED = Gaussian(torch.zeros(D), PRIOR.cov)
 COV = PRIOR.cov.dense().double()
 SIGMA_Y = 0.5
-WRONG = 0.3 * torch.tensor([[1.0, -0.5, 0, 0, 0.4], [0, 0.8, 0.3, 0, -0.2], [-0.6, 0, 0.5, 0, 0.3], [0.2, 0, 0, -1.0, 0.5]])
+WRONG = 0.3 * torch.tensor(
+    [[1.0, -0.5, 0, 0, 0.4], [0, 0.8, 0.3, 0, -0.2], [-0.6, 0, 0.5, 0, 0.3], [0.2, 0, 0, -1.0, 0.5]]
+)
 
 
 class Perturbed(Denoiser):
@@ -54,7 +59,8 @@ class Perturbed(Denoiser):
 
 
 class Shifted(Denoiser):
-    """E[x | x_t] plus an affine function of x_t, of a size that is natural at each level. shift: (1 or B, D, D + 1)."""
+    """E[x | x_t] plus an affine function of x_t, of a size that is natural at each level. shift: (1
+    or B, D, D + 1)."""
 
     sigma_data = 1.0
 
@@ -106,16 +112,23 @@ def signals(n=N, prior=PRIOR):
 def noisy(x, sigma=SIGMA_Y):
     """Returns the measurement of signals by A = I. sigma: one level, or (B, 1)."""
     sigma = torch.as_tensor(sigma).expand(len(x), 1)
-    return Measurement(x + sigma * rng(len(x), "noise").normal_like(x), Identity((D,)), Noise(sigma))
+    return Measurement(
+        x + sigma * rng(len(x), "noise").normal_like(x), Identity((D,)), Noise(sigma)
+    )
 
 
 def masked(x, keep=0.5, sigma=SIGMA_Y):
     mask = (rng(len(x), "mask").uniform(D) < keep).float()
-    return Measurement(mask * x + sigma * rng(len(x), "noise").normal_like(x), Mask((D,), mask), Noise(torch.full((len(x), 1), sigma)))
+    return Measurement(
+        mask * x + sigma * rng(len(x), "noise").normal_like(x),
+        Mask((D,), mask),
+        Noise(torch.full((len(x), 1), sigma)),
+    )
 
 
 def slopes(loss, shift, build=Shifted):
-    """Returns the gradient of each sample's loss with respect to the parameters of its denoiser, (N, parameters), float64."""
+    """Returns the gradient of each sample's loss with respect to the parameters of its denoiser,
+    (N, parameters), float64."""
     each = shift.expand(N, *shift.shape[-2:]).clone().requires_grad_()
     (slope,) = torch.autograd.grad(loss(build(each)).sum(), each)
     return slope.flatten(1).double()
@@ -172,7 +185,11 @@ def recorded(weighting):
 def uniform(u):
     """Kolmogorov and Smirnov, at 1 %."""
     gap = u.sort().values - (torch.arange(len(u)) + 0.5) / len(u)
-    return float(u.min()) >= 0 and float(u.max()) <= 1 and float(gap.abs().max()) * len(u) ** 0.5 < 1.63
+    return (
+        float(u.min()) >= 0
+        and float(u.max()) <= 1
+        and float(gap.abs().max()) * len(u) ** 0.5 < 1.63
+    )
 
 
 def near(a, b):
@@ -185,7 +202,9 @@ def test_the_default_weighting_is_as_it_was():
     sigma = (-1.2 + 1.2 * r.normal(1)).exp()
     weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
     error = 0.7 * (x + sigma * r.normal_like(x)) - x
-    assert torch.equal(DSM().loss(Recorded(), Example(x), rng(2000)), (weight * error.square()).mean(1))
+    assert torch.equal(
+        DSM().loss(Recorded(), Example(x), rng(2000)), (weight * error.square()).mean(1)
+    )
 
 
 def test_epsilon_is_the_error_of_the_noise_at_uniform_times_of_ddpm():
@@ -230,15 +249,25 @@ def test_the_law_of_edm_is_refused_elsewhere():
 def test_no_noise_level_is_below_the_least():
     x = torch.zeros(200, 3)
     for least in (0.3, 0.5, torch.full((200, 1), 0.7)):
-        assert bool((noise_levels(rng(200, "least"), x, math.log(0.3), 0.01, least) >= torch.as_tensor(least)).all())
+        assert bool(
+            (
+                noise_levels(rng(200, "least"), x, math.log(0.3), 0.01, least)
+                >= torch.as_tensor(least)
+            ).all()
+        )
 
 
 def test_a_mask_that_shows_all_of_the_first_signal_is_not_the_identity():
     seen = torch.ones(300, D)
     seen[7, 1] = 0
     A = Mask((D,), seen)
-    assert "identity" in A[:5].provides | Measurement(torch.zeros(5, D), A[:5], Noise(torch.ones(5, 1))).provides
-    assert "identity" not in Measurement(torch.zeros(20, D), A[:20], Noise(torch.ones(20, 1))).provides
+    assert (
+        "identity"
+        in A[:5].provides | Measurement(torch.zeros(5, D), A[:5], Noise(torch.ones(5, 1))).provides
+    )
+    assert (
+        "identity" not in Measurement(torch.zeros(20, D), A[:20], Noise(torch.ones(20, 1))).provides
+    )
 
 
 # Noisy observations: the minimiser and the supervised gradient
@@ -258,10 +287,14 @@ def cases():
     mixed = noisy(x, levels)
 
     def damped(least):
-        return lambda denoiser: supervised(denoiser, x, least, lambda sigma: (1 - least**2 / sigma**2) ** 2)
+        return lambda denoiser: supervised(
+            denoiser, x, least, lambda sigma: (1 - least**2 / sigma**2) ** 2
+        )
 
     def one_level(denoiser):
-        return (edm_weight(denoiser, torch.tensor(SIGMA_Y)) * (denoiser(m.y, SIGMA_Y) - x).square()).mean(1)
+        return (
+            edm_weight(denoiser, torch.tensor(SIGMA_Y)) * (denoiser(m.y, SIGMA_Y) - x).square()
+        ).mean(1)
 
     return {
         "ambient-tweedie, a^2 times": (AmbientTweedie(), m, damped(SIGMA_Y)),
@@ -276,7 +309,11 @@ def cases():
 def test_on_noisy_observations_the_gradient_is_the_supervised_one(name):
     objective, m, target = cases()[name]
     loss = lambda denoiser: objective.loss(denoiser, Example(None, m), rng(N))  # noqa: E731
-    exact, wrong, right = slopes(loss, torch.zeros(1, D, D + 1)), slopes(loss, WRONG[None]), slopes(target, WRONG[None])
+    exact, wrong, right = (
+        slopes(loss, torch.zeros(1, D, D + 1)),
+        slopes(loss, WRONG[None]),
+        slopes(target, WRONG[None]),
+    )
     assert errors(exact) < 4
     assert errors(right) > 25 and errors(wrong - right) < 4 and share(wrong - right, right) < 0.12
 
@@ -289,16 +326,23 @@ def test_stein_estimates_the_supervised_loss_itself(name):
         assert errors(gap[:, None].detach().double()) < 4
 
 
-@pytest.mark.parametrize("objective", [AmbientTweedie(), SUREScore(score=0.0), GSURE()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "objective", [AmbientTweedie(), SUREScore(score=0.0), GSURE()], ids=lambda o: type(o).__name__
+)
 def test_on_noisy_observations_the_loss_is_least_at_the_exact_denoiser(objective):
     m = noisy(signals())
-    losses = [objective.loss(Shifted(s * WRONG[None]), Example(None, m), rng(N)).detach().double() for s in (0.0, -0.5, 0.5)]
+    losses = [
+        objective.loss(Shifted(s * WRONG[None]), Example(None, m), rng(N)).detach().double()
+        for s in (0.0, -0.5, 0.5)
+    ]
     for other in losses[1:]:
         gap = other - losses[0]
         assert float(gap.mean() / gap.std()) * N**0.5 > 8
 
 
-@pytest.mark.parametrize("objective", [AmbientTweedie(), SUREScore(), GSURE()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "objective", [AmbientTweedie(), SUREScore(), GSURE()], ids=lambda o: type(o).__name__
+)
 def test_granted_images_are_fitted_as_by_dsm(objective):
     x, denoiser = signals(), Shifted(WRONG[None])
     r = rng(N)
@@ -320,7 +364,10 @@ def below(sigma):
 
 def test_ambient_tweedie_is_blind_below_the_noise_of_the_data():
     m = noisy(signals())
-    one, two = (AmbientTweedie().loss(Shifted(s * WRONG[None], where=below), Example(None, m), rng(N)) for s in (0, 1))
+    one, two = (
+        AmbientTweedie().loss(Shifted(s * WRONG[None], where=below), Example(None, m), rng(N))
+        for s in (0, 1)
+    )
     assert torch.equal(one, two)
 
 
@@ -332,7 +379,8 @@ def consistency(denoiser, m, **options):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_consistency_term_mends_it(steps):
-    """It is zero at the exact denoiser, positive where that is wrong below, and its gradient points back."""
+    """It is zero at the exact denoiser, positive where that is wrong below, and its gradient points
+    back."""
     m = noisy(signals())
     options = {"branch_steps": steps} if steps != AmbientTweedie.branch_steps else {}
     at_best = consistency(Shifted(torch.zeros(1, D, D + 1)), m, **options)
@@ -341,30 +389,42 @@ def test_the_consistency_term_mends_it(steps):
         shift = sign * WRONG[None]
         value = consistency(Shifted(shift, where=below), m, **options)
         assert float(value.mean() / value.std()) * N**0.5 > 8
-        slope = slopes(lambda d: consistency(d, m, **options), shift, lambda s: Shifted(s, where=below))
+        slope = slopes(
+            lambda d: consistency(d, m, **options), shift, lambda s: Shifted(s, where=below)
+        )
         along = (slope * shift.flatten()).sum(1)
         assert float(along.mean() / along.std()) * N**0.5 > 8
 
 
 def test_the_consistency_term_leaves_the_levels_above_alone():
     m = noisy(signals())
-    slope = slopes(lambda d: consistency(d, m), WRONG[None], lambda s: Shifted(s, where=lambda sigma: 1 - below(sigma)))
+    slope = slopes(
+        lambda d: consistency(d, m),
+        WRONG[None],
+        lambda s: Shifted(s, where=lambda sigma: 1 - below(sigma)),
+    )
     assert float(slope.abs().max()) < 1e-4
 
 
 def test_few_steps_of_the_consistency_term_are_biased():
-    """At the exact denoiser of two modes, which is not linear, it is not zero; with more steps it tends to zero."""
-    prior = Mixture(torch.full((2,), 0.5), torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.04))
+    """At the exact denoiser of two modes, which is not linear, it is not zero; with more steps it
+    tends to zero."""
+    prior = Mixture(
+        torch.full((2,), 0.5), torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.04)
+    )
     sign = torch.where(rng(N, "mode").uniform(1) < 0.5, -1.0, 1.0)
     x = sign + 0.2 * rng(N, "signal").normal(1)
     noise = Noise(torch.full((N, 1), SIGMA_Y))
     m = Measurement(x + SIGMA_Y * rng(N, "noise").normal(1), Identity((1,)), noise)
-    few, many = (consistency(MixtureDenoiser(prior), m, **options) for options in ({}, {"branch_steps": 32}))
+    few, many = (
+        consistency(MixtureDenoiser(prior), m, **options) for options in ({}, {"branch_steps": 32})
+    )
     assert errors(few[:, None]) > 4 and float(many.mean()) < 0.5 * float(few.mean())
 
 
 def test_the_consistency_term_has_the_mean_that_is_claimed():
-    """A constant below moves E[D(x_s, s) | x_t] by itself: w |b|^2 / d, sigma log-uniform between s_n and 2 s_n."""
+    """A constant below moves E[D(x_s, s) | x_t] by itself: w |b|^2 / d, sigma log-uniform between
+    s_n and 2 s_n."""
 
     class Moved(Shifted):
         def forward(self, x_t, sigma, cond=None):
@@ -392,7 +452,8 @@ def test_observations_without_noise_are_left_out_of_the_consistency_term():
 
 
 class AtTheData(Denoiser):
-    """The exact denoiser at the level of the data plus b, and at all others that of another Gaussian plus an affine function."""
+    """The exact denoiser at the level of the data plus b, and at all others that of another
+    Gaussian plus an affine function."""
 
     sigma_data = 1.0
 
@@ -408,7 +469,9 @@ class AtTheData(Denoiser):
 
 def test_sure_score_learns_the_law_of_what_it_denoised():
     m, zero = noisy(signals()), torch.zeros(1, D, D + 2)
-    narrow = Gaussian.full(PRIOR.mean, COV @ torch.linalg.inv(COV + SIGMA_Y**2 * torch.eye(D)) @ COV)
+    narrow = Gaussian.full(
+        PRIOR.mean, COV @ torch.linalg.inv(COV + SIGMA_Y**2 * torch.eye(D)) @ COV
+    )
 
     def at(prior, through):
         objective = SUREScore(through=through)
@@ -422,7 +485,8 @@ def test_sure_score_learns_the_law_of_what_it_denoised():
 
 
 def test_the_gradient_of_the_second_term_through_h_narrows_h_further():
-    """One denoiser of all levels, right at s_n: without `through` its scale at s_n is left alone, with it it shrinks."""
+    """One denoiser of all levels, right at s_n: without `through` its scale at s_n is left alone,
+    with it it shrinks."""
     m = noisy(signals())
     toward = torch.cat([PRIOR_GAIN, torch.zeros(D, 1), torch.zeros(D, 1)], 1)
 
@@ -436,7 +500,9 @@ def test_the_gradient_of_the_second_term_through_h_narrows_h_further():
     def along(through):
         objective = SUREScore(through=through)
         loss = lambda denoiser: objective.loss(denoiser, Example(None, m), rng(N))  # noqa: E731
-        slope = slopes(loss, torch.zeros(1, D, D + 2), lambda shift: Scaled(PRIOR, shift)).unflatten(1, (D, D + 2))
+        slope = slopes(
+            loss, torch.zeros(1, D, D + 2), lambda shift: Scaled(PRIOR, shift)
+        ).unflatten(1, (D, D + 2))
         value = (slope * toward).flatten(1).sum(1)
         return float(value.mean() / value.std()) * N**0.5
 
@@ -458,7 +524,8 @@ def gain(objective, m, matrix):
 
 
 def test_gsure_on_masks_learns_the_mean_over_masks():
-    """The network is not told the mask: row i is the regression of x_i on x_t over the observations that see i, hidden entries noise."""
+    """The network is not told the mask: row i is the regression of x_i on x_t over the observations
+    that see i, hidden entries noise."""
     keep = 0.5
     m = masked(signals(prior=CENTRED), keep)
     rows = []
@@ -475,15 +542,17 @@ def test_gsure_on_masks_learns_the_mean_over_masks():
 
 
 def stein(denoiser, m, coefficient):
-    """sum (f - y)^2 + coefficient div f at sigma = AT in the coordinate x_t = x + sigma z, by a Jacobian in full."""
+    """sum (f - y)^2 + coefficient div f at sigma = AT in the coordinate x_t = x + sigma z, by a
+    Jacobian in full."""
     x_t = m.y + (AT**2 - SIGMA_Y**2) ** 0.5 * rng(N, "stein").normal_like(m.y)
     divergence = denoiser.matrix.diagonal(dim1=1, dim2=2).sum(1)
     return ((denoiser(x_t, AT) - m.y).square().sum(1) + coefficient * divergence) / D
 
 
 def test_the_coefficient_of_the_divergence():
-    """Of |f - y|^2 + c div f the minimiser is (C + (s_y^2 - c/2) I)(C + sigma^2 I)^-1: c = 2 s_y^2, and neither what the released code has,
-    2 (1 - abar) 1e-4 in its coordinate, nor the same with s_y^2 for 1e-4, is right."""
+    """Of |f - y|^2 + c div f the minimiser is (C + (s_y^2 - c/2) I)(C + sigma^2 I)^-1: c = 2 s_y^2,
+    and neither what the released code has, 2 (1 - abar) 1e-4 in its coordinate, nor the same with
+    s_y^2 for 1e-4, is right."""
     m = noisy(signals(prior=CENTRED))
     inverse, eye = torch.linalg.inv(COV + AT**2 * torch.eye(D)), torch.eye(D)
     exact = COV @ inverse
@@ -503,12 +572,15 @@ def test_the_coefficient_of_the_divergence():
 
 
 def test_gsure_in_another_basis_is_the_supervised_loss_of_what_is_seen():
-    """A square matrix with singular values 1.5, 1, 0.6, 0.2 and noise 0.5: at sigma = 1 the noise of the last one, 2.5, hides it."""
+    """A square matrix with singular values 1.5, 1, 0.6, 0.2 and noise 0.5: at sigma = 1 the noise
+    of the last one, 2.5, hides it."""
     x = signals(prior=CENTRED)
     u, v = (torch.linalg.qr(torch.randn(D, D, generator=Rng.generator(name)))[0] for name in "uv")
     s = torch.tensor([1.5, 1.0, 0.6, 0.2])
     A = Matrix((D,), (u * s @ v.T).expand(N, D, D))
-    m = Measurement(A(x) + SIGMA_Y * rng(N, "noise").normal_like(x), A, Noise(torch.full((N, 1), SIGMA_Y)))
+    m = Measurement(
+        A(x) + SIGMA_Y * rng(N, "noise").normal_like(x), A, Noise(torch.full((N, 1), SIGMA_Y))
+    )
     wrong = 0.4 * torch.eye(D) + 0.2 * WRONG[:, :D]
 
     def target(denoiser):
@@ -520,7 +592,9 @@ def test_gsure_in_another_basis_is_the_supervised_loss_of_what_is_seen():
 
     ours, right = gain(GSURE(**ONE_LEVEL), m, wrong), slopes(target, wrong[None], Linear)
     assert errors(right) > 50 and errors(ours - right) < 4 and share(ours - right, right) < 0.05
-    gap = GSURE(**ONE_LEVEL).loss(Linear(wrong[None]), Example(None, m), rng(N)) - target(Linear(wrong[None]))
+    gap = GSURE(**ONE_LEVEL).loss(Linear(wrong[None]), Example(None, m), rng(N)) - target(
+        Linear(wrong[None])
+    )
     assert errors(gap[:, None].detach().double()) < 4
 
 
@@ -580,7 +654,9 @@ def test_what_an_objective_was_not_given():
     assert GaussianMoments().closed_form and not DSM().closed_form
 
 
-@pytest.mark.parametrize("objective", [AmbientTweedie(), SUREScore(), GSURE()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "objective", [AmbientTweedie(), SUREScore(), GSURE()], ids=lambda o: type(o).__name__
+)
 def test_what_an_objective_on_observations_refuses(objective):
     with pytest.raises(RecipeError, match="neither"):
         objective.loss(GaussianDenoiser(PRIOR), Example(None), rng(1))
@@ -624,7 +700,12 @@ class BatchWeights(GSURE):
 
 
 @pytest.mark.parametrize(
-    ("mutant", "contract"), [(NoDivergence, "least when exact"), (NoCorrection, "least when exact"), (BatchWeights, "a loss for each")]
+    ("mutant", "contract"),
+    [
+        (NoDivergence, "least when exact"),
+        (NoCorrection, "least when exact"),
+        (BatchWeights, "a loss for each"),
+    ],
 )
 def test_an_objective_with_a_mistake_is_caught(mutant, contract):
     assert contract in {r.contract for r in check("objectives", mutant) if r.passed is False}

@@ -16,27 +16,50 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*words, env=None, cwd=None, code=0):
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=600, cwd=cwd, env=env)
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=cwd,
+        env=env,
+    )
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
     return done
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A folder of installed distributions: an operator, a sampler, a second operator of the same name, and a broken one."""
+    """A folder of installed distributions: an operator, a sampler, a second operator of the same
+    name, and a broken one."""
     base = tmp_path_factory.mktemp("plugins")
     scaffold.write("line-scan", "operator", base / "operator")
     scaffold.write("pull", "sampler", base / "sampler")
     scaffold.write("line-scan", "operator", base / "other")
     text = (base / "other" / "pyproject.toml").read_text()
-    (base / "other" / "pyproject.toml").write_text(text.replace("invem-line-scan", "other-scan").replace("invem_line_scan", "other_scan"))
+    (base / "other" / "pyproject.toml").write_text(
+        text.replace("invem-line-scan", "other-scan").replace("invem_line_scan", "other_scan")
+    )
     (base / "other" / "invem_line_scan.py").rename(base / "other" / "other_scan.py")
     scaffold.write("broken", "metric", base / "broken")
-    (base / "broken" / "invem_broken.py").write_text("raise RuntimeError('the driver is missing')\n")
+    (base / "broken" / "invem_broken.py").write_text(
+        "raise RuntimeError('the driver is missing')\n"
+    )
     target = base / "site"
     for name in ("operator", "sampler", "broken", "other"):
         where = target / ("other" if name == "other" else "site")
-        run("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "-q", "--target", where, base / name)
+        run(
+            "-m",
+            "pip",
+            "install",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-index",
+            "-q",
+            "--target",
+            where,
+            base / name,
+        )
     return target, base
 
 
@@ -49,21 +72,58 @@ def test_a_stranger_is_used_and_a_broken_one_harms_nothing(site, tmp_path):
     env = environment(folder / "site")
     listed = run("-m", "invem", "ls", "--json", env=env)
     names = {(row["kind"], row["name"], row["distribution"]) for row in json.loads(listed.stdout)}
-    assert ("operators", "line-scan", "invem-line-scan") in names and ("samplers", "pull", "invem-pull") in names
+    assert ("operators", "line-scan", "invem-line-scan") in names and (
+        "samplers",
+        "pull",
+        "invem-pull",
+    ) in names
     assert listed.stderr.count("the driver is missing") == 1
-    words = ["operator=line-scan", "phases.em.sampler={name: pull, steps: 3}", "--out", tmp_path / "run"]
+    words = [
+        "operator=line-scan",
+        "phases.em.sampler={name: pull, steps: 3}",
+        "--out",
+        tmp_path / "run",
+    ]
     run("-m", "invem", "run", ROOT / "recipes" / "blur.yaml", "--smoke", *words, env=env)
-    used = {row["name"]: row for row in json.loads((tmp_path / "run" / "run.json").read_text())["components"]}
-    assert used["line-scan"]["distribution"] == "invem-line-scan" and used["pull"]["version"] == "0.1.0"
-    checked = json.loads(run("-m", "invem", "plugin", "check", "line-scan", "pull", "--json", env=env).stdout)
+    used = {
+        row["name"]: row
+        for row in json.loads((tmp_path / "run" / "run.json").read_text())["components"]
+    }
+    assert (
+        used["line-scan"]["distribution"] == "invem-line-scan"
+        and used["pull"]["version"] == "0.1.0"
+    )
+    checked = json.loads(
+        run("-m", "invem", "plugin", "check", "line-scan", "pull", "--json", env=env).stdout
+    )
     assert checked and all(row["passed"] is not False for row in checked)
-    tests = run("-m", "pytest", "--invem", "line-scan", "-q", "-p", "no:cacheprovider", env=env, cwd=tmp_path)
+    tests = run(
+        "-m",
+        "pytest",
+        "--invem",
+        "line-scan",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        env=env,
+        cwd=tmp_path,
+    )
     assert re.search(r"1[0-9] passed", tests.stdout)
-    rows = {row["name"]: row for row in json.loads(run("-m", "invem", "plugin", "list", "--json", env=env).stdout)}
+    rows = {
+        row["name"]: row
+        for row in json.loads(run("-m", "invem", "plugin", "list", "--json", env=env).stdout)
+    }
     assert rows["broken"]["errors"] == ["RuntimeError: the driver is missing"]
-    assert rows["line-scan"]["components"] == ["operators/line-scan"] and rows["line-scan"]["hooks"] == ["invem_operators"]
+    assert rows["line-scan"]["components"] == ["operators/line-scan"] and rows["line-scan"][
+        "hooks"
+    ] == ["invem_operators"]
     missing = ["evaluate.metrics=[broken]"]
-    assert "the driver is missing" in run("-m", "invem", "plan", ROOT / "recipes" / "blur.yaml", *missing, env=env, code=3).stderr
+    assert (
+        "the driver is missing"
+        in run(
+            "-m", "invem", "plan", ROOT / "recipes" / "blur.yaml", *missing, env=env, code=3
+        ).stderr
+    )
     quiet = run("-m", "invem", "--no-plugins", "ls", "--json", env=env)
     assert "line-scan" not in quiet.stdout and "driver" not in quiet.stderr
 
@@ -72,14 +132,23 @@ def test_a_name_offered_twice(site):
     folder, _ = site
     env = environment(folder / "site", folder / "other")
     plan = ["-m", "invem", "plan", ROOT / "recipes" / "blur.yaml", "--smoke"]
-    assert "write 'invem-line-scan/line-scan' or 'other-scan/line-scan'" in run(*plan, "operator=line-scan", env=env, code=2).stderr
+    assert (
+        "write 'invem-line-scan/line-scan' or 'other-scan/line-scan'"
+        in run(*plan, "operator=line-scan", env=env, code=2).stderr
+    )
     assert run(*plan, "operator=other-scan/line-scan", env=env).returncode == 0
 
 
 def test_resume_refuses_another_version(site, tmp_path):
     folder, _ = site
     env = environment(folder / "site")
-    words = ["operator=line-scan", "evaluate.metrics=[]", "evaluate.samples=0", "--out", tmp_path / "run"]
+    words = [
+        "operator=line-scan",
+        "evaluate.metrics=[]",
+        "evaluate.samples=0",
+        "--out",
+        tmp_path / "run",
+    ]
     run("-m", "invem", "run", ROOT / "recipes" / "blur.yaml", "--smoke", *words, env=env)
     file = tmp_path / "run" / "run.json"
     file.write_text(file.read_text().replace('"version": "0.1.0"', '"version": "0.0.9"'))

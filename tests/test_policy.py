@@ -1,4 +1,5 @@
-"""EM policies: what of a round is drawn anew, where chains begin, what the weights begin with, and what ends a phase."""
+"""EM policies: what of a round is drawn anew, where chains begin, what the weights begin with, and
+what ends a phase."""
 
 import itertools
 import json
@@ -65,8 +66,12 @@ def test_refresh_renews_a_share_of_the_draws_and_all_have_their_turn(tmp_path):
     changed = [(a != b).flatten(1).any(1) for a, b in itertools.pairwise(draws)]
     assert [int(rows.sum()) for rows in changed] == [8, 8, 8, 8]
     assert bool(torch.stack(changed).any(0).all())
-    kept = [(tmp_path / "run" / f"1-{r:03d}-samples" / "pool.safetensors").exists() for r in range(5)]
-    assert kept[-2:] == [True, True] and len(list((tmp_path / "run").glob("*/pool.safetensors"))) <= 5
+    kept = [
+        (tmp_path / "run" / f"1-{r:03d}-samples" / "pool.safetensors").exists() for r in range(5)
+    ]
+    assert (
+        kept[-2:] == [True, True] and len(list((tmp_path / "run").glob("*/pool.safetensors"))) <= 5
+    )
 
 
 def test_chains_restarted_at_a_small_noise_stay_near_the_draw_of_the_round_before(tmp_path):
@@ -82,13 +87,25 @@ def test_every_sampler_with_a_schedule_begins_where_the_prior_says(name):
     import dataclasses
 
     sampler = CATALOG.find("samplers", name).load()()
-    if not hasattr(getattr(sampler, "schedule", None), "sigma_max") or sampler.needs - {"adjoint", "var", "moments", "vjp", "svd", "pinv"}:
+    if not hasattr(getattr(sampler, "schedule", None), "sigma_max") or sampler.needs - {
+        "adjoint",
+        "var",
+        "moments",
+        "vjp",
+        "svd",
+        "pinv",
+    }:
         assert not sampler.begins or "conditional" in sampler.needs
         return
-    sampler = dataclasses.replace(sampler, schedule=dataclasses.replace(sampler.schedule, sigma_max=0.02))
+    sampler = dataclasses.replace(
+        sampler, schedule=dataclasses.replace(sampler.schedule, sigma_max=0.02)
+    )
     m, prior = _measure("random-mask", 4, (8,)), GaussianDenoiser(_prior((8,)))
     places = (torch.zeros(8), torch.full((8,), 3.0))
-    near, far = (sampler(Begun(prior, at.expand(4, 8)), m, Rng.keyed("begin", items=range(4))) for at in places)
+    near, far = (
+        sampler(Begun(prior, at.expand(4, 8)), m, Rng.keyed("begin", items=range(4)))
+        for at in places
+    )
     assert (float((far - near).mean()) > 0.1) == sampler.begins
 
 
@@ -97,8 +114,13 @@ def test_kept_optimiser_and_average_go_on(tmp_path):
     tensors, meta = store.read_meta(tmp_path / "kept" / "1-002-denoiser" / "denoiser.safetensors")
     assert meta["steps"] == 18 and float(tensors["adam.0.step"]) == 18
     reset = carried_out(tmp_path, "phases.em.fit.start=warm", out="reset")
-    assert not any(name.startswith("adam.") for name in store.read(tmp_path / "reset" / "1-002-denoiser" / "denoiser.safetensors"))
-    assert torch.equal(steps(kept)[1], steps(reset)[1]) and not torch.equal(steps(kept)[2], steps(reset)[2])
+    assert not any(
+        name.startswith("adam.")
+        for name in store.read(tmp_path / "reset" / "1-002-denoiser" / "denoiser.safetensors")
+    )
+    assert torch.equal(steps(kept)[1], steps(reset)[1]) and not torch.equal(
+        steps(kept)[2], steps(reset)[2]
+    )
 
 
 def test_a_share_of_each_batch_is_granted_clean_images(tmp_path, monkeypatch):
@@ -125,19 +147,29 @@ def test_images_are_mirrored_and_shifted_each_by_its_own_stream():
     out = _moved(x, Fit(objective="dsm", shift=2), Rng.keyed("a", items=range(64)))
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
     places = [(i, j) for i in range(5) for j in range(5)]
-    hits = torch.stack([(out == padded[..., i : i + 5, j : j + 5]).flatten(1).all(1) for i, j in places])
+    hits = torch.stack(
+        [(out == padded[..., i : i + 5, j : j + 5]).flatten(1).all(1) for i, j in places]
+    )
     assert bool((hits.sum(0) >= 1).all()) and int(hits.any(1).sum()) > 20
     alone = _moved(x[:1], Fit(objective="dsm", shift=2, flip="both"), Rng.keyed("a", items=[7]))
-    among = _moved(x, Fit(objective="dsm", shift=2, flip="both"), Rng.keyed("a", items=range(64)))[7:8]
+    among = _moved(x, Fit(objective="dsm", shift=2, flip="both"), Rng.keyed("a", items=range(64)))[
+        7:8
+    ]
     assert torch.equal(alone, among)
 
 
 def test_annealed_options_change_by_round_and_the_last_stay(tmp_path):
     done = carried_out(tmp_path, "phases.em.anneal={stepping: [ancestral, heun], steps: [3, 4, 5]}")
-    said = [store.read_json(tmp_path / "run" / f"1-{r:03d}-samples" / "sampler.json")["sampler"] for r in range(3)]
+    said = [
+        store.read_json(tmp_path / "run" / f"1-{r:03d}-samples" / "sampler.json")["sampler"]
+        for r in range(3)
+    ]
     assert ["ancestral" in said[0], "heun" in said[1], "heun" in said[2]] == [True] * 3
     assert [f"steps={k}" in said[k - 3] for k in (3, 4, 5)] == [True] * 3
-    assert done.plan.resolved["phases"][1]["anneal"] == {"stepping": ["ancestral", "heun"], "steps": [3, 4, 5]}
+    assert done.plan.resolved["phases"][1]["anneal"] == {
+        "stepping": ["ancestral", "heun"],
+        "steps": [3, 4, 5],
+    }
     assert "phases.1.anneal" in refusal(tmp_path, "phases.em.anneal={stepping: [quick]}")
 
 
@@ -151,7 +183,9 @@ def test_overlapping_rounds_use_the_prior_of_the_round_before(tmp_path):
     rng = overlapped._rng("e-step", 1, 1, items=range(8))
     with torch.no_grad():
         expected = stage.sampler(warm, m[torch.arange(8)], rng)
-    assert torch.equal(steps(overlapped)[1][:8], expected) and not torch.equal(steps(plain)[1], steps(overlapped)[1])
+    assert torch.equal(steps(overlapped)[1][:8], expected) and not torch.equal(
+        steps(plain)[1], steps(overlapped)[1]
+    )
     again = carried_out(tmp_path, "phases.em.overlap=true", out="c")
     assert all(torch.equal(a, c) for a, c in zip(steps(overlapped), steps(again), strict=True))
 
@@ -171,7 +205,10 @@ def test_a_failure_beside_the_fit_is_the_run_s(tmp_path, monkeypatch):
         carried_out(tmp_path, "phases.em.overlap=true")
 
 
-ALONE = "phases=[{name: em, batch: 8, sampler: {name: mmps, steps: 4}, fit: {objective: dsm, steps: 6, batch: 8, moments: 4}}]"
+ALONE = (
+    "phases=[{name: em, batch: 8, sampler: {name: mmps, steps: 4}, fit: {objective: dsm, steps: 6,"
+    " batch: 8, moments: 4}}]"
+)
 
 
 def test_a_run_begins_with_the_prior_of_another(tmp_path):
@@ -185,10 +222,17 @@ def test_a_run_begins_with_the_prior_of_another(tmp_path):
     with pytest.raises(RecipeError, match="another network"):
         carried_out(tmp_path, f"prior={tmp_path / 'first'}", ALONE, "network.width=8", out="third")
     assert "without weights" in refusal(tmp_path, "prior=network", ALONE)
-    carried_out(tmp_path, "phases=[{name: warm, fit: {objective: gaussian-moments, rank: 4}}]", "evaluate.metrics=[]", out="gaussian")
+    carried_out(
+        tmp_path,
+        "phases=[{name: warm, fit: {objective: gaussian-moments, rank: 4}}]",
+        "evaluate.metrics=[]",
+        out="gaussian",
+    )
     exact = ALONE.replace("name: mmps, steps: 4", "name: exact")
     plan(tmp_path, f"prior={tmp_path / 'gaussian'}", exact, "evaluate.metrics=[]")
-    assert "closed form" in refusal(tmp_path, f"prior={tmp_path / 'first'}", exact, "evaluate.metrics=[]")
+    assert "closed form" in refusal(
+        tmp_path, f"prior={tmp_path / 'first'}", exact, "evaluate.metrics=[]"
+    )
 
 
 def test_a_copy_of_the_prior_is_enough_to_go_on(tmp_path):
@@ -211,13 +255,18 @@ def test_what_ends_a_phase():
     assert _weight_says([10, 0.3], absolute=False) is None
     assert "3 rounds" in _weight_says([10, 3, 3, 10, 3]) and _weight_says([10, 10, 3, 10]) is None
     assert _distance_says([3.0, 2.0, 1.5]) is None and "near" in _distance_says([3.0, 1.04])
-    assert "2 rounds" in _distance_says([3.0, 2.0, 1.99, 2.1]) and _distance_says([3.0, 3.0]) is None
+    assert (
+        "2 rounds" in _distance_says([3.0, 2.0, 1.99, 2.1]) and _distance_says([3.0, 3.0]) is None
+    )
 
 
 def test_the_weight_that_dps_tunes_ends_its_phase(tmp_path):
     dps = "phases.em.sampler={name: dps, steps: 3, weight: auto, guidance: likelihood}"
     done = carried_out(tmp_path, dps, "phases.em.stop=weight", "phases.em.rounds=6")
-    weights = [store.read_json(p)["weight"] for p in sorted((tmp_path / "run").glob("1-*-samples/sampler.json"))]
+    weights = [
+        store.read_json(p)["weight"]
+        for p in sorted((tmp_path / "run").glob("1-*-samples/sampler.json"))
+    ]
     assert len(weights) == done.rounds(1) and (done.rounds(1) == 6 or _weight_says(weights))
     assert "weight: auto" in refusal(tmp_path, "phases.em.stop=weight")
 
@@ -230,8 +279,16 @@ def test_a_metric_of_several_draws_is_refused_one(tmp_path):
 
 def test_observations_alone_end_a_phase(tmp_path):
     metric = "evaluate.metrics=[{name: observation-distance}]"
-    done = carried_out(tmp_path, metric, "phases.em.stop=auto", "phases.em.rounds=5", "evaluate.samples=32")
-    found = [row for row in map(json.loads, Path(tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if row["name"] == "em"]
+    done = carried_out(
+        tmp_path, metric, "phases.em.stop=auto", "phases.em.rounds=5", "evaluate.samples=32"
+    )
+    found = [
+        row
+        for row in map(
+            json.loads, Path(tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        )
+        if row["name"] == "em"
+    ]
     values = [row["metrics"]["observation-distance"]["value"] for row in found]
     assert len(values) == done.rounds(1) and (len(values) == 5 or _distance_says(values))
     if len(values) < 5:
@@ -292,14 +349,16 @@ noise: {name: gaussian, sigma: 0.1}
 network: {name: mlp, width: 16, depth: 1}
 phases:
   - {name: warm, rounds: 2, fit: {objective: gaussian-moments, rank: 4}}
-  - {name: one, batch: 8, sampler: {name: mmps, steps: 4}, fit: {objective: dsm, steps: 4, batch: 8, moments: 4}}
+  - {name: one, batch: 8, sampler: {name: mmps, steps: 4}, fit: {objective: dsm, steps: 4,
+        batch: 8, moments: 4}}
   - name: told
     rounds: 2
     batch: 8
     network: {name: mlp, width: 8, depth: 1, condition: 2}
     sampler: {name: mmps, steps: 4}
     fit: {objective: cond-dsm, steps: 4, batch: 8, moments: 4}
-  - {name: last, batch: 8, sampler: {name: conditional, steps: 4}, fit: {objective: dsm, steps: 4, batch: 8, moments: 4}}
+  - {name: last, batch: 8, sampler: {name: conditional, steps: 4}, fit: {objective: dsm,
+        steps: 4, batch: 8, moments: 4}}
 evaluate: {metrics: [data-misfit], samples: 8, observations: 4, draws: 1, posterior: 0, steps: 3}
 """
 
@@ -311,26 +370,47 @@ def two(tmp_path, *overrides):
 
 
 def weights(out, name, part="network."):
-    return {key: value for key, value in store.read(out / name / "denoiser.safetensors").items() if key.startswith(part)}
+    return {
+        key: value
+        for key, value in store.read(out / name / "denoiser.safetensors").items()
+        if key.startswith(part)
+    }
 
 
-def test_a_phase_trains_a_network_of_its_own_and_goes_on_from_the_newest_weights_of_the_same(tmp_path):
+def test_a_phase_trains_a_network_of_its_own_and_goes_on_from_the_newest_weights_of_the_same(
+    tmp_path,
+):
     made = two(tmp_path)
     for _ in run(made, tmp_path / "run"):
         pass
     done = Run(made, tmp_path / "run")
     assert [stage.own == "" for stage in made.stages] == [True, True, False, True]
-    assert [done.denoiser(done.out / name / "denoiser.safetensors").condition for name in ("1-000-denoiser", "2-001-denoiser")] == [0, 2]
-    for (p, r), before in {(1, 0): None, (2, 0): None, (2, 1): "2-000-denoiser", (3, 0): "1-000-denoiser"}.items():
+    assert [
+        done.denoiser(done.out / name / "denoiser.safetensors").condition
+        for name in ("1-000-denoiser", "2-001-denoiser")
+    ] == [0, 2]
+    for (p, r), before in {
+        (1, 0): None,
+        (2, 0): None,
+        (2, 1): "2-000-denoiser",
+        (3, 0): "1-000-denoiser",
+    }.items():
         found = done._previous_network(p, r)
         assert (found is None) == (before is None)
         if before is not None:
-            assert {k: v for k, v in found[0].items() if k.startswith("network.")}.keys() == weights(done.out, before).keys()
-            assert all(torch.equal(found[0][key], value) for key, value in weights(done.out, before).items())
+            assert {
+                k: v for k, v in found[0].items() if k.startswith("network.")
+            }.keys() == weights(done.out, before).keys()
+            assert all(
+                torch.equal(found[0][key], value)
+                for key, value in weights(done.out, before).items()
+            )
     assert done.last_denoiser().condition == 0
     again = two(tmp_path)  # as `resume` and `restore` read it
     x_t = torch.zeros(2, *again.shape)
-    assert torch.equal(Run(again, done.out).last_denoiser()(x_t, 0.5), done.last_denoiser()(x_t, 0.5))
+    assert torch.equal(
+        Run(again, done.out).last_denoiser()(x_t, 0.5), done.last_denoiser()(x_t, 0.5)
+    )
 
 
 def test_a_network_that_is_the_recipes_is_no_network_of_its_own(tmp_path):
@@ -338,7 +418,12 @@ def test_a_network_that_is_the_recipes_is_no_network_of_its_own(tmp_path):
     assert same.stages[1].own == "" and same.stages[1].network is None
     other = two(tmp_path, "phases.one.network={name: mlp, width: 16, depth: 2}")
     assert other.stages[1].own != other.stages[2].own != ""
-    assert other.resolved["phases"][1]["network"] == {"name": "mlp", "width": 16, "depth": 2, "condition": 0}
+    assert other.resolved["phases"][1]["network"] == {
+        "name": "mlp",
+        "width": 16,
+        "depth": 2,
+        "condition": 0,
+    }
     assert same.resolved["phases"][0]["network"] is None
 
 
@@ -352,10 +437,16 @@ def test_what_a_network_of_a_phase_is_refused_for(tmp_path):
     assert "phases.2.network" in said("phases.told.network={name: mlp, widht: 3}")
     text = said("phases.told.network={name: mlp, width: 8}")
     assert "phases.2.fit" in text and "condition=2 (it is 0)" in text
-    assert "unet" in said("phases.told.network={name: unet, channels: [8], attention: [4], condition: 2}")
+    assert "unet" in said(
+        "phases.told.network={name: unet, channels: [8], attention: [4], condition: 2}"
+    )
 
 
-@pytest.mark.parametrize("component", [parts[0] for parts in CATALOG.offers["objectives"].values()], ids=lambda part: part.name)
+@pytest.mark.parametrize(
+    "component",
+    [parts[0] for parts in CATALOG.offers["objectives"].values()],
+    ids=lambda part: part.name,
+)
 def test_no_option_of_an_objective_hides_a_key_of_the_fit(component):
     """In the resolved recipe, from which a run is resumed."""
     assert not options_of(component.load()).keys() & Fit.model_fields.keys()
@@ -366,8 +457,14 @@ def test_an_option_of_an_objective_cannot_have_the_name_of_a_key_of_a_fit(tmp_pa
         def __init__(self, *, steps: int = 4) -> None:
             super().__init__()
 
-    monkeypatch.setitem(CATALOG.offers["objectives"], "clash", [Component("objectives", "clash", Clash, "elsewhere", "0")])
-    with pytest.raises(PluginError, match="objective 'clash' of elsewhere: steps is a key of a fit"):
+    monkeypatch.setitem(
+        CATALOG.offers["objectives"],
+        "clash",
+        [Component("objectives", "clash", Clash, "elsewhere", "0")],
+    )
+    with pytest.raises(
+        PluginError, match="objective 'clash' of elsewhere: steps is a key of a fit"
+    ):
         plan(tmp_path, "phases.em.fit={objective: clash, steps: 6}")
 
 
@@ -375,13 +472,20 @@ def test_no_option_can_be_called_name(tmp_path, monkeypatch):
     def named(*, name: str = "x"):
         return DSM()
 
-    monkeypatch.setitem(CATALOG.offers["samplers"], "named", [Component("samplers", "named", named, "elsewhere", "0")])
+    monkeypatch.setitem(
+        CATALOG.offers["samplers"],
+        "named",
+        [Component("samplers", "named", named, "elsewhere", "0")],
+    )
     with pytest.raises(PluginError, match="no option can be called `name`"):
         plan(tmp_path, "phases.em.sampler=named")
 
 
 def test_a_fit_that_is_resumed_has_the_steps_of_the_recipe(tmp_path):
-    fit = "phases.em={name: em, fit: {objective: ambient-tweedie, consistency: 1.0, steps: 6, batch: 8}}"
+    fit = (
+        "phases.em={name: em, fit: {objective: ambient-tweedie, consistency: 1.0, steps: 6,"
+        " batch: 8}}"
+    )
     made = plan(tmp_path, "operator=identity", "evaluate.metrics=[]", fit)
     again = tmp_path / "again.yaml"
     again.write_text(json.dumps(made.resolved))
@@ -390,8 +494,15 @@ def test_a_fit_that_is_resumed_has_the_steps_of_the_recipe(tmp_path):
 
 def test_two_evaluations_of_one_prior_have_the_same_samples(tmp_path):
     again = "{name: %s, fit: {objective: gaussian-moments, on: clean, rank: 2}}"
-    carried_out(tmp_path, f"phases=[{again % 'one'}, {again % 'two'}]", "evaluate.sampler={name: mmps, steps: 2}")
-    one, two = (store.read(tmp_path / "run" / f"{p}-000-evaluation" / "samples.safetensors")["x"] for p in (0, 1))
+    carried_out(
+        tmp_path,
+        f"phases=[{again % 'one'}, {again % 'two'}]",
+        "evaluate.sampler={name: mmps, steps: 2}",
+    )
+    one, two = (
+        store.read(tmp_path / "run" / f"{p}-000-evaluation" / "samples.safetensors")["x"]
+        for p in (0, 1)
+    )
     assert torch.equal(one, two)
 
 
@@ -401,4 +512,6 @@ def test_only_the_phases_that_are_named_are_evaluated(tmp_path):
     assert found and all(name.startswith("1-") for name in found)
     assert "there is no phase 'emm' (known: " in refusal(tmp_path, "evaluate.phases=[emm]")
     metric = "evaluate.metrics=[{name: observation-distance, directions: 8}]"
-    assert "among evaluate.phases" in refusal(tmp_path, metric, "phases.em.stop=auto", "evaluate.phases=[]")
+    assert "among evaluate.phases" in refusal(
+        tmp_path, metric, "phases.em.stop=auto", "evaluate.phases=[]"
+    )

@@ -1,4 +1,5 @@
-"""Recipes: what is accepted, how overrides apply, and errors that name place, key and what is allowed."""
+"""Recipes: what is accepted, how overrides apply, and errors that name place, key and what is
+allowed."""
 
 import math
 import random
@@ -85,7 +86,10 @@ def test_an_option_may_be_called_options(read):
 
 
 def test_whole_numbers_are_accepted_as_floats(read):
-    assert read("phases.em.fit.lr=1", "phases.em.fit.ema=0", "sigma_data=1").recipe.phases[1].fit.lr == 1.0
+    assert (
+        read("phases.em.fit.lr=1", "phases.em.fit.ema=0", "sigma_data=1").recipe.phases[1].fit.lr
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize("text", [TEXT.replace("\n", "\r\n"), "\ufeff" + TEXT])
@@ -118,12 +122,20 @@ def test_overrides_come_after_smoke(read):
         ("operator.keep=2", lambda r: r.operator.options, {"keep": 2}),
         ("operator.sigma=1e-2", lambda r: r.operator.options, {"keep": 0.4, "sigma": 0.01}),
         ("operator=blur", lambda r: r.operator, Part(name="blur")),
-        ("operator={name: blur, sigma: 2}", lambda r: r.operator, Part(name="blur", options={"sigma": 2})),
+        (
+            "operator={name: blur, sigma: 2}",
+            lambda r: r.operator,
+            Part(name="blur", options={"sigma": 2}),
+        ),
         ("operator.name=blur", lambda r: r.operator, Part(name="blur", options={"keep": 0.4})),
         ("data.size=8", lambda r: r.data, Part(name="digits", options={"size": 8})),
         ("network.channels.1=8", lambda r: r.network.options, {"channels": [32, 8]}),
         ("network.channels=[1]", lambda r: r.network.options, {"channels": [1]}),
-        ("phases.em.sampler.schedule.rho=3", lambda r: r.phases[1].sampler.options["schedule"]["rho"], 3),
+        (
+            "phases.em.sampler.schedule.rho=3",
+            lambda r: r.phases[1].sampler.options["schedule"]["rho"],
+            3,
+        ),
         ("noise.schedule.name=a", lambda r: r.noise.options["schedule"], {"name": "a"}),
         ("phases.warm-start.sampler.name=dps", lambda r: r.phases[0].sampler, Part(name="dps")),
         ("evaluate.metrics.0.range=2", lambda r: r.evaluate.metrics[0].options, {"range": 2}),
@@ -154,7 +166,11 @@ def test_overrides_do_not_change_the_document(read):
 def test_a_recipe_can_be_changed_again(read):
     first = read("seed=1", smoke=True)
     second = recipes.replace(first, ["noise.sigma=1", "phases.em.rounds=4"])
-    assert (second.recipe.seed, second.recipe.phases[0].rounds, second.recipe.phases[1].rounds) == (1, 2, 4)
+    assert (second.recipe.seed, second.recipe.phases[0].rounds, second.recipe.phases[1].rounds) == (
+        1,
+        2,
+        4,
+    )
     assert first.recipe.noise.options == {"sigma": 0.05}
 
 
@@ -166,27 +182,40 @@ def test_a_recipe_can_be_changed_again(read):
         ("=1", "override '=1': key=value is needed"),
         (
             "sede=1",
-            "override 'sede=1': sede: unknown key; did you mean 'seed'? Allowed: seed, data, observations, "
-            "operator, noise, network, count, clean, sigma_data, prior, assume, phases, evaluate, compute, smoke, requires",
+            (
+                "override 'sede=1': sede: unknown key; did you mean 'seed'? Allowed: seed, data,"
+                " observations, operator, noise, network, count, clean, sigma_data, prior, assume,"
+                " phases, evaluate, compute, smoke, requires"
+            ),
         ),
         (
             "phases.em.ronds=2",
-            "override 'phases.em.ronds=2': phases.1.ronds: unknown key; did you mean 'rounds'? "
-            "Allowed: name, rounds, sampler, fit, network, observations, draws, batch, refresh, restart, anneal, overlap, calibrate, stop",
+            (
+                "override 'phases.em.ronds=2': phases.1.ronds: unknown key; did you mean 'rounds'?"
+                " Allowed: name, rounds, sampler, fit, network, observations, draws, batch,"
+                " refresh, restart, anneal, overlap, calibrate, stop"
+            ),
         ),
         (
             "compute.dev=cpu",
-            "override 'compute.dev=cpu': compute.dev: unknown key; did you mean 'device'? "
-            "Allowed: device, precision, compile, threads",
+            (
+                "override 'compute.dev=cpu': compute.dev: unknown key; did you mean 'device'? "
+                "Allowed: device, precision, compile, threads"
+            ),
         ),
         (
             "phases.emm.rounds=2",
-            "override 'phases.emm.rounds=2': phases: there is no item 'emm'; did you mean 'em'? "
-            "Allowed: 0, 1, warm-start, em",
+            (
+                "override 'phases.emm.rounds=2': phases: there is no item 'emm'; did you mean 'em'?"
+                " Allowed: 0, 1, warm-start, em"
+            ),
         ),
         (
             "network.channels.2=2",
-            "override 'network.channels.2=2': network.channels: there is no item '2'. Allowed: 0, 1",
+            (
+                "override 'network.channels.2=2': network.channels: there is no item '2'. Allowed:"
+                " 0, 1"
+            ),
         ),
         ("seed.a=1", "override 'seed.a=1': seed has no parts"),
         ("operator.keep.a=1", "override 'operator.keep.a=1': operator.keep has no parts"),
@@ -199,8 +228,10 @@ def test_a_recipe_can_be_changed_again(read):
         ("phases.em=1", "override 'phases.em=1': phases.1: got 1, a mapping is needed"),
         (
             "compute.device=gpu",
-            "override 'compute.device=gpu': compute.device: got 'gpu'; did you mean 'cpu'? "
-            "Allowed: auto, cpu, cuda, mps",
+            (
+                "override 'compute.device=gpu': compute.device: got 'gpu'; did you mean 'cpu'? "
+                "Allowed: auto, cpu, cuda, mps"
+            ),
         ),
         (
             "phases.0.fit=null",
@@ -213,7 +244,10 @@ def test_a_recipe_can_be_changed_again(read):
         ("noise={sigma: 1}", "override 'noise={sigma: 1}': noise.name: missing key"),
         (
             "observations=x",
-            "override 'observations=x': observations: exactly one of data and observations is needed",
+            (
+                "override 'observations=x': observations: exactly one of data and observations is"
+                " needed"
+            ),
         ),
         ("data=null", "r.yaml:2:1: exactly one of data and observations is needed"),
     ],
@@ -241,7 +275,10 @@ def test_a_deep_override_is_refused(problems):
 
 def test_ten_thousand_overrides_take_no_time(read):
     start = time.perf_counter()
-    assert read(*(f"operator.a{i}={i}" for i in range(10_000))).recipe.operator.options["a9999"] == 9999
+    assert (
+        read(*(f"operator.a{i}={i}" for i in range(10_000))).recipe.operator.options["a9999"]
+        == 9999
+    )
     assert time.perf_counter() - start < 5
 
 
@@ -283,12 +320,17 @@ def test_all_problems_are_reported_at_once(problems):
         "r.yaml:4:8: noise.name: missing key",
         "r.yaml:6:8: clean: got 'al', a whole number or 'all' is needed; did you mean 'all'?",
         "r.yaml:7:13: sigma_data: got -1, more than 0 or 'auto' is needed",
-        "r.yaml:9:11: phases.0.name: got 'Warm', a word of lower-case letters, digits and hyphens is needed",
+        (
+            "r.yaml:9:11: phases.0.name: got 'Warm', a word of lower-case letters, digits and"
+            " hyphens is needed"
+        ),
         "r.yaml:10:13: phases.0.rounds: got 0, at least 1 is needed",
         "r.yaml:9:5: phases.0: a phase needs a sampler, a fit or both",
         f"r.yaml:13:14: phases.1.sampler: got a list, {part}",
-        "r.yaml:14:31: phases.1.fit.on: got 'draw'; did you mean 'draws'? "
-        "Allowed: draws, observations, clean",
+        (
+            "r.yaml:14:31: phases.1.fit.on: got 'draw'; did you mean 'draws'? "
+            "Allowed: draws, observations, clean"
+        ),
         "r.yaml:14:44: phases.1.fit.steps: got 1.5, a whole number is needed",
         "r.yaml:14:86: phases.1.fit.batch: got 2.0, a whole number is needed",
         "r.yaml:14:53: phases.1.fit.lr: got 'fast', a number is needed",
@@ -309,10 +351,22 @@ def test_all_problems_are_reported_at_once(problems):
         ("seed: 0", "seed: -1", "r.yaml:2:7: seed: got -1, at least 0 is needed"),
         ("seed: 0", "seed: no", "r.yaml:2:7: seed: got 'no', a whole number is needed"),
         ("lr: 1e-3", "lr: true", "r.yaml:17:54: phases.1.fit.lr: got true, a number is needed"),
-        ("lr: 1e-3", "lr: .nan", "r.yaml:17:54: phases.1.fit.lr: got nan, a finite number is needed"),
-        ("data: digits", "data: 1", "r.yaml:3:7: data: got 1, a name or a mapping with a name is needed"),
+        (
+            "lr: 1e-3",
+            "lr: .nan",
+            "r.yaml:17:54: phases.1.fit.lr: got nan, a finite number is needed",
+        ),
+        (
+            "data: digits",
+            "data: 1",
+            "r.yaml:3:7: data: got 1, a name or a mapping with a name is needed",
+        ),
         ("data: digits", "data: ''", "r.yaml:3:7: data: got '', some text is needed"),
-        ("name: em", "name: warm-start", "r.yaml:8:3: phases: two phases have the name 'warm-start'"),
+        (
+            "name: em",
+            "name: warm-start",
+            "r.yaml:8:3: phases: two phases have the name 'warm-start'",
+        ),
         ("objective: dsm, ", "", "r.yaml:17:10: phases.1.fit.objective: missing key"),
         ("seed: 0", "seed: 0\nseed: 1", "r.yaml:3:1: the key 'seed' is given twice"),
     ],
@@ -417,7 +471,9 @@ def test_an_endless_file_is_refused():
         recipes.load("/dev/zero")
 
 
-@pytest.mark.parametrize("overrides", [[], ["data=null", "observations=scans"], ["compute.compile=true"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["data=null", "observations=scans"], ["compute.compile=true"]]
+)
 @pytest.mark.parametrize("smoke", [False, True])
 def test_a_dumped_recipe_loads_to_an_equal_one(read, file, overrides, smoke):
     recipe = read(*overrides, smoke=smoke).recipe
@@ -514,7 +570,15 @@ def mutated(rng):
 
 def test_mutated_recipes_load_or_fail_with_located_lines(file):
     rng = random.Random(0)
-    keys = ["phases.em.rounds", "operator.keep", "evaluate.metrics.0.a", "phases.0", "smoke", "", "data.b.c"]
+    keys = [
+        "phases.em.rounds",
+        "operator.keep",
+        "evaluate.metrics.0.a",
+        "phases.0",
+        "smoke",
+        "",
+        "data.b.c",
+    ]
     end, worst, outcomes = time.perf_counter() + 3, 0.0, set()
     while (start := time.perf_counter()) < end:
         raw = mutated(rng)

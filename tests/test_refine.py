@@ -1,4 +1,5 @@
-"""Posterior refinement: exact answers on Gaussians, whatever the prior that it begins with, and a whole run."""
+"""Posterior refinement: exact answers on Gaussians, whatever the prior that it begins with, and a
+whole run."""
 
 import math
 from dataclasses import replace
@@ -37,7 +38,9 @@ from invem.engine import catalog, plan, recipe
 from invem.engine.run import Run, run
 
 D, NOISE, N = 4, 0.5, 60_000
-TRUE = Gaussian.full(torch.linspace(-1, 1, D), 0.6 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double())
+TRUE = Gaussian.full(
+    torch.linspace(-1, 1, D), 0.6 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double()
+)
 WRONG = Gaussian.full(torch.linspace(0.5, 0, D), torch.eye(D).double() * 0.3)
 
 
@@ -54,12 +57,16 @@ def mixture(k=3, q=2, d=D, shape=(D,)):
     draw = torch.Generator().manual_seed(0)
     weights = torch.full((k,), 1 / k)
     return FactorMixture(
-        weights, torch.randn(k, *shape, generator=draw), 0.6 * torch.randn(k, d, q, generator=draw), 0.1 + torch.rand(d, generator=draw)
+        weights,
+        torch.randn(k, *shape, generator=draw),
+        0.6 * torch.randn(k, d, q, generator=draw),
+        0.1 + torch.rand(d, generator=draw),
     )
 
 
 class Exact(Denoiser):
-    """F whose refinement is E[x | x_t, y] under the true prior, where A = I; theta phi is added, phi = (1, x_t, cond)."""
+    """F whose refinement is E[x | x_t, y] under the true prior, where A = I; theta phi is added,
+    phi = (1, x_t, cond)."""
 
     condition = 2
 
@@ -92,7 +99,9 @@ def refined(before, n=N, A=None):
     return wrapped, x, m
 
 
-@pytest.mark.parametrize("before", [GaussianDenoiser(WRONG), MixtureDenoiser(mixture())], ids=["Gaussian", "mixture"])
+@pytest.mark.parametrize(
+    "before", [GaussianDenoiser(WRONG), MixtureDenoiser(mixture())], ids=["Gaussian", "mixture"]
+)
 def test_the_minimiser_is_the_mean_given_the_measurement_whatever_the_prior_that_is_refined(before):
     denoiser, x, _ = refined(before)
     inner = denoiser.inner
@@ -119,7 +128,9 @@ def test_draws_are_those_of_the_true_posterior_and_not_of_the_prior_that_was_ref
     denoiser, _, m = refined(GaussianDenoiser(WRONG))
     n = 6000
     one = m[torch.zeros(n, dtype=torch.long)]
-    x = Conditional(steps=64, schedule=Karras(sigma_max=10.0, sigma_min=0.01))(denoiser, one, rng(n, "draw")).double()
+    x = Conditional(steps=64, schedule=Karras(sigma_max=10.0, sigma_min=0.01))(
+        denoiser, one, rng(n, "draw")
+    ).double()
     precision = torch.linalg.inv(TRUE.cov.dense().double())
     cov = torch.linalg.inv(precision + torch.eye(D) / NOISE**2)
     mean = cov @ (precision @ TRUE.mean.double() + m.y[0].double() / NOISE**2)
@@ -142,7 +153,9 @@ def test_without_a_condition_it_is_the_prior_and_both_survive_being_stored(law):
     x_t, few = x[:5], m[:5]
     assert torch.equal(denoiser(x_t, 0.5), before(x_t, 0.5))
     assert torch.equal(denoiser.posterior(few, rng(5)), before.posterior(few, rng(5)))
-    assert torch.allclose(denoiser.known_moments().cov.dense(), before.known_moments().cov.dense(), atol=1e-5)
+    assert torch.allclose(
+        denoiser.known_moments().cov.dense(), before.known_moments().cov.dense(), atol=1e-5
+    )
     told = denoiser.told(few)
     assert told.shape == (5, 2, D) and torch.equal(told[:, 1], few.y)
     assert torch.allclose(told[:, 0], before.posterior_mean(few), atol=1e-5)
@@ -155,15 +168,24 @@ def test_without_a_condition_it_is_the_prior_and_both_survive_being_stored(law):
         Refine().loss(denoiser, Example(x_t), rng(5))
     assert torch.equal(denoiser.inner.cond, plain)
     assert torch.allclose(denoiser.told_again(few), told, atol=1e-6)
-    other = {k: v + 1 if k.endswith("mean") or k.endswith("means") else v for k, v in denoiser.state_dict().items()}
+    other = {
+        k: v + 1 if k.endswith("mean") or k.endswith("means") else v
+        for k, v in denoiser.state_dict().items()
+    }
     moved = RefinedDenoiser(Exact(), before)
     moved(x_t, 0.5)
     moved.load_state_dict(other)
     assert not torch.equal(moved(x_t, 0.5), before(x_t, 0.5))
     assert moved.double().closed.known_moments().mean.dtype == torch.float64
     assert torch.equal(loaded(x_t, 0.5), before(x_t, 0.5))
-    assert torch.allclose(loaded(x_t, 0.5, told), denoiser(x_t, 0.5, told)) and not torch.equal(loaded(x_t, 0.5, told), loaded(x_t, 0.5))
-    assert prior_of(getattr(before, "prior", before.moments).tensors()).known_moments().mean.equal(before.known_moments().mean)
+    assert torch.allclose(loaded(x_t, 0.5, told), denoiser(x_t, 0.5, told)) and not torch.equal(
+        loaded(x_t, 0.5, told), loaded(x_t, 0.5)
+    )
+    assert (
+        prior_of(getattr(before, "prior", before.moments).tensors())
+        .known_moments()
+        .mean.equal(before.known_moments().mean)
+    )
 
 
 def test_the_posterior_mean_is_that_of_the_draws_and_of_the_dense_mixture():
@@ -185,7 +207,11 @@ def test_the_posterior_mean_is_that_of_the_draws_and_of_the_dense_mixture():
         if m.alike:
             both = prior.conditioned(m[:1])
             assert torch.allclose(both.mean(m.y), prior.posterior_mean(m), atol=1e-5)
-            assert torch.allclose(both.mean(m.y[:2] + 1), prior.posterior_mean(replace(m[:2], y=m.y[:2] + 1)), atol=1e-5)
+            assert torch.allclose(
+                both.mean(m.y[:2] + 1),
+                prior.posterior_mean(replace(m[:2], y=m.y[:2] + 1)),
+                atol=1e-5,
+            )
 
 
 def test_operators_that_differ_are_measured_with_again():
@@ -193,17 +219,25 @@ def test_operators_that_differ_are_measured_with_again():
     prior = mixture(d=16, shape=shape)
     x = prior.sample(rng(32))
     m = observe(random_mask(32, shape, Rng.generator(0), keep=0.5), x, 0.3)
-    denoiser = Refine().wrap(Preconditioned(ConvNet(shape, kernels=[3, 1], width=8, condition=2)), m, MixtureDenoiser(prior))
+    denoiser = Refine().wrap(
+        Preconditioned(ConvNet(shape, kernels=[3, 1], width=8, condition=2)),
+        m,
+        MixtureDenoiser(prior),
+    )
     assert not denoiser.alike
     loss = Refine().loss(denoiser, Example(x[:7]), rng(7))
     loss.mean().backward()
     assert loss.shape == (7,) and bool(loss.isfinite().all())
     again = Refine().wrap(denoiser.inner, m, denoiser)
-    assert isinstance(again.prior, FactorMixture) and torch.equal(again.told(m[:3]), denoiser.told(m[:3]))
+    assert isinstance(again.prior, FactorMixture) and torch.equal(
+        again.told(m[:3]), denoiser.told(m[:3])
+    )
     with pytest.raises(RecipeError, match="there is none"):
         Refine().wrap(denoiser.inner, m)
     with pytest.raises(RecipeError, match="no measurement"):
-        Refine().loss(RefinedDenoiser(denoiser.inner, MixtureDenoiser(prior)), Example(x[:2]), rng(2))
+        Refine().loss(
+            RefinedDenoiser(denoiser.inner, MixtureDenoiser(prior)), Example(x[:2]), rng(2)
+        )
     with pytest.raises(RecipeError, match="measurements only"):
         Refine().loss(denoiser, Example(None, m[:2]), rng(2))
 
@@ -212,8 +246,13 @@ def test_a_mixture_is_gone_on_from_after_it_was_refined():
     prior = MixtureDenoiser(mixture(d=16, shape=(1, 4, 4)))
     m = observe(identity(32, (1, 4, 4), Rng.generator(0)), prior.prior.sample(rng(32)), 0.3)
     refined = Refine().wrap(Preconditioned(ConvNet((1, 4, 4), condition=2)), m, prior)
-    one, two = (FactorMixtureMoments(components=3, rank=2).solve(d, lambda: [(Example(None, m), rng(32))]) for d in (prior, refined))
-    assert torch.equal(one.prior.means, two.prior.means) and torch.equal(one.prior.diag, two.prior.diag)
+    one, two = (
+        FactorMixtureMoments(components=3, rank=2).solve(d, lambda: [(Example(None, m), rng(32))])
+        for d in (prior, refined)
+    )
+    assert torch.equal(one.prior.means, two.prior.means) and torch.equal(
+        one.prior.diag, two.prior.diag
+    )
 
 
 @pytest.mark.parametrize(("kernels", "reach"), [([5, 3, 1], 7), ([3], 3), ([1, 1], 1)])
@@ -222,7 +261,10 @@ def test_a_convnet_sees_no_further_than_its_kernels(kernels, reach):
     net = ConvNet((1, 15, 15), kernels=kernels, width=8, condition=1)
     assert not net(torch.randn(2, 1, 15, 15), torch.zeros(2)).any()
     torch.nn.init.normal_(net.leave.weight)
-    x, cond = torch.randn(1, 1, 15, 15, requires_grad=True), torch.randn(1, 1, 1, 15, 15, requires_grad=True)
+    x, cond = (
+        torch.randn(1, 1, 15, 15, requires_grad=True),
+        torch.randn(1, 1, 1, 15, 15, requires_grad=True),
+    )
     net(x, torch.zeros(1), cond)[0, 0, 7, 7].backward()
     for grad in (x.grad[0, 0], cond.grad[0, 0, 0]):
         rows, columns = grad.nonzero(as_tuple=True)
@@ -255,7 +297,8 @@ phases:
     batch: 8
     sampler: exact
     fit: {objective: dsm, steps: 2, batch: 4, moments: 2}
-evaluate: {samples: 4, observations: 2, draws: 1, steps: 3, posterior: 0, metrics: [psnr], sampler: {name: mmps, steps: 2}}
+evaluate: {samples: 4, observations: 2, draws: 1, steps: 3, posterior: 0, metrics: [psnr],
+      sampler: {name: mmps, steps: 2}}
 compute: {threads: 1}
 """
 
@@ -272,16 +315,29 @@ def test_a_run_refines_a_mixture_by_clean_images_and_learns_from_the_draws(tmp_p
     for _ in run(made, out):
         pass
     names = {path.parent.name for path in out.glob("*-denoiser/denoiser.safetensors")}
-    assert names == {"0-000-denoiser", "1-000-denoiser", "1-001-denoiser", "2-000-denoiser", "3-000-denoiser"}
+    assert names == {
+        "0-000-denoiser",
+        "1-000-denoiser",
+        "1-001-denoiser",
+        "2-000-denoiser",
+        "3-000-denoiser",
+    }
     assert len(list(out.glob("2-000-samples/*.safetensors"))) == 3
     work = Run(made, out)
-    first, refined = (work.denoiser(out / name / "denoiser.safetensors") for name in ("0-000-denoiser", "1-001-denoiser"))
+    first, refined = (
+        work.denoiser(out / name / "denoiser.safetensors")
+        for name in ("0-000-denoiser", "1-001-denoiser")
+    )
     m = work.measurement("test")
     x_t, told = m.y + 0.5, refined.told(m)
     assert isinstance(refined, RefinedDenoiser) and torch.equal(refined(x_t, 0.5), first(x_t, 0.5))
     assert torch.equal(told, torch.stack([first.posterior_mean(m), m.A.adjoint(m.y)], 1))
-    assert refined(x_t, 0.5, told).isfinite().all() and not torch.equal(refined(x_t, 0.5, told), refined(x_t, 0.5))
-    assert torch.equal(Begun(refined, x_t).told(m), told) and torch.equal(Begun(refined, x_t).posterior_mean(m), told[:, 0])
+    assert refined(x_t, 0.5, told).isfinite().all() and not torch.equal(
+        refined(x_t, 0.5, told), refined(x_t, 0.5)
+    )
+    assert torch.equal(Begun(refined, x_t).told(m), told) and torch.equal(
+        Begun(refined, x_t).posterior_mean(m), told[:, 0]
+    )
 
 
 def test_a_network_of_residuals_is_no_start_for_a_prior(tmp_path):

@@ -1,5 +1,6 @@
-"""Every sampler on a Gaussian prior, where most are affine in y and in their random numbers, so that mean and covariance of their law
-follow exactly, without Monte Carlo: the right ones must be right, and the biased ones must have their own bias.
+"""Every sampler on a Gaussian prior, where most are affine in y and in their random numbers, so
+that mean and covariance of their law follow exactly, without Monte Carlo: the right ones must be
+right, and the biased ones must have their own bias.
 
 The problem: d = 8, C_ij = 0.8^|i-j|, entries 0, 2, 3 and 6 seen with noise 0.1 (0.5).
 """
@@ -20,7 +21,8 @@ JACOBIAN = {"covariance": "jacobian", "iterations": 8, "schedule": FINE}
 
 
 class Unit(Rng):
-    """Random numbers that are zero but for one in each row: the i-th number that row i asks for is 1. Row -1 has none."""
+    """Random numbers that are zero but for one in each row: the i-th number that row i asks for is
+    1. Row -1 has none."""
 
     def __init__(self, rows):
         super().__init__(range(len(rows)))
@@ -43,7 +45,8 @@ def measurement(y, noise):
 
 
 def law_of(sampler, noise):
-    """The gain (8, 4) of the mean and the covariance (8, 8) of the draws, exact for a sampler that is affine."""
+    """The gain (8, 4) of the mean and the covariance (8, 8) of the draws, exact for a sampler that
+    is affine."""
     count = Unit(torch.tensor([-1]))
     sampler(DENOISER, measurement(torch.zeros(1, 8), noise), count)
     y = torch.zeros(count.used + 5, 8)
@@ -55,7 +58,8 @@ def law_of(sampler, noise):
 
 
 def compared(sampler, noise):
-    """The root mean square error of the mean over y, in posterior standard deviations, and the eigenvalues of P^-1 Cov."""
+    """The root mean square error of the mean over y, in posterior standard deviations, and the
+    eigenvalues of P^-1 Cov."""
     gain, cov = law_of(sampler, noise)
     A = torch.eye(8, dtype=torch.float64)[SEEN]
     total = A @ C @ A.T + noise**2 * torch.eye(4)
@@ -63,7 +67,9 @@ def compared(sampler, noise):
     P = C - best @ A @ C
     gap = (gain - best) @ total @ (gain - best).T
     root = torch.linalg.cholesky(P)
-    white = torch.linalg.solve_triangular(root, torch.linalg.solve_triangular(root, cov, upper=False).T, upper=False)
+    white = torch.linalg.solve_triangular(
+        root, torch.linalg.solve_triangular(root, cov, upper=False).T, upper=False
+    )
     error = float((gap.diagonal() / P.diagonal()).mean().sqrt())
     values = torch.linalg.eigvalsh(white)
     return error, float(values[0]), float(values[-1]), float(values.mean())
@@ -91,11 +97,19 @@ def test_these_are_exact(name, options, noise):
     assert high < 1.02
 
 
-# The error of the mean, and the smallest and largest eigenvalue, as derived for each method by itself.
+# The error of the mean, and the smallest and largest eigenvalue, as derived for each method by
+# itself.
 BIASED = [
     ("mmps", {"stepping": "ancestral", "steps": 64, **JACOBIAN}, 0.1, 0.0, 0.79, 0.84),
     ("mmps", {"stepping": "ancestral", "steps": 256, **JACOBIAN}, 0.1, 0.0, 0.94, 0.96),
-    ("pigdm", {"stepping": "ancestral", "steps": 1000, "variance": 1.0, "schedule": FINE}, 0.1, 0.14, 0.98, 1.25),
+    (
+        "pigdm",
+        {"stepping": "ancestral", "steps": 1000, "variance": 1.0, "schedule": FINE},
+        0.1,
+        0.14,
+        0.98,
+        1.25,
+    ),
     ("tmpd", {"stepping": "ancestral", "steps": 1000, "schedule": FINE}, 0.1, 0.12, 0.98, 1.14),
     ("dps", {"guidance": "likelihood", "steps": 1000, "schedule": FINE}, 0.1, 0.23, 0.48, 1.0),
     ("diffpir", {"lam": 7.0, "zeta": 0.3, "steps": 100, "schedule": FINE}, 0.1, 0.60, 0.86, 6.3),
@@ -116,19 +130,28 @@ def test_these_have_their_known_bias(name, options, noise, error, low, high):
 
 
 def test_published_daps_doubles_what_the_data_do_not_see():
-    """N(h, sigma^2 I) is wider than p(x | x_t): with many steps of its flow the null space has twice the variance."""
-    few, many = (compared(build("daps", kernel="exact", steps=100, flow=k, schedule=FINE), 0.1) for k in (5, 20))
+    """N(h, sigma^2 I) is wider than p(x | x_t): with many steps of its flow the null space has
+    twice the variance."""
+    few, many = (
+        compared(build("daps", kernel="exact", steps=100, flow=k, schedule=FINE), 0.1)
+        for k in (5, 20)
+    )
     assert few[1] == pytest.approx(1.0, abs=0.02) and many[1] == pytest.approx(1.0, abs=0.02)
     assert 1.8 < few[2] < many[2] < 2.7
 
 
-@pytest.mark.parametrize(("weight", "low", "high"), [(0.1, 0.07, 1.0), (0.3, 0.46, 1.0), (1.0, 0.6, 24)])
+@pytest.mark.parametrize(
+    ("weight", "low", "high"), [(0.1, 0.07, 1.0), (0.3, 0.46, 1.0), (1.0, 0.6, 24)]
+)
 def test_dps_by_the_norm_has_the_spread_of_its_weight(weight, low, high):
-    """Not affine, so by 8,000 draws; one thousand levels of the variance-preserving schedule, as published."""
+    """Not affine, so by 8,000 draws; one thousand levels of the variance-preserving schedule, as
+    published."""
     n = 8000
     m = seen_once(n, 0.1)
     schedule = CATALOG.find("schedules", "vp").load()()
-    x = build("dps", steps=1000, weight=weight, schedule=schedule)(DENOISER, m, Rng.keyed("d", items=range(n)))
+    x = build("dps", steps=1000, weight=weight, schedule=schedule)(
+        DENOISER, m, Rng.keyed("d", items=range(n))
+    )
     values = spread(x, 0.1)
     assert float(values[0]) == pytest.approx(low, rel=0.15, abs=0.02)
     assert float(values[-1]) == pytest.approx(high, rel=0.12)
@@ -136,7 +159,9 @@ def test_dps_by_the_norm_has_the_spread_of_its_weight(weight, low, high):
 
 def test_sitcom_is_under_dispersed():
     n = 2000
-    x = build("sitcom", inner=60, rate=0.05, schedule=FINE)(DENOISER, seen_once(n, 0.5), Rng.keyed("d", items=range(n)))
+    x = build("sitcom", inner=60, rate=0.05, schedule=FINE)(
+        DENOISER, seen_once(n, 0.5), Rng.keyed("d", items=range(n))
+    )
     values = spread(x, 0.5)
     assert float(values[0]) == pytest.approx(0.3, abs=0.06)
     assert float(values[-1]) < 1.1
@@ -144,11 +169,17 @@ def test_sitcom_is_under_dispersed():
 
 
 def seen_once(n, noise):
-    """One measurement of a draw of the prior, n times, noise in the hidden entries too, as invem draws it."""
+    """One measurement of a draw of the prior, n times, noise in the hidden entries too, as invem
+    draws it."""
     x = DENOISER.known_moments().sample(Rng.keyed("t", items=[0]))
     y = torch.zeros(1, 8, dtype=torch.float64)
     y[:, SEEN] = x.double()[:, SEEN]
-    return measurement((y + noise * Rng.keyed("y", items=[0]).normal(8, dtype=torch.float64)).expand(n, 8).contiguous(), noise)
+    return measurement(
+        (y + noise * Rng.keyed("y", items=[0]).normal(8, dtype=torch.float64))
+        .expand(n, 8)
+        .contiguous(),
+        noise,
+    )
 
 
 def spread(x, noise):
@@ -162,8 +193,16 @@ def spread(x, noise):
 @pytest.mark.parametrize("name", ["langevin", "twisted-smc", "mcg-diff"])
 def test_these_converge_to_the_posterior(name):
     """Their error shrinks as steps (and particles) grow."""
-    few = {"langevin": {"steps": 50}, "twisted-smc": {"steps": 16, "particles": 2}, "mcg-diff": {"steps": 16, "particles": 4}}[name]
-    more = {"langevin": {"steps": 600}, "twisted-smc": {"steps": 96, "particles": 8}, "mcg-diff": {"steps": 96, "particles": 16}}[name]
+    few = {
+        "langevin": {"steps": 50},
+        "twisted-smc": {"steps": 16, "particles": 2},
+        "mcg-diff": {"steps": 16, "particles": 4},
+    }[name]
+    more = {
+        "langevin": {"steps": 600},
+        "twisted-smc": {"steps": 96, "particles": 8},
+        "mcg-diff": {"steps": 96, "particles": 16},
+    }[name]
     n = 2000
     gaps = []
     for options in (few, more):
@@ -174,8 +213,11 @@ def test_these_converge_to_the_posterior(name):
 
 @pytest.mark.parametrize("rho", [0.5, 4.0])
 def test_dps_by_the_likelihood_has_its_closed_form_in_one_dimension(rho):
-    """x ~ N(0, 1), y = x + n, rho = 1/noise^2: with many steps the mean is y (1 - e^-rho), the variance (1 - e^-2rho)/(2 rho)."""
-    prior = GaussianDenoiser(Gaussian.full(torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)))
+    """x ~ N(0, 1), y = x + n, rho = 1/noise^2: with many steps the mean is y (1 - e^-rho), the
+    variance (1 - e^-2rho)/(2 rho)."""
+    prior = GaussianDenoiser(
+        Gaussian.full(torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+    )
     sampler = build("dps", guidance="likelihood", steps=2000, schedule=FINE)
     count = Unit(torch.tensor([-1]))
 
@@ -190,4 +232,6 @@ def test_dps_by_the_likelihood_has_its_closed_form_in_one_dimension(rho):
     x = one(y, Unit(torch.cat([torch.tensor([-1]), torch.arange(count.used)])))
     limit = 1 - torch.exp(torch.tensor(-rho))
     assert float(x[0]) == pytest.approx(float(limit), rel=0.02)
-    assert float(x[1:].square().sum()) == pytest.approx(float((1 - torch.exp(torch.tensor(-2 * rho))) / (2 * rho)), rel=0.02)
+    assert float(x[1:].square().sum()) == pytest.approx(
+        float((1 - torch.exp(torch.tensor(-2 * rho))) / (2 * rho)), rel=0.02
+    )

@@ -1,4 +1,5 @@
-"""Reports: every section from the files alone, whatever is missing, and nothing that leaves the page."""
+"""Reports: every section from the files alone, whatever is missing, and nothing that leaves the
+page."""
 
 import io
 import json
@@ -46,7 +47,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.references += [v for k, v in attrs if k in {"src", "href", "xlink:href", "srcset", "action"}]
+        self.references += [
+            v for k, v in attrs if k in {"src", "href", "xlink:href", "srcset", "action"}
+        ]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -65,7 +68,13 @@ def metrics(phase, name, number, psnr):
     values = {
         "psnr": {"value": psnr, "sem": 0.25, "n": 5, "unit": "dB", "higher_is_better": True},
         "<b>odd": {"value": math.nan, "sem": None, "n": 0, "unit": "", "higher_is_better": None},
-        "frechet": {"value": 100 / psnr, "sem": math.inf, "n": 5, "unit": "", "higher_is_better": False},
+        "frechet": {
+            "value": 100 / psnr,
+            "sem": math.inf,
+            "n": 5,
+            "unit": "",
+            "higher_is_better": False,
+        },
     }
     return {"phase": phase, "name": name, "round": number, "metrics": values}
 
@@ -81,7 +90,9 @@ def fabricate(run, *, truth=True, rounds=3, channels=1, draws=4):
         "name": "blur <i>",
         "created": "2025-01-02T03:04:05+00:00",
         "environment": {"python": "3.11.2", "cpu": "<u>fast</u>", "threads": 2, "cuda": None},
-        "components": [{"kind": "operator", "name": "blur", "distribution": "invem", "version": "0.1.0"}],
+        "components": [
+            {"kind": "operator", "name": "blur", "distribution": "invem", "version": "0.1.0"}
+        ],
     }
     (run / "measurements" / "test").mkdir(parents=True)
     (run / "run.json").write_text(json.dumps(about))
@@ -104,7 +115,9 @@ def fabricate(run, *, truth=True, rounds=3, channels=1, draws=4):
         log += [{"event": "loss", "step": 999, "loss": None, **at}]
         log += [{"event": e, "seconds": 2.25, **at} for e in ("fit", "evaluate")]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log) + '{"event": "lo')
+    (run / "log.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in log) + '{"event": "lo'
+    )
     return run
 
 
@@ -125,7 +138,9 @@ def test_finished_run(tmp_path):
     assert "· finished<" in text and "Not readable" not in text
     # Five columns of five observations, and a strip of samples for each of three rounds.
     assert page.tags.count("img") == 5 * 5 + 3
-    assert page.tags.count("svg") == 3  # psnr, frechet and the loss; a metric without a number has no curve
+    assert (
+        page.tags.count("svg") == 3
+    )  # psnr, frechet and the loss; a metric without a number has no curve
     assert "24.00 ± 0.25" in text and "10.00 ± 0.25" in text and "better" in text
     assert '<td class="n"><b>18.0</b></td>' in text  # 3 rounds of 1.5 + 2.25 + 2.25 seconds
 
@@ -181,19 +196,25 @@ def test_repeated_evaluation_counts_once(tmp_path):
         file.write(json.dumps(metrics(1, "em", 1, 31.0)) + "\n")
     text, _ = read(tmp_path)
     assert "31.00 ± 0.25" in text and "24.00 ± 0.25" not in text
-    assert len(re.findall("<th>em 1</th>", text)) == 2  # once among the metrics, once among the times
+    assert (
+        len(re.findall("<th>em 1</th>", text)) == 2
+    )  # once among the metrics, once among the times
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_pictures(tmp_path, channels):
     paths = report.pictures(fabricate(tmp_path, channels=channels))
     names = ["restorations.png", "samples-0-000.png", "samples-1-000.png", "samples-1-001.png"]
-    assert [p.name for p in paths] == names and all(p.parent == tmp_path / "pictures" for p in paths)
+    assert [p.name for p in paths] == names and all(
+        p.parent == tmp_path / "pictures" for p in paths
+    )
     for path in paths:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             assert image.format == "PNG"
             image.load()
-    x = np.clip(np.random.default_rng(0).uniform(-1, 1, (5, channels, 8, 8)).astype(np.float32), -1, 1)
+    x = np.clip(
+        np.random.default_rng(0).uniform(-1, 1, (5, channels, 8, 8)).astype(np.float32), -1, 1
+    )
     with Image.open(paths[1]) as image:
         # A pixel of the image is a block of ten by ten; an image with two channels shows the first.
         pixel = np.array(image)[5:80:10, 5:80:10, :3].transpose(2, 0, 1)

@@ -1,4 +1,5 @@
-"""The samplers: MMPS against the exact posterior, DPS against its own closed form, and no sample ever touching another."""
+"""The samplers: MMPS against the exact posterior, DPS against its own closed form, and no sample
+ever touching another."""
 
 import dataclasses
 import math
@@ -15,7 +16,15 @@ from invem_plugins.operators.random_projection import random_projection
 from invem_plugins.samplers.dps import DPS
 from invem_plugins.samplers.mmps import MMPS
 
-from invem import Gaussian, GaussianDenoiser, Measurement, Preconditioned, RecipeError, Rng, Unsupported
+from invem import (
+    Gaussian,
+    GaussianDenoiser,
+    Measurement,
+    Preconditioned,
+    RecipeError,
+    Rng,
+    Unsupported,
+)
 from invem.engine.catalog import Catalog
 from invem.operator import Chain
 
@@ -27,9 +36,9 @@ DRAWS = 40_000
 def prior(shape):
     d = math.prod(shape)
     i = torch.arange(d, dtype=torch.float64)
-    cov = (0.8 ** (i[:, None] - i).abs()) * torch.linspace(0.5, 1.5, d, dtype=torch.float64).sqrt().outer(
-        torch.linspace(0.5, 1.5, d, dtype=torch.float64).sqrt()
-    )
+    cov = (0.8 ** (i[:, None] - i).abs()) * torch.linspace(
+        0.5, 1.5, d, dtype=torch.float64
+    ).sqrt().outer(torch.linspace(0.5, 1.5, d, dtype=torch.float64).sqrt())
     return Gaussian.full(torch.linspace(-0.5, 1, d).reshape(shape), cov)
 
 
@@ -52,7 +61,8 @@ def exact(gaussian_prior, m):
 
 
 def errors(x, mean, cov):
-    """The largest error of the mean, in posterior standard deviations, and the extreme eigenvalues of cov^-1 sample cov."""
+    """The largest error of the mean, in posterior standard deviations, and the extreme eigenvalues
+    of cov^-1 sample cov."""
     x = x.flatten(1).double()
     root = torch.linalg.cholesky(cov)
     white = torch.linalg.solve_triangular(root, (x - mean).T, upper=False).T
@@ -62,8 +72,14 @@ def errors(x, mean, cov):
 
 LAWS = {
     "mask": lambda: (prior((8,)), random_mask(1, (8,), Rng.generator(3), keep=0.5)),
-    "projection": lambda: (prior((8,)), random_projection(1, (8,), Rng.generator(1), measurements=3)),
-    "blur": lambda: (prior((1, 3, 3)), gaussian_blur(1, (1, 3, 3), Rng.generator(0), std=0.8, size=3)),
+    "projection": lambda: (
+        prior((8,)),
+        random_projection(1, (8,), Rng.generator(1), measurements=3),
+    ),
+    "blur": lambda: (
+        prior((1, 3, 3)),
+        gaussian_blur(1, (1, 3, 3), Rng.generator(0), std=0.8, size=3),
+    ),
 }
 
 
@@ -89,7 +105,9 @@ def test_plain_ancestral_steps_lose_variance():
     gaussian_prior, A = LAWS["mask"]()
     m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
     rows = torch.zeros(DRAWS // 4, dtype=torch.long)
-    x = MMPS(stepping="ancestral")(GaussianDenoiser(gaussian_prior), m[rows], Rng.keyed("draw", items=range(len(rows))))
+    x = MMPS(stepping="ancestral")(
+        GaussianDenoiser(gaussian_prior), m[rows], Rng.keyed("draw", items=range(len(rows)))
+    )
     _, low, _ = errors(x, *exact(gaussian_prior, m))
     assert low < 0.9
 
@@ -101,7 +119,11 @@ def test_mmps_by_other_covariances_and_solvers(covariance, solver):
     m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
     n = 10_000
     sampler = MMPS(covariance=covariance, solver=solver, iterations=8)
-    x = sampler(GaussianDenoiser(gaussian_prior), m[torch.zeros(n, dtype=torch.long)], Rng.keyed("draw", items=range(n)))
+    x = sampler(
+        GaussianDenoiser(gaussian_prior),
+        m[torch.zeros(n, dtype=torch.long)],
+        Rng.keyed("draw", items=range(n)),
+    )
     shift, low, high = errors(x, *exact(gaussian_prior, m))
     band = 2 * math.sqrt(8 / n) + 0.02
     assert shift < 0.05
@@ -123,7 +145,8 @@ def test_heun_mmps_approaches_the_posterior():
 
 @pytest.mark.parametrize("weight", [1.0, 4.0])
 def test_dps_follows_its_closed_form_and_not_the_posterior(weight):
-    """For x ~ N(0, 1) and y = x + n every step is affine, so that mean and variance follow a recursion."""
+    """For x ~ N(0, 1) and y = x + n every step is affine, so that mean and variance follow a
+    recursion."""
     n, y, var = 20_000, 0.7, 0.25
     sampler = DPS(guidance="likelihood", weight=weight, steps=64)
     noise = gaussian(n, (1,), Rng.generator(0), sigma=math.sqrt(var))
@@ -151,7 +174,9 @@ def test_dps_chooses_the_weight_of_least_misfit():
         sampler(denoiser, m, rng)
     tuned = sampler.tune(denoiser, m, rng)
     misfits = {
-        w: float((m.y - m.A(dataclasses.replace(sampler, weight=w)(denoiser, m, rng[:]))).square().mean())
+        w: float(
+            (m.y - m.A(dataclasses.replace(sampler, weight=w)(denoiser, m, rng[:]))).square().mean()
+        )
         for w in DPS.candidates
     }
     assert tuned.weight == min(misfits, key=misfits.get)
@@ -206,11 +231,16 @@ QUICK = {
 
 
 def fitting(name, denoiser, m):
-    """A quick setting of a sampler, or a skip where the measurement or the prior does not have what it needs."""
+    """A quick setting of a sampler, or a skip where the measurement or the prior does not have what
+    it needs."""
     if "identity" in m.provides and name != "sfbd":
         pytest.skip("the identity is there for sfbd")
     sampler = build(name, **QUICK.get(name, {"steps": 6}))
-    have = m.provides | {"moments"} | ({"closed form"} if isinstance(denoiser, GaussianDenoiser) else set())
+    have = (
+        m.provides
+        | {"moments"}
+        | ({"closed form"} if isinstance(denoiser, GaussianDenoiser) else set())
+    )
     if lacks := sampler.needs - have:
         pytest.skip(f"it needs {', '.join(lacks)}")
     return sampler.tune(denoiser, m, rng())
@@ -258,7 +288,8 @@ def test_a_draw_is_its_random_numbers(name, case):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_what_a_sampler_declares_is_enough(name, case):
-    """A measurement that provides nothing else is enough, and the cost that the plan prints is the cost."""
+    """A measurement that provides nothing else is enough, and the cost that the plan prints is the
+    cost."""
     denoiser, m = case
     sampler = fitting(name, denoiser, m)
     hidden = {"adjoint", "pinv", "svd"} - sampler.needs
@@ -275,16 +306,22 @@ def test_what_a_sampler_declares_is_enough(name, case):
 def _hide(A, names):
     from invem import Operator
 
-    methods = {name: getattr(Operator, name) for name in names} | ({"vjp": Operator.vjp} if "adjoint" in names else {})
+    methods = {name: getattr(Operator, name) for name in names} | (
+        {"vjp": Operator.vjp} if "adjoint" in names else {}
+    )
     kind = type(f"Blind{type(A).__name__}", (type(A),), methods)
     return kind(**{field.name: getattr(A, field.name) for field in dataclasses.fields(A)})
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_what_hidden_entries_measure_has_no_effect(name):
-    """y is noise alone there, and a norm or a Krylov space that counts it depends on how much is hidden."""
+    """y is noise alone there, and a norm or a Krylov space that counts it depends on how much is
+    hidden."""
     denoiser = GaussianDenoiser(prior((8,)))
-    m = measure(random_mask(4, (8,), Rng.generator(0), keep=0.5), prior((8,)).sample(Rng.keyed("truth", items=range(4))))
+    m = measure(
+        random_mask(4, (8,), Rng.generator(0), keep=0.5),
+        prior((8,)).sample(Rng.keyed("truth", items=range(4))),
+    )
     sampler = fitting(name, denoiser, m)
     moved = dataclasses.replace(m, y=m.y + 5 * (1 - m.A.seen))
     assert torch.allclose(sampler(denoiser, moved, rng()), sampler(denoiser, m, rng()), atol=1e-4)
@@ -295,13 +332,18 @@ ANY = [name for name in SAMPLERS if name not in ("prior",) and build(name).needs
 
 @pytest.mark.parametrize("name", [*ANY, "split-gibbs", "mmps"])
 def test_nonlinear_operators_are_taken_where_the_method_allows_it(name):
-    """A clipped measurement with noise 0.1: the misfit of the draws is far below that of the prior's."""
+    """A clipped measurement with noise 0.1: the misfit of the draws is far below that of the
+    prior's."""
     n = 64
     A = CATALOG.find("operators", "clip").load()(n, (8,), Rng.generator(0))
     denoiser = GaussianDenoiser(prior((8,)))
     m = measure(A, prior((8,)).sample(Rng.keyed("truth", items=range(n))))
     assert "adjoint" not in m.provides
-    special = {"split-gibbs": {"kernel": "langevin", "sweeps": 20}, "langevin": {"steps": 100}, "dps": {"weight": 0.3}}
+    special = {
+        "split-gibbs": {"kernel": "langevin", "sweeps": 20},
+        "langevin": {"steps": 100},
+        "dps": {"weight": 0.3},
+    }
     special["mmps"] = {"linearise": True}
     options = special.get(name, {})
     sampler = build(name, **options)
@@ -329,7 +371,9 @@ def test_a_warm_start_solves_better_for_the_same_iterations():
     mean, _ = exact(gaussian_prior, m)
     gaps = []
     for warm in (False, True):
-        sampler = MMPS(stepping="euler", covariance="jacobian", solver="cg", iterations=1, warm=warm, steps=200)
+        sampler = MMPS(
+            stepping="euler", covariance="jacobian", solver="cg", iterations=1, warm=warm, steps=200
+        )
         rows = torch.zeros(500, dtype=torch.long)
         x = sampler(GaussianDenoiser(gaussian_prior), m[rows], Rng.keyed("draw", items=range(500)))
         gaps.append(float((x.double().mean(0) - mean).norm()))
@@ -345,7 +389,18 @@ def test_a_linear_operator_is_its_own_linearisation():
     x = MMPS(linearise=True)(denoiser, m[rows], Rng.keyed("draw", items=range(2000)))
     shift, low, high = errors(x, *exact(gaussian_prior, m))
     assert shift < 0.1 and low > 0.85 and high < 1.2
-    blur, jpeg = (CATALOG.find("operators", name).load()(2, (1, 8, 8), Rng.generator(0)) for name in ("gaussian-blur", "jpeg"))
-    for A in (jpeg, Chain((1, 8, 8), (blur, jpeg)), Chain((1, 8, 8), (blur, jpeg))[torch.arange(2)]):
+    blur, jpeg = (
+        CATALOG.find("operators", name).load()(2, (1, 8, 8), Rng.generator(0))
+        for name in ("gaussian-blur", "jpeg")
+    )
+    for A in (
+        jpeg,
+        Chain((1, 8, 8), (blur, jpeg)),
+        Chain((1, 8, 8), (blur, jpeg))[torch.arange(2)],
+    ):
         with pytest.raises(Unsupported, match="no derivative"):
-            MMPS(linearise=True)(GaussianDenoiser(prior((1, 8, 8))), measure(A, torch.zeros(2, 1, 8, 8)), Rng.keyed("draw", items=range(2)))
+            MMPS(linearise=True)(
+                GaussianDenoiser(prior((1, 8, 8))),
+                measure(A, torch.zeros(2, 1, 8, 8)),
+                Rng.keyed("draw", items=range(2)),
+            )

@@ -9,7 +9,11 @@ import torch
 from invem.engine import store
 from invem.errors import DataError, InvemError, ResourceError
 
-TENSORS = {"x": torch.arange(24.0).reshape(2, 3, 4), "n": torch.tensor(3), "empty": torch.empty(0, 5)}
+TENSORS = {
+    "x": torch.arange(24.0).reshape(2, 3, 4),
+    "n": torch.tensor(3),
+    "empty": torch.empty(0, 5),
+}
 
 
 @pytest.fixture
@@ -23,7 +27,10 @@ def test_what_is_written_is_read(path):
     tensors, meta = store.read_meta(path)
     assert meta == {"step": 7}
     assert tensors.keys() == TENSORS.keys()
-    assert all(torch.equal(tensors[k], TENSORS[k]) and tensors[k].dtype == TENSORS[k].dtype for k in TENSORS)
+    assert all(
+        torch.equal(tensors[k], TENSORS[k]) and tensors[k].dtype == TENSORS[k].dtype
+        for k in TENSORS
+    )
     assert os.listdir(path.parent) == [path.name]
 
 
@@ -86,7 +93,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(path, monkeypatch):
 
 
 def test_a_run_is_held_by_one_process(tmp_path):
-    with store.lock(tmp_path), pytest.raises(InvemError, match="another process"), store.lock(tmp_path):
+    with (
+        store.lock(tmp_path),
+        pytest.raises(InvemError, match="another process"),
+        store.lock(tmp_path),
+    ):
         pass
     with store.lock(tmp_path):
         pass

@@ -173,7 +173,9 @@ def test_an_alias_bomb_is_refused_at_once():
     assert failure("\n".join(lines)).startswith("r.yaml:1:5: anchors")
 
 
-@pytest.mark.parametrize("text", ["x" * 10**6, "a: '" + "x" * 10**6 + "'", "a: " + "x y " * 250_000])
+@pytest.mark.parametrize(
+    "text", ["x" * 10**6, "a: '" + "x" * 10**6 + "'", "a: " + "x y " * 250_000]
+)
 def test_a_line_of_a_megabyte_is_read_in_reasonable_time(text):
     start = time.perf_counter()
     load(text, "r.yaml")
@@ -206,14 +208,19 @@ def test_values_of_the_command_line_follow_the_same_rules(text, expected):
     assert scalar(text) == expected
 
 
-@pytest.mark.parametrize("text", ["[1", "*x", "!!int 1", "a\n---\nb", "\0", "a: 1: 2", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["[1", "*x", "!!int 1", "a\n---\nb", "\0", "a: 1: 2", "[" * 100_000]
+)
 def test_a_bad_value_of_the_command_line_is_one_line(text):
     with pytest.raises(RecipeError, match=r"\Avalue: [^\n]+\Z"):
         scalar(text)
 
 
 def test_dump_keeps_the_order_of_keys_in_block_style():
-    assert dump({"b": [1, 2.5], "a": {"c": None, "d": True}}) == "b:\n- 1\n- 2.5\na:\n  c: null\n  d: true\n"
+    assert (
+        dump({"b": [1, 2.5], "a": {"c": None, "d": True}})
+        == "b:\n- 1\n- 2.5\na:\n  c: null\n  d: true\n"
+    )
 
 
 def test_small_floats_stay_readable():

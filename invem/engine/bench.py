@@ -1,7 +1,9 @@
-"""Samplers side by side: one prior, one set of measurements and one set of random numbers for all of them.
+"""Samplers side by side: one prior, one set of measurements and one set of random numbers for all
+of them.
 
-`settings` says which samplers, with which options; `bench` yields a row for each; `document` makes data of the rows. A problem comes from
-`invem.engine.problems`, and `invem.engine.benchpage` shows the data to people.
+`settings` says which samplers, with which options; `bench` yields a row for each; `document` makes
+data of the rows. A problem comes from `invem.engine.problems`, and `invem.engine.benchpage` shows
+the data to people.
 """
 
 import contextlib
@@ -54,7 +56,11 @@ FLOOR = "exact draws"
 LEVELS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
 _LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
-_WORDS = {"closed form": "a prior in closed form", "moments": "a prior with known moments", "var": "noise with a variance (var)"}
+_WORDS = {
+    "closed form": "a prior in closed form",
+    "moments": "a prior with known moments",
+    "var": "noise with a variance (var)",
+}
 _SHOWN = 4  # observations whose pictures are kept
 _MOST = 1 << 20  # steps beyond which a sampler's cost does not depend on them
 
@@ -72,24 +78,59 @@ METRICS = {
     "psnr-draw": Meaning("dB", "high", "of a single draw, averaged over draws"),
     "ssim": Meaning("", "high", "structural similarity of the mean of the draws; images only"),
     "ssim-draw": Meaning("", "high", "of a single draw, averaged over draws; images only"),
-    "misfit": Meaning("", "1", "squared misfit of a draw per entry of y, in variances of the noise; Gaussian noise only"),
-    "coverage-50": Meaning("", "0.5", "share of the truth's coordinates inside the central 50 % interval of the draws"),
+    "misfit": Meaning(
+        "",
+        "1",
+        "squared misfit of a draw per entry of y, in variances of the noise; Gaussian noise only",
+    ),
+    "coverage-50": Meaning(
+        "", "0.5", "share of the truth's coordinates inside the central 50 % interval of the draws"
+    ),
     "coverage-90": Meaning("", "0.9", "the same for 90 %"),
-    "rank-ks": Meaning("", "low", "largest gap between the distribution of the truth's ranks among the draws and the uniform one"),
-    "spread-error": Meaning("", "1", "mean squared distance of two draws over that of a draw and the truth"),
-    "mean-error": Meaning("std", "low", "error of the mean of the draws in posterior standard deviations, rms over whitened coordinates"),
-    "covariance-error": Meaning("", "low", "largest |eigenvalue - 1| of P^-1 P_hat, P the posterior covariance; Gaussian priors"),
+    "rank-ks": Meaning(
+        "",
+        "low",
+        "largest gap between the distribution of the truth's ranks among the draws and the"
+        " uniform one",
+    ),
+    "spread-error": Meaning(
+        "", "1", "mean squared distance of two draws over that of a draw and the truth"
+    ),
+    "mean-error": Meaning(
+        "std",
+        "low",
+        "error of the mean of the draws in posterior standard deviations, rms over whitened"
+        " coordinates",
+    ),
+    "covariance-error": Meaning(
+        "",
+        "low",
+        "largest |eigenvalue - 1| of P^-1 P_hat, P the posterior covariance; Gaussian priors",
+    ),
     "eigenvalue-min": Meaning("", "1", "least eigenvalue of P^-1 P_hat; Gaussian priors"),
     "eigenvalue-max": Meaning("", "1", "greatest eigenvalue of P^-1 P_hat; Gaussian priors"),
-    "sliced-wasserstein": Meaning("", "low", "sliced 2-Wasserstein distance to exact draws of the same posterior"),
-    "mmd2": Meaning("", "low", "squared maximum mean discrepancy to exact draws, unbiased (it may be negative), median bandwidth"),
-    "prior-min": Meaning("", "1", "least eigenvalue of C^-1 C_hat, C the prior's covariance, C_hat that of all draws together"),
+    "sliced-wasserstein": Meaning(
+        "", "low", "sliced 2-Wasserstein distance to exact draws of the same posterior"
+    ),
+    "mmd2": Meaning(
+        "",
+        "low",
+        "squared maximum mean discrepancy to exact draws, unbiased (it may be negative), median"
+        " bandwidth",
+    ),
+    "prior-min": Meaning(
+        "",
+        "1",
+        "least eigenvalue of C^-1 C_hat, C the prior's covariance, C_hat that of all draws"
+        " together",
+    ),
     "prior-max": Meaning("", "1", "greatest eigenvalue of C^-1 C_hat"),
 }
 
 
 class Value(NamedTuple):
-    """A mean, its standard error (None if n is 1) and the number of values that it is the mean of."""
+    """A mean, its standard error (None if n is 1) and the number of values that it is the mean
+    of."""
 
     value: float
     sem: float | None
@@ -105,7 +146,8 @@ class Setting:
         given: The options that were asked for, as plain data; they are not tuned.
         values: Every option.
         factory: Makes the sampler.
-        budget: The most forwards and products a draw; `steps`, where it is an option that was not given, is the most that meets it.
+        budget: The most forwards and products a draw; `steps`, where it is an option that was not
+            given, is the most that meets it.
     """
 
     name: str
@@ -117,16 +159,31 @@ class Setting:
     @property
     def label(self) -> str:
         """The sampler as `--samplers` names it: what a baseline is matched by."""
-        return ":".join([self.name, *(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in self.given.items())])
+        return ":".join(
+            [
+                self.name,
+                *(
+                    f"{k}={v if isinstance(v, str) else json.dumps(v)}"
+                    for k, v in self.given.items()
+                ),
+            ]
+        )
 
     def with_changes(self, changes: Mapping[str, Any]) -> "Setting | None":
-        """Returns the setting with other options, and the most steps that meet the budget then; None if none does."""
+        """Returns the setting with other options, and the most steps that meet the budget then;
+        None if none does."""
         whole = replace(self, values={**self.values, **changes})
         if self.budget is None:
             return whole
         if "steps" in self.values and "steps" not in self.given:
-            steps = _most(lambda n: sum(self.factory(**{**whole.values, "steps": n}).cost), _least(self.factory), self.budget)
-            return None if steps is None else replace(whole, values={**whole.values, "steps": steps})
+            steps = _most(
+                lambda n: sum(self.factory(**{**whole.values, "steps": n}).cost),
+                _least(self.factory),
+                self.budget,
+            )
+            return (
+                None if steps is None else replace(whole, values={**whole.values, "steps": steps})
+            )
         return whole if sum(whole.sampler().cost) <= self.budget else None
 
     def sampler(self) -> PosteriorSampler:
@@ -135,7 +192,8 @@ class Setting:
 
 
 def _most(cost: Callable[[int], int], least: int, budget: int) -> int | None:
-    """Returns the most steps whose cost is within the budget; None if there are none, or no end of them."""
+    """Returns the most steps whose cost is within the budget; None if there are none, or no end of
+    them."""
     if cost(least) > budget:
         return None
     low = least
@@ -156,16 +214,26 @@ def _least(factory: Callable[..., Any]) -> int:
 
 
 def _bounds(annotation: Any, kind: type) -> tuple[float, float]:
-    """Returns the bounds of the numbers that an annotation such as ``Annotated[float, Gt(0)] | Literal["auto"]`` allows; NaN if none."""
+    """Returns the bounds of the numbers that an annotation such as ``Annotated[float, Gt(0)] |
+    Literal["auto"]`` allows; NaN if none."""
     if annotation is kind:
         return -math.inf, math.inf
     if get_origin(annotation) is not Annotated:
-        return next((found for arm in get_args(annotation) if not math.isnan((found := _bounds(arm, kind))[0])), (math.nan, math.nan))
+        return next(
+            (
+                found
+                for arm in get_args(annotation)
+                if not math.isnan((found := _bounds(arm, kind))[0])
+            ),
+            (math.nan, math.nan),
+        )
     base, *notes = get_args(annotation)
     if base is not kind:
         return math.nan, math.nan
     low, high = -math.inf, math.inf
-    for note in itertools.chain.from_iterable(note if isinstance(note, Interval) else [note] for note in notes):
+    for note in itertools.chain.from_iterable(
+        note if isinstance(note, Interval) else [note] for note in notes
+    ):
         match note:
             case Ge(ge=bound):
                 low = bound  # type: ignore[assignment]
@@ -182,14 +250,19 @@ def _bounds(annotation: Any, kind: type) -> tuple[float, float]:
 
 
 def settings(
-    problem: Problem, catalog: Catalog, samplers: str | None = None, steps: Sequence[int] = (), budget: int | None = None
+    problem: Problem,
+    catalog: Catalog,
+    samplers: str | None = None,
+    steps: Sequence[int] = (),
+    budget: int | None = None,
 ) -> tuple[list[Setting], list[str]]:
     """Reads which samplers are to be compared, and checks them against the problem.
 
     Args:
         problem: What they are to solve.
         catalog: The samplers.
-        samplers: ``name``, ``name:option=value:option=value``, separated by commas; None is every sampler that fits.
+        samplers: ``name``, ``name:option=value:option=value``, separated by commas; None is every
+            sampler that fits.
         steps: Each sampler with an option `steps` is run at each of these, unless it is given.
         budget: The most network forwards and vector-Jacobian products of a draw, together.
 
@@ -218,7 +291,10 @@ def settings(
             if samplers is not None:
                 fit = ", ".join(_fitting(catalog, provides))
                 words = ", ".join(_WORDS.get(need, need) for need in sorted(lacks))
-                raise RecipeError(f"{base.name} needs {words}, which {problem.name} does not provide (these samplers fit: {fit})")
+                raise RecipeError(
+                    f"{base.name} needs {words}, which {problem.name} does not provide (these"
+                    f" samplers fit: {fit})"
+                )
             continue
         free = "steps" in base.values and "steps" not in base.given
         variants = [{"steps": n} for n in steps] if steps and free else [{}]
@@ -226,7 +302,10 @@ def settings(
             parsed = parse(spec, catalog, given) if given else base
             setting = replace(parsed, budget=budget).with_changes({})
             if setting is None:
-                left.append(f"{parsed.label} is left out: it cannot do with {budget} forwards and products a draw")
+                left.append(
+                    f"{parsed.label} is left out: it cannot do with {budget} forwards and products"
+                    " a draw"
+                )
             else:
                 found[setting.label] = setting
     return list(found.values()), left
@@ -237,7 +316,9 @@ def _provides(problem: Problem) -> frozenset[str]:
     closed = type(problem.denoiser).posterior is not Denoiser.posterior
     silent = "var" in m.noise.provides and not bool((m.noise.var() > 0).all())
     extra = {"moments"} if problem.denoiser.moments is not None else set()
-    return (m.provides | extra | ({"closed form"} if closed else set())) - ({"var"} if silent else set())
+    return (m.provides | extra | ({"closed form"} if closed else set())) - (
+        {"var"} if silent else set()
+    )
 
 
 def _fitting(catalog: Catalog, provides: frozenset[str]) -> Iterator[str]:
@@ -248,7 +329,8 @@ def _fitting(catalog: Catalog, provides: frozenset[str]) -> Iterator[str]:
 
 
 def parse(spec: str, catalog: Catalog, more: Mapping[str, Any] | None = None) -> Setting:
-    """Reads ``name:option=value:option=value``, and `more` options; whether the sampler fits a problem is for `settings` to say.
+    """Reads ``name:option=value:option=value``, and `more` options; whether the sampler fits a
+    problem is for `settings` to say.
 
     Raises:
         RecipeError: If the name, an option or a value is not known.
@@ -335,9 +417,11 @@ class _Count:
             handle.remove()
 
     def operators(self, A: Operator) -> Operator:
-        """Returns the operator in a class of its own that counts, and is of the old class and provides the same.
+        """Returns the operator in a class of its own that counts, and is of the old class and
+        provides the same.
 
-        A call from within a call does not count; a gradient that passes back through a call of A counts as an adjoint.
+        A call from within a call does not count; a gradient that passes back through a call of A
+        counts as an adjoint.
         """
         kind = type(A)
 
@@ -377,7 +461,10 @@ class _Count:
 
             return SVD(found.s, *(turned(turn) for turn in found[1:]))
 
-        methods: dict[str, Any] = {"__call__": counted("__call__", "operator"), "vjp": counted("vjp", "adjoint")}
+        methods: dict[str, Any] = {
+            "__call__": counted("__call__", "operator"),
+            "vjp": counted("vjp", "adjoint"),
+        }
         methods |= {name: counted(name, name) for name in ("adjoint", "pinv") if name in A.provides}
         methods |= {"svd": svd} if "svd" in A.provides else {}
         own = type(kind.__name__, (kind,), methods)
@@ -394,7 +481,8 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> float:
-    """Returns the peak since `_reset_peak` in MiB, of the process on a CPU; where the system cannot begin anew, since the process began."""
+    """Returns the peak since `_reset_peak` in MiB, of the process on a CPU; where the system cannot
+    begin anew, since the process began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
@@ -435,7 +523,8 @@ class Row:
         metrics: By name.
         coverage: Empirical coverage of the central intervals of `LEVELS`.
         error: Why there are no numbers, or None.
-        pictures: "truth", "observation", "mean", "draw" and "std" of a few observations, (n, C, H, W) each; only images.
+        pictures: "truth", "observation", "mean", "draw" and "std" of a few observations, (n, C, H,
+            W) each; only images.
     """
 
     setting: str
@@ -459,7 +548,9 @@ class Row:
 
     def plain(self) -> dict[str, Any]:
         """Returns the row as data for JSON, without the pictures."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pictures"}
+        plain = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pictures"
+        }
         return plain | {"metrics": {name: value._asdict() for name, value in self.metrics.items()}}
 
 
@@ -480,7 +571,9 @@ class _Given:
         truth, m = problem.measure(seed, split, n)
         posterior = problem.posterior(m)
         given = cls(seed, split, k, truth, m, posterior, None)
-        return replace(given, reference=given.exact("reference")) if posterior is not None else given
+        return (
+            replace(given, reference=given.exact("reference")) if posterior is not None else given
+        )
 
     def exact(self, purpose: str) -> Tensor:
         """Returns exact draws of each observation, (n, draws, d), float64."""
@@ -490,8 +583,11 @@ class _Given:
     def _rng(self, purpose: str, n: int) -> Rng:
         return Rng.keyed(self.seed, "bench", self.split, purpose, items=range(n))
 
-    def draw(self, sampler: PosteriorSampler, denoiser: Denoiser, count: _Count) -> tuple[Tensor, float]:
-        """Returns draws of each observation, (n, draws, *shape), on the CPU, and the seconds that they took."""
+    def draw(
+        self, sampler: PosteriorSampler, denoiser: Denoiser, count: _Count
+    ) -> tuple[Tensor, float]:
+        """Returns draws of each observation, (n, draws, *shape), on the CPU, and the seconds that
+        they took."""
         n, k = len(self.m), self.draws
         m = replace(self.m, A=count.operators(self.m.A))[torch.arange(n).repeat_interleave(k)]
         rng = self._rng("draws", n * k)
@@ -510,7 +606,8 @@ class _Given:
 
 
 def sizes(problem: Problem, observations: int | None, draws: int | None) -> tuple[int, int]:
-    """Returns the observations of a seed and the draws of an observation, by default so many that a problem takes minutes.
+    """Returns the observations of a seed and the draws of an observation, by default so many that a
+    problem takes minutes.
 
     Raises:
         RecipeError: If there are not so many observations.
@@ -532,9 +629,11 @@ def bench(
     draws: int | None = None,
     trials: int = 0,
 ) -> Iterator[Row]:
-    """Runs samplers on a problem, each with the same prior, measurements and random numbers, and yields a row for each.
+    """Runs samplers on a problem, each with the same prior, measurements and random numbers, and
+    yields a row for each.
 
-    Where the posterior is known, the first row, `FLOOR`, is of exact draws: what the metrics are for a perfect sampler and so many draws.
+    Where the posterior is known, the first row, `FLOOR`, is of exact draws: what the metrics are
+    for a perfect sampler and so many draws.
 
     Args:
         problem: What they solve.
@@ -543,7 +642,8 @@ def bench(
         seeds: How many sets of observations and random numbers.
         observations: Of each seed; `sizes` says what None is.
         draws: Of each observation, at least 2.
-        trials: Random trials of the options of each sampler, on other observations, of which the best is kept.
+        trials: Random trials of the options of each sampler, on other observations, of which the
+            best is kept.
 
     Raises:
         RecipeError: If there are not so many observations.
@@ -551,9 +651,16 @@ def bench(
     n, k = sizes(problem, observations, draws)
     if k < 2:
         raise RecipeError("--draws: at least 2 are needed")
-    judge = _Judge(problem, catalog, [_Given.of(problem, seed, "test", n, k) for seed in range(seeds)])
+    judge = _Judge(
+        problem, catalog, [_Given.of(problem, seed, "test", n, k) for seed in range(seeds)]
+    )
     if all(given.posterior is not None for given in judge.given):
-        metrics, coverage = judge([given.exact("floor").to(given.truth).reshape(n, k, *problem.shape) for given in judge.given])
+        metrics, coverage = judge(
+            [
+                given.exact("floor").to(given.truth).reshape(n, k, *problem.shape)
+                for given in judge.given
+            ]
+        )
         yield Row(FLOOR, FLOOR, {}, draws=n * k * seeds, metrics=metrics, coverage=coverage)
     validation = _Given.of(problem, 0, "validation", n, min(k, 64)) if trials else None
     for setting in chosen:
@@ -561,11 +668,18 @@ def bench(
             row = _row(problem, setting, judge, validation, trials)
         except (InvemError, _LinAlgError) as error:
             words = " ".join(str(error).split())
-            row = Row(setting.label, setting.name, _plain(setting.values), error=words or type(error).__name__)
+            row = Row(
+                setting.label,
+                setting.name,
+                _plain(setting.values),
+                error=words or type(error).__name__,
+            )
         yield row
 
 
-def _row(problem: Problem, setting: Setting, judge: "_Judge", validation: _Given | None, trials: int) -> Row:
+def _row(
+    problem: Problem, setting: Setting, judge: "_Judge", validation: _Given | None, trials: int
+) -> Row:
     tuning = None
     if validation is not None:
         setting, tuning = _tune(setting, judge, validation, trials)
@@ -581,7 +695,10 @@ def _row(problem: Problem, setting: Setting, judge: "_Judge", validation: _Given
         xs.append(x)
     memory = _peak(device)
     whole = sum(len(g.m) * g.draws for g in given)
-    costs = {f: getattr(count, f) / whole for f in ("forwards", "products", "operator", "adjoint", "pinv", "rotations")}
+    costs = {
+        f: getattr(count, f) / whole
+        for f in ("forwards", "products", "operator", "adjoint", "pinv", "rotations")
+    }
     metrics, coverage = judge(xs)
     return Row(
         setting.label,
@@ -600,7 +717,10 @@ def _row(problem: Problem, setting: Setting, judge: "_Judge", validation: _Given
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v if v is None or isinstance(v, bool | int | float | str | list | dict) else repr(v) for k, v in values.items()}
+    return {
+        k: v if v is None or isinstance(v, bool | int | float | str | list | dict) else repr(v)
+        for k, v in values.items()
+    }
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -616,7 +736,9 @@ def _pictures(given: _Given, x: Tensor) -> dict[str, Tensor]:
 # Tuning.
 
 
-def _tune(setting: Setting, judge: "_Judge", validation: _Given, trials: int) -> tuple[Setting, dict[str, Any]]:
+def _tune(
+    setting: Setting, judge: "_Judge", validation: _Given, trials: int
+) -> tuple[Setting, dict[str, Any]]:
     """Tries random options on other observations, and returns the setting with the best of them."""
     free: dict[str, tuple[float, float]] = {}
     for name, parameter in options_of(setting.factory).items():
@@ -627,9 +749,19 @@ def _tune(setting: Setting, judge: "_Judge", validation: _Given, trials: int) ->
     score = "psnr" if validation.posterior is None else "sliced-wasserstein"
     changes: list[dict[str, float]] = [{}]
     if free:
-        u = torch.rand(trials, len(free), generator=Rng.generator("bench", "trials", setting.label), dtype=torch.float64)
+        u = torch.rand(
+            trials,
+            len(free),
+            generator=Rng.generator("bench", "trials", setting.label),
+            dtype=torch.float64,
+        )
         for row in u.tolist():
-            changes.append({name: low * (high / low) ** v for v, (name, (low, high)) in zip(row, free.items(), strict=True)})
+            changes.append(
+                {
+                    name: low * (high / low) ** v
+                    for v, (name, (low, high)) in zip(row, free.items(), strict=True)
+                }
+            )
     best, least, scores = setting, math.inf, []
     for change in changes:
         value = math.inf
@@ -661,7 +793,8 @@ class _Judge:
         self.directions = _directions(math.prod(problem.shape))
 
     def loss(self, sampler: PosteriorSampler, given: _Given) -> float:
-        """Returns what tuning makes small: the sliced Wasserstein distance, or minus the PSNR of the mean; infinite if a draw is."""
+        """Returns what tuning makes small: the sliced Wasserstein distance, or minus the PSNR of
+        the mean; infinite if a draw is."""
         denoiser = self.problem.denoiser
         x, _ = given.draw(given.tuned(sampler, denoiser), denoiser, _Count())
         if not bool(x.isfinite().all()):
@@ -672,7 +805,8 @@ class _Judge:
         return -float(self.metrics["psnr"](outcome, {}).double().mean())
 
     def __call__(self, xs: list[Tensor]) -> tuple[dict[str, Value], list[float]]:
-        """Returns the metrics and the coverage of the intervals of `LEVELS`. xs: (n, k, *shape) for each seed."""
+        """Returns the metrics and the coverage of the intervals of `LEVELS`. xs: (n, k, *shape) for
+        each seed."""
         pairs: dict[str, list[Tensor]] = {}
         batches: dict[str, list[float]] = {}
         curve: list[Tensor] = []
@@ -682,20 +816,35 @@ class _Judge:
                 continue
             for each, where in found:
                 curve.append(_coverage(where))
-                each |= {f"coverage-{100 * level:.0f}": curve[-1][:, LEVELS.index(level)] for level in (0.5, 0.9)}
+                each |= {
+                    f"coverage-{100 * level:.0f}": curve[-1][:, LEVELS.index(level)]
+                    for level in (0.5, 0.9)
+                }
                 for name, value in each.items():
                     pairs.setdefault(name, []).append(value.double())
             where = torch.cat([r.flatten(0, 1) for _, r in found])
             for name, number in {"rank-ks": _ks(where), **self._batch(given, x)}.items():
                 batches.setdefault(name, []).append(number)
-        values = {name: _value(torch.cat(parts)) for name, parts in pairs.items() if name not in ("spread", "error")}
+        values = {
+            name: _value(torch.cat(parts))
+            for name, parts in pairs.items()
+            if name not in ("spread", "error")
+        }
         if "spread" in pairs:
             values["spread-error"] = _ratio(torch.cat(pairs["spread"]), torch.cat(pairs["error"]))
-        values |= {name: _value(torch.tensor(numbers, dtype=torch.float64)) for name, numbers in batches.items()}
-        return {name: values[name] for name in METRICS if name in values}, torch.cat(curve).mean(0).tolist() if curve else []
+        values |= {
+            name: _value(torch.tensor(numbers, dtype=torch.float64))
+            for name, numbers in batches.items()
+        }
+        return {name: values[name] for name in METRICS if name in values}, (
+            torch.cat(curve).mean(0).tolist() if curve else []
+        )
 
-    def _observations(self, given: _Given, rows: Tensor, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Returns numbers for each of B observations, (B,) each, and where the truth lies among the draws, (B, d, 2). x: (B, k, *shape)."""
+    def _observations(
+        self, given: _Given, rows: Tensor, x: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns numbers for each of B observations, (B,) each, and where the truth lies among the
+        draws, (B, d, 2). x: (B, k, *shape)."""
         b, k = x.shape[:2]
         truth, m = given.truth[rows], given.m[rows.to(given.m.y.device)].to("cpu")
         outcome = Outcome(self.problem.range, truth, x, m)
@@ -711,13 +860,19 @@ class _Judge:
             reference = given.reference[rows]
             root = torch.linalg.cholesky(given.posterior.cov[rows])
             gap = (flat.mean(1) - given.posterior.mean[rows])[..., None]
-            found["mean-error"] = torch.linalg.solve_triangular(root, gap, upper=False)[..., 0].square().mean(1).sqrt()
+            found["mean-error"] = (
+                torch.linalg.solve_triangular(root, gap, upper=False)[..., 0]
+                .square()
+                .mean(1)
+                .sqrt()
+            )
             found["sliced-wasserstein"] = self._wasserstein(flat, reference)
             found["mmd2"] = torch.stack([_mmd(a, r) for a, r in zip(flat, reference, strict=True)])
         return found, ranks(flat, centre)
 
     def _wasserstein(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns the sliced 2-Wasserstein distance of each observation, (B,). x: (B, k, d), y: (B, l, d)."""
+        """Returns the sliced 2-Wasserstein distance of each observation, (B,). x: (B, k, d), y: (B,
+        l, d)."""
         a, b = ((z @ self.directions).sort(1).values for z in (x, y))
         if a.shape[1] != b.shape[1]:
             u = (torch.arange(a.shape[1], dtype=torch.float64) + 0.5) / a.shape[1]
@@ -725,7 +880,8 @@ class _Judge:
         return (a - b).square().mean((1, 2)).sqrt()
 
     def _batch(self, given: _Given, x: Tensor) -> dict[str, float]:
-        """Returns what takes all draws of a seed together: the covariances of posterior and prior. x: (n, k, *shape)."""
+        """Returns what takes all draws of a seed together: the covariances of posterior and prior.
+        x: (n, k, *shape)."""
         if given.posterior is None or self.problem.prior is None:
             return {}
         flat, good = x.flatten(2).double(), _finite(x)
@@ -735,7 +891,11 @@ class _Judge:
             total, n = torch.zeros_like(given.posterior.cov[0]), 0
             for i in used:
                 own = flat[i][good[i]]
-                white = torch.linalg.solve_triangular(torch.linalg.cholesky(given.posterior.cov[i]), (own - own.mean(0)).T, upper=False)
+                white = torch.linalg.solve_triangular(
+                    torch.linalg.cholesky(given.posterior.cov[i]),
+                    (own - own.mean(0)).T,
+                    upper=False,
+                )
                 total, n = total + white @ white.T, n + len(own) - 1
             if n > len(total):
                 values = torch.linalg.eigvalsh(total / n)
@@ -745,22 +905,28 @@ class _Judge:
                     "eigenvalue-max": float(values[-1]),
                 }
         if used:
-            # The covariance of the draws less what exact draws of the same observations would have, so that few observations are enough.
+            # The covariance of the draws less what exact draws of the same observations would have,
+            # so that few observations are enough.
             prior = self.problem.prior.moments()
             mean, cov = wide(prior.mean).flatten(), wide(prior.cov.dense())
             excess = torch.zeros_like(cov)
             for i in used:
                 gap, off = flat[i][good[i]] - mean, given.posterior.mean[i] - mean
-                excess += (gap.T @ gap / len(gap) - given.posterior.cov[i] - off.outer(off)) / len(used)
+                excess += (gap.T @ gap / len(gap) - given.posterior.cov[i] - off.outer(off)) / len(
+                    used
+                )
             root = torch.linalg.cholesky(cov)
             half = torch.linalg.solve_triangular(root, excess, upper=False)
-            values = 1 + torch.linalg.eigvalsh(torch.linalg.solve_triangular(root, half.mT, upper=False))
+            values = 1 + torch.linalg.eigvalsh(
+                torch.linalg.solve_triangular(root, half.mT, upper=False)
+            )
             found |= {"prior-min": float(values[0]), "prior-max": float(values[-1])}
         return found
 
 
 def _whole(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields observations that have as many finite draws as each other, two at least, and those draws, (B, k, *shape)."""
+    """Yields observations that have as many finite draws as each other, two at least, and those
+    draws, (B, k, *shape)."""
     good = _finite(x)
     counts = good.sum(1)
     for k in sorted(set(counts.tolist())):
@@ -770,23 +936,33 @@ def _whole(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _directions(d: int, count: int = 128) -> Tensor:
-    """Returns unit vectors as columns, orthogonal within groups of d, shape (d, at least count), float64."""
+    """Returns unit vectors as columns, orthogonal within groups of d, shape (d, at least count),
+    float64."""
     rng = Rng.generator("bench", "directions")
-    return torch.cat([torch.linalg.qr(torch.randn(d, min(d, count), generator=rng, dtype=torch.float64)).Q for _ in range(0, count, d)], 1)
+    return torch.cat(
+        [
+            torch.linalg.qr(torch.randn(d, min(d, count), generator=rng, dtype=torch.float64)).Q
+            for _ in range(0, count, d)
+        ],
+        1,
+    )
 
 
 def _coverage(ranks: Tensor) -> Tensor:
-    """Returns the share of coordinates inside the central interval of each of `LEVELS`, (B, levels). ranks: (B, d, 2)."""
+    """Returns the share of coordinates inside the central interval of each of `LEVELS`, (B,
+    levels). ranks: (B, d, 2)."""
     return torch.stack([inside(ranks, 0.5 - p / 2, 0.5 + p / 2).mean(1) for p in LEVELS], 1)
 
 
 def _ks(ranks: Tensor) -> float:
-    """Returns the Kolmogorov-Smirnov distance of ranks from the uniform distribution. ranks: (n, 2)."""
+    """Returns the Kolmogorov-Smirnov distance of ranks from the uniform distribution. ranks: (n,
+    2)."""
     return max(abs(float(inside(ranks, 0.0, i / 100).mean()) - i / 100) for i in range(1, 100))
 
 
 def _mmd(x: Tensor, y: Tensor) -> Tensor:
-    """Returns the unbiased squared maximum mean discrepancy, shape (); the kernel is as wide as the median distance in y. x, y: (k, d)."""
+    """Returns the unbiased squared maximum mean discrepancy, shape (); the kernel is as wide as the
+    median distance in y. x, y: (k, d)."""
     k, n = len(x), len(y)
     own = torch.cdist(y, y)
     width = own[~torch.eye(n, dtype=torch.bool)].median().clamp(min=1e-12)
@@ -794,7 +970,9 @@ def _mmd(x: Tensor, y: Tensor) -> Tensor:
     def mean(gap: Tensor) -> Tensor:
         return torch.exp(-0.5 * (gap / width).square())
 
-    within = (mean(torch.cdist(x, x)).sum() - k) / (k * (k - 1)) + (mean(own).sum() - n) / (n * (n - 1))
+    within = (mean(torch.cdist(x, x)).sum() - k) / (k * (k - 1)) + (mean(own).sum() - n) / (
+        n * (n - 1)
+    )
     return within - 2 * mean(torch.cdist(x, y)).mean()
 
 
@@ -812,7 +990,9 @@ def _ratio(a: Tensor, b: Tensor) -> Value:
 # Words.
 
 
-def document(problem: Problem, rows: Sequence[Row], asked: Mapping[str, Any], left: Sequence[str]) -> dict[str, Any]:
+def document(
+    problem: Problem, rows: Sequence[Row], asked: Mapping[str, Any], left: Sequence[str]
+) -> dict[str, Any]:
     """Returns a benchmark as data for JSON: `docs/bench.md` has the schema.
 
     Args:
@@ -867,7 +1047,14 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(found, dict) or found.get("schema") != 1 or "rows" not in found or "problem" not in found:
+        raise RecipeError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    if (
+        not isinstance(found, dict)
+        or found.get("schema") != 1
+        or "rows" not in found
+        or "problem" not in found
+    ):
         raise RecipeError(f"{path}: not a benchmark that invem bench --json wrote (schema 1)")
     return found

@@ -57,10 +57,14 @@ class Component:
             factory = getattr(import_module(module), attribute)
         except (Exception, SystemExit) as error:
             raise PluginError(
-                f"{self.kind[:-1]} '{self.name}' of {self.distribution} cannot be imported: {_line(error)}"
+                f"{self.kind[:-1]} '{self.name}' of {self.distribution} cannot be imported:"
+                f" {_line(error)}"
             ) from error
         if not callable(factory):
-            raise PluginError(f"{self.kind[:-1]} '{self.name}' of {self.distribution}: {self.target} is not callable")
+            raise PluginError(
+                f"{self.kind[:-1]} '{self.name}' of {self.distribution}: {self.target} is not"
+                " callable"
+            )
         return factory  # type: ignore[no-any-return]
 
     @property
@@ -75,7 +79,11 @@ class Component:
             tree = ast.parse(source)
         except (ImportError, OSError, ValueError, SyntaxError):
             return ""
-        nodes = (n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == attribute)
+        nodes = (
+            n
+            for n in tree.body
+            if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == attribute
+        )
         text = ast.get_docstring(next(nodes, tree)) or ""
         return " ".join(text.partition("\n\n")[0].split())
 
@@ -112,25 +120,35 @@ class Catalog:
         plugins: Every plugin that was asked.
     """
 
-    offers: dict[str, dict[str, list[Component]]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    offers: dict[str, dict[str, list[Component]]] = field(
+        default_factory=lambda: {kind: {} for kind in KINDS}
+    )
     plugins: list[Plugin] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
         """One line for each thing that was wrong with a plugin."""
-        return [f"plugin {plugin.distribution} ({plugin.name}): {error}" for plugin in self.plugins for error in plugin.errors]
+        return [
+            f"plugin {plugin.distribution} ({plugin.name}): {error}"
+            for plugin in self.plugins
+            for error in plugin.errors
+        ]
 
     @classmethod
     def load(cls, entry_points: Iterable[metadata.EntryPoint] | None = None) -> "Catalog":
-        """Asks the plugins of the entry-point group "invem", each by itself: one that fails is reported and harms no other.
+        """Asks the plugins of the entry-point group "invem", each by itself: one that fails is
+        reported and harms no other.
 
-        The environment chooses: INVEM_PLUGINS names the distributions that are asked besides invem itself, separated by commas (empty is
-        none; unset is all); INVEM_PLUGINS_DIR is a folder whose Python files are plugins too.
+        The environment chooses: INVEM_PLUGINS names the distributions that are asked besides invem
+        itself, separated by commas (empty is none; unset is all); INVEM_PLUGINS_DIR is a folder
+        whose Python files are plugins too.
         """
         catalog = cls()
         points = metadata.entry_points(group="invem") if entry_points is None else entry_points
         chosen = os.environ.get("INVEM_PLUGINS")
-        wanted = None if chosen is None else {word.strip() for word in chosen.split(",")} | {"invem"}
+        wanted = (
+            None if chosen is None else {word.strip() for word in chosen.split(",")} | {"invem"}
+        )
         for point in sorted(points, key=lambda p: (p.dist.name if p.dist else "", p.name)):
             name, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
             if wanted is None or name in wanted:
@@ -163,8 +181,12 @@ class Catalog:
         except (pluggy.PluginValidationError, ValueError) as error:
             plugin.errors.append(_line(error))
             return
-        for hook in [n for n, c in vars(manager.hook).items() if not n.startswith("_") and not c.has_spec()]:
-            plugin.errors.append(f"there is no hook {hook}{suggest(hook, [f'invem_{kind}' for kind in KINDS])}")
+        for hook in [
+            n for n, c in vars(manager.hook).items() if not n.startswith("_") and not c.has_spec()
+        ]:
+            plugin.errors.append(
+                f"there is no hook {hook}{suggest(hook, [f'invem_{kind}' for kind in KINDS])}"
+            )
         for kind in KINDS:
             for implementation in getattr(manager.hook, f"invem_{kind}").get_hookimpls():
                 plugin.hooks.append(f"invem_{kind}")
@@ -174,7 +196,8 @@ class Catalog:
                     plugin.errors.append(f"invem_{kind}: {_line(error)}")
                     continue
                 if not isinstance(offered, Mapping) or not all(
-                    isinstance(n, str) and (callable(t) or (isinstance(t, str) and ":" in t)) for n, t in offered.items()
+                    isinstance(n, str) and (callable(t) or (isinstance(t, str) and ":" in t))
+                    for n, t in offered.items()
                 ):
                     plugin.errors.append(f"invem_{kind} must return {{name: factory}}")
                     continue
@@ -184,7 +207,8 @@ class Catalog:
                     self.offers[kind].setdefault(name, []).append(component)
 
     def find(self, kind: str, name: str) -> Component:
-        """Returns the component of a name, or of ``distribution/name`` where two distributions offer it.
+        """Returns the component of a name, or of ``distribution/name`` where two distributions
+        offer it.
 
         Raises:
             RecipeError: If there is none, or more than one.
@@ -195,13 +219,18 @@ class Catalog:
         offers = [o for o in offers if not slash or o.distribution == distribution]
         if not offers:
             allowed = sorted(self.offers[kind])
-            message = f"there is no {kind[:-1]} '{name}'{suggest(name, allowed)} (known: {', '.join(allowed)})"
+            message = (
+                f"there is no {kind[:-1]} '{name}'{suggest(name, allowed)} (known:"
+                f" {', '.join(allowed)})"
+            )
             if self.problems:
                 raise PluginError(f"{message} ({'; '.join(self.problems)})")
             raise RecipeError(message)
         if len(offers) > 1:
             whole = " and ".join(f"'{o.distribution}/{o.name}'" for o in offers)
-            raise RecipeError(f"the {kind[:-1]} '{name}' is offered twice: write {whole.replace(' and ', ' or ')}")
+            raise RecipeError(
+                f"the {kind[:-1]} '{name}' is offered twice: write {whole.replace(' and ', ' or ')}"
+            )
         return offers[0]
 
 
@@ -223,28 +252,40 @@ def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Returns the options of a factory: its keyword-only parameters.
 
     Raises:
-        PluginError: If it has no signature, annotations that name nothing, or an option `name`, which is what a recipe calls it by.
+        PluginError: If it has no signature, annotations that name nothing, or an option `name`,
+            which is what a recipe calls it by.
     """
     try:
         parameters = inspect.signature(factory, eval_str=True).parameters.values()
     except (TypeError, ValueError, NameError) as error:
-        raise PluginError(f"{getattr(factory, '__qualname__', factory)}: its annotations cannot be read: {_line(error)}") from error
+        raise PluginError(
+            f"{getattr(factory, '__qualname__', factory)}: its annotations cannot be read:"
+            f" {_line(error)}"
+        ) from error
     options = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     if "name" in options:
-        raise PluginError(f"{getattr(factory, '__qualname__', factory)}: no option can be called `name`, by which a recipe names it")
+        raise PluginError(
+            f"{getattr(factory, '__qualname__', factory)}: no option can be called `name`, by which"
+            " a recipe names it"
+        )
     return options
 
 
 def parse_options(
-    catalog: Catalog, component: Component, given: Mapping[str, Any], fail: Callable[[tuple[str | int, ...], bool, str], None]
+    catalog: Catalog,
+    component: Component,
+    given: Mapping[str, Any],
+    fail: Callable[[tuple[str | int, ...], bool, str], None],
 ) -> dict[str, Any]:
-    """Checks options strictly against the annotations of a factory and returns every option with its value.
+    """Checks options strictly against the annotations of a factory and returns every option with
+    its value.
 
     Args:
         catalog: Where the options that are components themselves (a schedule) are found.
         component: What the options belong to.
         given: The options as plain data.
-        fail: Called for each problem with the path below the component, whether the key is at fault, and the message.
+        fail: Called for each problem with the path below the component, whether the key is at
+            fault, and the message.
     """
     from pydantic import ConfigDict, ValidationError, create_model
 
@@ -257,19 +298,29 @@ def parse_options(
     fields: dict[str, Any] = {}
     for name, parameter in parameters.items():
         if parameter.annotation == list[OperatorLaw]:
-            fields[name] = (list[Any], ... if parameter.default is parameter.empty else parameter.default)
+            fields[name] = (
+                list[Any],
+                ... if parameter.default is parameter.empty else parameter.default,
+            )
             if isinstance(given.get(name), list):
-                nested[name] = [_law(catalog, part, (name, i), fail) for i, part in enumerate(given[name])]
+                nested[name] = [
+                    _law(catalog, part, (name, i), fail) for i, part in enumerate(given[name])
+                ]
         elif isinstance(parameter.annotation, type) and issubclass(parameter.annotation, Schedule):
             fields[name] = (Any, parameter.default)
             if name in given:
                 nested[name] = _schedule(catalog, given[name], name, fail)
         else:
             annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
-            fields[name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
+            fields[name] = (
+                annotation,
+                ... if parameter.default is parameter.empty else parameter.default,
+            )
     model = create_model(
         component.name,
-        __config__=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True),
+        __config__=ConfigDict(
+            strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
+        ),
         **fields,
     )
     try:
@@ -281,8 +332,14 @@ def parse_options(
     return {name: nested[name] if name in nested else getattr(values, name) for name in parameters}
 
 
-def _law(catalog: Catalog, value: Any, at: tuple[str | int, ...], fail: Callable[[tuple[str | int, ...], bool, str], None]) -> Any:
-    """Returns the law of an operator that is part of another, its options bound; None after a failure."""
+def _law(
+    catalog: Catalog,
+    value: Any,
+    at: tuple[str | int, ...],
+    fail: Callable[[tuple[str | int, ...], bool, str], None],
+) -> Any:
+    """Returns the law of an operator that is part of another, its options bound; None after a
+    failure."""
     part = {"name": value} if isinstance(value, str) else value
     if not isinstance(part, dict) or not isinstance(part.get("name"), str):
         fail(at, False, "an operator is a name, or a mapping with a name")
@@ -294,11 +351,18 @@ def _law(catalog: Catalog, value: Any, at: tuple[str | int, ...], fail: Callable
         fail(at, False, str(error))
         return None
     given = {k: v for k, v in part.items() if k != "name"}
-    options = parse_options(catalog, component, given, lambda path, key, text: fail((*at, *path), key, text))
+    options = parse_options(
+        catalog, component, given, lambda path, key, text: fail((*at, *path), key, text)
+    )
     return functools.partial(build, **options)
 
 
-def _schedule(catalog: Catalog, value: Any, name: str, fail: Callable[[tuple[str | int, ...], bool, str], None]) -> Any:
+def _schedule(
+    catalog: Catalog,
+    value: Any,
+    name: str,
+    fail: Callable[[tuple[str | int, ...], bool, str], None],
+) -> Any:
     part = {"name": value} if isinstance(value, str) else value
     if not isinstance(part, dict) or not isinstance(part.get("name"), str):
         fail((name,), False, "a schedule is a name, or a mapping with a name")
@@ -309,7 +373,9 @@ def _schedule(catalog: Catalog, value: Any, name: str, fail: Callable[[tuple[str
         fail((name,), False, str(error))
         return None
     given = {k: v for k, v in part.items() if k != "name"}
-    options = parse_options(catalog, component, given, lambda path, key, text: fail((name, *path), key, text))
+    options = parse_options(
+        catalog, component, given, lambda path, key, text: fail((name, *path), key, text)
+    )
     if set(options) >= set(options_of(component.load())):
         try:
             return component.load()(**options)

@@ -1,4 +1,5 @@
-"""From a recipe to what will be done: every name, option and need is checked before anything is computed."""
+"""From a recipe to what will be done: every name, option and need is checked before anything is
+computed."""
 
 import contextlib
 import math
@@ -36,7 +37,9 @@ from invem.schedule import Schedule
 
 __all__ = ["Facts", "Plan", "Stage", "make", "resolve"]
 
-_ASKED = 16  # calls of the denoiser after which a component that has refused nothing counts as willing
+_ASKED = (
+    16  # calls of the denoiser after which a component that has refused nothing counts as willing
+)
 _DRAWN = 64  # operators that must all be the identity for it to be one
 
 
@@ -50,8 +53,10 @@ class Stage:
         objective: What the phase fits, if it fits.
         on: What is learned from: "draws", "observations" or "clean".
         judge: The sampler of the held-out restorations, if there is one.
-        annealed: The samplers of the first rounds, where options change from round to round; `sampler` is that of all later ones.
-        network: Builds the network that the phase trains, if it has one of its own: (shape) -> network.
+        annealed: The samplers of the first rounds, where options change from round to round;
+            `sampler` is that of all later ones.
+        network: Builds the network that the phase trains, if it has one of its own: (shape) ->
+            network.
         own: Says which network of its own that is; "" is the recipe's.
     """
 
@@ -95,8 +100,8 @@ class Plan:
         loaded: The recipe as it was read.
         data: The data set of a split.
         observed: Whether the data set holds measurements, not signals.
-        law: Draws n measurements' operators and noise laws: (n, rng) -> (Operator, NoiseModel); with a third argument, at other values
-            of their options, by keys such as "operator.std".
+        law: Draws n measurements' operators and noise laws: (n, rng) -> (Operator, NoiseModel);
+            with a third argument, at other values of their options, by keys such as "operator.std".
         options: The options of "operator" and "noise" with their values.
         network: Builds a new network of the recipe: () -> network; `build` one of a phase.
         stages: The phases.
@@ -175,7 +180,9 @@ class _Source:
         self.data, self.error = data, error
         self.range, self.shape = data.range, tuple(data.shape)
         self.skipped: tuple[str, ...] = tuple(getattr(data, "skipped", ()))
-        self.measured: Callable[[Tensor], dict[str, Tensor]] | None = getattr(data, "measured", None)
+        self.measured: Callable[[Tensor], dict[str, Tensor]] | None = getattr(
+            data, "measured", None
+        )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -200,7 +207,9 @@ class _Builder:
     def fail(self, path: Path, message: str, key: bool = False) -> None:
         self.problems.append(str(recipes.error(self.loaded, path, message, key)))
 
-    def factory(self, kind: str, name: str, options: dict[str, Any], path: Path, named: bool = True) -> Callable[..., Any] | None:
+    def factory(
+        self, kind: str, name: str, options: dict[str, Any], path: Path, named: bool = True
+    ) -> Callable[..., Any] | None:
         try:
             component = self.catalog.find(kind, name)
             build = component.load()
@@ -213,7 +222,9 @@ class _Builder:
             self.fail((*path, "name") if named else path, str(error))
             return None
         before = len(self.problems)
-        values = parse_options(self.catalog, component, options, lambda p, k, text: self.fail((*path, *p), text, k))
+        values = parse_options(
+            self.catalog, component, options, lambda p, k, text: self.fail((*path, *p), text, k)
+        )
         if len(self.problems) > before or set(values) != allowed:
             return None
         self.resolved[path] = values
@@ -228,11 +239,18 @@ class _Builder:
         return make
 
     def _record(self, component: Component, options: dict[str, Any]) -> None:
-        row = {"kind": component.kind, "name": component.name, "distribution": component.distribution, "version": component.version}
+        row = {
+            "kind": component.kind,
+            "name": component.name,
+            "distribution": component.distribution,
+            "version": component.version,
+        }
         if row not in self.components:
             self.components.append(row)
         for option, parameter in options_of(component.load()).items():
-            for inner in options.get(option, ()) if parameter.annotation == list[OperatorLaw] else ():
+            for inner in (
+                options.get(option, ()) if parameter.annotation == list[OperatorLaw] else ()
+            ):
                 given = {"name": inner} if isinstance(inner, str) else inner
                 self._record(self.catalog.find("operators", given["name"]), given)
 
@@ -254,7 +272,9 @@ class _Builder:
 
     def done(self) -> None:
         if self.problems:
-            raise (PluginError if self.missing and len(self.problems) == 1 else RecipeError)("\n".join(self.problems))
+            raise (PluginError if self.missing and len(self.problems) == 1 else RecipeError)(
+                "\n".join(self.problems)
+            )
 
 
 def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
@@ -266,13 +286,16 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         facts: What is known of the data set, if a run was begun with it; it is opened otherwise.
 
     Raises:
-        RecipeError: Every problem that was found, one per line; a data set that is missing or damaged is one.
+        RecipeError: Every problem that was found, one per line; a data set that is missing or
+            damaged is one.
         PluginError: If the only problem is a plugin that is missing or broken.
     """
     recipe = loaded.recipe
     builder = _Builder(loaded, catalog)
     _requirements(recipe, builder)
-    source, where = (recipe.data, "data") if recipe.data is not None else (recipe.observations, "observations")
+    source, where = (
+        (recipe.data, "data") if recipe.data is not None else (recipe.observations, "observations")
+    )
     assert source is not None
     data = builder.part("datasets", source, (where,))
     operator = builder.part("operators", recipe.operator, ("operator",))
@@ -302,8 +325,13 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         if where == "observations":
             y = train[torch.tensor([0])].x
             assert y is not None
-            given, measurement_shape = set(train.measured(torch.tensor([0]))) if train.measured else {"y"}, tuple(y.shape[1:])
-        tested = recipe.evaluate.observations or any("reference" in metric.needs for metric in metrics.values())
+            given, measurement_shape = (
+                set(train.measured(torch.tensor([0]))) if train.measured else {"y"},
+                tuple(y.shape[1:]),
+            )
+        tested = recipe.evaluate.observations or any(
+            "reference" in metric.needs for metric in metrics.values()
+        )
         facts = Facts(train.shape, train.range, len(train), len(split("test")) if tested else 0)
         skipped = train.skipped
     else:
@@ -311,11 +339,15 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     shape = facts.shape
     if skipped:
         shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
-        warnings.append(f"{where}: {len(skipped)} broken file{'s' * (len(skipped) > 1)} left out: {shown}")
+        warnings.append(
+            f"{where}: {len(skipped)} broken file{'s' * (len(skipped) > 1)} left out: {shown}"
+        )
 
     options = {kind: builder.resolved[(kind,)] for kind in ("operator", "noise")}
 
-    def law(n: int, rng: Any, theta: Mapping[str, float] = MappingProxyType({})) -> tuple[Operator, NoiseModel]:
+    def law(
+        n: int, rng: Any, theta: Mapping[str, float] = MappingProxyType({})
+    ) -> tuple[Operator, NoiseModel]:
         of_operator, of_noise = (_at(options, kind, theta) for kind in ("operator", "noise"))
         drawn: Operator = operator(n, shape, rng, **of_operator)
         clean = drawn[0](torch.zeros(1, *shape)) if n else torch.zeros(1, *shape)
@@ -326,30 +358,50 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     for i, phase in enumerate(recipe.phases):
         for key in phase.calibrate:
             kind, _, rest = key.partition(".")
-            if why := _rough(law, key, recipe.assume.get(key, number(options[kind], rest.split("."))), given or set()):
+            if why := _rough(
+                law,
+                key,
+                recipe.assume.get(key, number(options[kind], rest.split("."))),
+                given or set(),
+            ):
                 builder.fail(("phases", i, "calibrate", key), why)
     example = law(1, Rng.generator(0), recipe.assume)
     measured = Measurement(example[0](torch.zeros(1, *shape)), *example)
     if given is not None:
         two = [Measurement(torch.zeros(1), *law(2, Rng.generator(k))).tensors() for k in range(2)]
         if measurement_shape != (expected := tuple(measured.y.shape[1:])):
-            text = f"{recipe.operator.name} measures signals of shape {shape} as {expected}, and the observations are {measurement_shape}"
+            text = (
+                f"{recipe.operator.name} measures signals of shape {shape} as {expected}, and the"
+                f" observations are {measurement_shape}"
+            )
             builder.fail(("observations",), text)
         if unknown := given - two[0].keys():
-            text = f"{_list(unknown)} is no tensor of {recipe.operator.name} or {recipe.noise.name} (known: {', '.join(two[0])})"
+            text = (
+                f"{_list(unknown)} is no tensor of {recipe.operator.name} or {recipe.noise.name}"
+                f" (known: {', '.join(two[0])})"
+            )
             builder.fail(("observations",), text)
-        drawn = [name for name, tensor in two[0].items() if name not in given and not torch.equal(tensor, two[1][name])]
+        drawn = [
+            name
+            for name, tensor in two[0].items()
+            if name not in given and not torch.equal(tensor, two[1][name])
+        ]
         if drawn:
             builder.fail(
                 ("operator",),
-                f"{', '.join(drawn)} would be drawn anew, and the observations were made with others: give them beside y "
-                "(data set `measurements`), or choose an operator and a noise that are the same for all",
+                f"{', '.join(drawn)} would be drawn anew, and the observations were made with"
+                " others: give them beside y (data set `measurements`), or choose an operator and"
+                " a noise that are the same for all",
             )
     built = network(shape)
     if not begun:
         facts = facts._replace(prior=_prior(recipe, builder, built, shape))
     if facts.prior == "built" and not isinstance(built, Denoiser):
-        builder.fail(("prior",), f"{recipe.network.name} is built without weights: name a run, or a network that comes with its weights")
+        builder.fail(
+            ("prior",),
+            f"{recipe.network.name} is built without weights: name a run, or a network that comes"
+            " with its weights",
+        )
     provides = measured.provides
     if "identity" in provides:
         # A mask can show all of one signal and not of the next.
@@ -357,8 +409,19 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         many = law(_DRAWN, Rng.generator(0))[0](probe)
         provides = provides if torch.equal(many, probe) else provides - {"identity"}
     silent = "var" in measured.noise.provides and not bool((measured.noise.var() > 0).all())
-    conditions = [int(getattr(built if stage.network is None else stage.network(shape), "condition", 0)) for stage in stages]
-    own = (provides, conditions, facts.prior, where == "data", len(shape) == 3, silent, measured if _is_odd(measured) else None)
+    conditions = [
+        int(getattr(built if stage.network is None else stage.network(shape), "condition", 0))
+        for stage in stages
+    ]
+    own = (
+        provides,
+        conditions,
+        facts.prior,
+        where == "data",
+        len(shape) == 3,
+        silent,
+        measured if _is_odd(measured) else None,
+    )
     stages = _needs(recipe, builder, stages, metrics, *own)
     for i, stage in enumerate(stages):
         if stage.objective is not None and (reason := stage.objective.refuses(tuple(shape))):
@@ -395,7 +458,13 @@ def resolve(loaded: Loaded, catalog: Catalog) -> dict[str, Any]:
         builder.part(kind, part, path)
     for i, phase in enumerate(recipe.phases):
         if phase.fit is not None:
-            builder.factory("objectives", phase.fit.objective, phase.fit.options, ("phases", i, "fit"), named=False)
+            builder.factory(
+                "objectives",
+                phase.fit.objective,
+                phase.fit.options,
+                ("phases", i, "fit"),
+                named=False,
+            )
     builder.done()
     names: dict[Any, str] = {}
     for name in catalog.offers["schedules"]:
@@ -412,14 +481,20 @@ def resolve(loaded: Loaded, catalog: Catalog) -> dict[str, Any]:
 
 
 def _write_out(place: dict[str, Any], values: Mapping[str, Any], names: Mapping[Any, str]) -> None:
-    """Writes the value of every option of a component into the plain data that name the component."""
+    """Writes the value of every option of a component into the plain data that name the
+    component."""
     for option, value in values.items():
         if _is_plain(value):
             place[option] = value
         elif isinstance(value, Schedule) and type(value) in names:
-            place[option] = {"name": names[type(value)], **{f.name: getattr(value, f.name) for f in fields(value)}}  # type: ignore[arg-type]
+            place[option] = {
+                "name": names[type(value)],
+                **{f.name: getattr(value, f.name) for f in fields(value)},  # type: ignore[arg-type]
+            }
         elif isinstance(value, list) and all(isinstance(part, partial) for part in value):
-            place[option] = [{"name": part} if isinstance(part, str) else dict(part) for part in place[option]]
+            place[option] = [
+                {"name": part} if isinstance(part, str) else dict(part) for part in place[option]
+            ]
             for part, law in zip(place[option], value, strict=True):
                 _write_out(part, law.keywords, names)
 
@@ -433,8 +508,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def fits(catalog: Catalog, have: Set[str], asked: Measurement | None = None) -> list[str]:
-    """Returns the samplers that at their defaults need no more than `have`, and do not refuse the measurement `asked`."""
-    return [name for name, sampler in _defaults(catalog) if sampler.needs <= have and _refusal(sampler, asked) is None]
+    """Returns the samplers that at their defaults need no more than `have`, and do not refuse the
+    measurement `asked`."""
+    return [
+        name
+        for name, sampler in _defaults(catalog)
+        if sampler.needs <= have and _refusal(sampler, asked) is None
+    ]
 
 
 def _classical(catalog: Catalog) -> list[str]:
@@ -498,7 +578,9 @@ def _is_odd(m: Measurement) -> bool:
 
     The noise is 0 or has several levels, A has no true derivative, or nothing makes a signal of y.
     """
-    if m.A.straight_through or not (m.y.shape[1:] == torch.Size(m.shape) or "adjoint" in m.A.provides):
+    if m.A.straight_through or not (
+        m.y.shape[1:] == torch.Size(m.shape) or "adjoint" in m.A.provides
+    ):
         return True
     if "var" not in m.noise.provides:
         return False
@@ -507,7 +589,8 @@ def _is_odd(m: Measurement) -> bool:
 
 
 def _refusal(part: PosteriorSampler | Objective, m: Measurement | None) -> str | None:
-    """Returns why a sampler or an objective cannot do with a measurement, in its own words within its first calls of the denoiser."""
+    """Returns why a sampler or an objective cannot do with a measurement, in its own words within
+    its first calls of the denoiser."""
     if m is None:
         return None
     if "var" in m.noise.provides and not bool((m.noise.var() > 0).all()):
@@ -528,7 +611,12 @@ def _refusal(part: PosteriorSampler | Objective, m: Measurement | None) -> str |
 
 def _parts(recipe: Recipe) -> Iterator[tuple[str, Part, Path]]:
     """Yields kind, part and place of every component but the objectives."""
-    for place, kind in (("data", "datasets"), ("observations", "datasets"), ("operator", "operators"), ("noise", "noises")):
+    for place, kind in (
+        ("data", "datasets"),
+        ("observations", "datasets"),
+        ("operator", "operators"),
+        ("noise", "noises"),
+    ):
         if (part := getattr(recipe, place)) is not None:
             yield kind, part, (place,)
     yield "networks", recipe.network, ("network",)
@@ -544,31 +632,52 @@ def _parts(recipe: Recipe) -> Iterator[tuple[str, Part, Path]]:
 
 
 def _prior(recipe: Recipe, builder: _Builder, built: nn.Module, shape: tuple[int, ...]) -> str:
-    """Returns what kind of prior the first phase begins with, after comparing that of another run with the network of this one."""
+    """Returns what kind of prior the first phase begins with, after comparing that of another run
+    with the network of this one."""
     if recipe.prior in (None, "network"):
         return "built" if recipe.prior else ""
     try:
-        tensors, meta = store.read_meta(store.last_denoiser(FilePath(str(recipe.prior)).expanduser()))
+        tensors, meta = store.read_meta(
+            store.last_denoiser(FilePath(str(recipe.prior)).expanduser())
+        )
     except DataError as error:
         builder.fail(("prior",), str(error))
         return ""
     if (other := tuple(tensors["moments.mean"].shape)) != tuple(shape):
         builder.fail(("prior",), f"it is of signals of shape {other}, not {tuple(shape)}")
     elif any(name.startswith("wrap.") for name in tensors):
-        builder.fail(("prior",), "its objective put a module around the network; go on from it in the same recipe")
+        builder.fail(
+            ("prior",),
+            "its objective put a module around the network; go on from it in the same recipe",
+        )
     elif meta["kind"] == "network":
         network = built if isinstance(built, Denoiser) else Preconditioned(built)
-        mine = {f"network.{name}": tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("network.")}
-        if differ := sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)):
+        mine = {
+            f"network.{name}": tuple(tensor.shape) for name, tensor in network.state_dict().items()
+        }
+        theirs = {
+            name: tuple(tensor.shape)
+            for name, tensor in tensors.items()
+            if name.startswith("network.")
+        }
+        if differ := sorted(
+            name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)
+        ):
             name = differ[0]
             shapes = f"{theirs.get(name, 'missing')} there and {mine.get(name, 'missing')} here"
-            builder.fail(("prior",), f"it is of another network than this recipe's {recipe.network.name}: {name} is {shapes}")
+            builder.fail(
+                ("prior",),
+                f"it is of another network than this recipe's {recipe.network.name}: {name} is"
+                f" {shapes}",
+            )
     return str(meta["kind"])
 
 
-def _at(options: Mapping[str, Mapping[str, Any]], kind: str, theta: Mapping[str, float]) -> dict[str, Any]:
-    """Returns the options of "operator" or "noise" with the values of theta that are meant for it."""
+def _at(
+    options: Mapping[str, Mapping[str, Any]], kind: str, theta: Mapping[str, float]
+) -> dict[str, Any]:
+    """Returns the options of "operator" or "noise" with the values of theta that are meant for
+    it."""
     found = dict(options[kind])
     for key, value in theta.items():
         name, _, rest = key.partition(".")
@@ -580,9 +689,17 @@ def _at(options: Mapping[str, Mapping[str, Any]], kind: str, theta: Mapping[str,
 def _believed(recipe: Recipe, builder: _Builder, options: Mapping[str, Mapping[str, Any]]) -> None:
     """Checks what is assumed of the device and what is to be calibrated."""
     if recipe.assume and recipe.data is None:
-        builder.fail(("assume",), "the observations exist already: write what is believed as the options of operator and noise themselves")
+        builder.fail(
+            ("assume",),
+            "the observations exist already: write what is believed as the options of operator and"
+            " noise themselves",
+        )
     named: list[tuple[Path, str]] = [(("assume", key), key) for key in recipe.assume]
-    named += [(("phases", i, "calibrate", key), key) for i, phase in enumerate(recipe.phases) for key in phase.calibrate]
+    named += [
+        (("phases", i, "calibrate", key), key)
+        for i, phase in enumerate(recipe.phases)
+        for key in phase.calibrate
+    ]
     start = dict(recipe.assume)
     for place, key in named:
         kind, _, rest = key.partition(".")
@@ -590,7 +707,11 @@ def _believed(recipe: Recipe, builder: _Builder, options: Mapping[str, Mapping[s
             if kind not in options or not rest:
                 raise RecipeError("it names no option of operator or noise, as operator.std does")
             start.setdefault(key, number(options[kind], rest.split(".")))
-            for value in [recipe.assume[key]] if place[0] == "assume" else recipe.phases[int(place[1])].calibrate[key]:
+            for value in (
+                [recipe.assume[key]]
+                if place[0] == "assume"
+                else recipe.phases[int(place[1])].calibrate[key]
+            ):
                 resolve(recipes.replace(builder.loaded, [f"{key}={value!r}"]), builder.catalog)
         except InvemError as error:
             builder.fail(place, str(error))
@@ -598,28 +719,39 @@ def _believed(recipe: Recipe, builder: _Builder, options: Mapping[str, Mapping[s
         if phase.calibrate and all(key in start for key in phase.calibrate):
             whole: Path = ("phases", i, "calibrate")
             try:
-                Parameters({key: (low, high) for key, (low, high) in phase.calibrate.items()}).inwards(start)
+                Parameters(
+                    {key: (low, high) for key, (low, high) in phase.calibrate.items()}
+                ).inwards(start)
             except RecipeError as error:
                 builder.fail(whole, str(error).removeprefix("calibrate: "))
             if phase.sampler is None:
                 builder.fail(whole, "it is by posterior draws, and the phase has no sampler")
 
 
-def _rough(law: Callable[..., tuple[Operator, NoiseModel]], key: str, value: float, given: Set[str]) -> str:
-    """Returns why an option cannot be calibrated, "" if it can: a slightly different value must make a slightly different law."""
+def _rough(
+    law: Callable[..., tuple[Operator, NoiseModel]], key: str, value: float, given: Set[str]
+) -> str:
+    """Returns why an option cannot be calibrated, "" if it can: a slightly different value must
+    make a slightly different law."""
     near = value + 1e-3 * (abs(value) or 1.0)
-    one, two = (Measurement(torch.zeros(1), *law(64, Rng.generator(0), {key: v})) for v in (value, near))
+    one, two = (
+        Measurement(torch.zeros(1), *law(64, Rng.generator(0), {key: v})) for v in (value, near)
+    )
     x = torch.linspace(-1, 1, math.prod(one.shape)).reshape(1, *one.shape).expand(64, *one.shape)
     clean = one.A(x), two.A(x)
     logs = [m.noise.log_prob(clean[0] + 0.1, clean[0]) for m in (one, two)]
     tensors = two.tensors()
-    changes = {path for path, tensor in one.tensors().items() if not torch.equal(tensor, tensors[path])}
+    changes = {
+        path for path, tensor in one.tensors().items() if not torch.equal(tensor, tensors[path])
+    }
     if changes & given:
         return f"{_list(changes & given)} is given beside y, and would change with it"
     if torch.equal(*clean) and torch.equal(*logs):
         return "nothing that is measured changes smoothly with it"
     far = float((clean[0] - clean[1]).abs().max()) > 0.1 * float(clean[0].abs().max())
-    return "another value makes other draws, so that there is no likelihood to compare" if far else ""
+    return (
+        "another value makes other draws, so that there is no likelihood to compare" if far else ""
+    )
 
 
 def _requirements(recipe: Recipe, builder: _Builder) -> None:
@@ -642,7 +774,9 @@ def _stages(recipe: Recipe, builder: _Builder) -> list[Stage]:
     names = [phase.name for phase in recipe.phases]
     for i, name in enumerate(recipe.evaluate.phases or []):
         if name not in names:
-            builder.fail(("evaluate", "phases", i), f"there is no phase '{name}' (known: {', '.join(names)})")
+            builder.fail(
+                ("evaluate", "phases", i), f"there is no phase '{name}' (known: {', '.join(names)})"
+            )
     judge: PosteriorSampler | None = None
     if recipe.evaluate.sampler is not None:
         judge = builder.build("samplers", recipe.evaluate.sampler, ("evaluate", "sampler"))
@@ -653,10 +787,18 @@ def _stages(recipe: Recipe, builder: _Builder) -> list[Stage]:
         sampler, annealed = _annealed(phase, builder, i)
         objective, on = None, ""
         if sampler is not None and sampler.prior and not fitted:
-            text = "there is no prior to sample with yet: an earlier phase must fit one, or `prior` name one"
-            builder.fail(("phases", i, "sampler"), f"{text}; these need none: {', '.join(_classical(builder.catalog)) or 'none'}")
+            text = (
+                "there is no prior to sample with yet: an earlier phase must fit one, or `prior`"
+                " name one"
+            )
+            builder.fail(
+                ("phases", i, "sampler"),
+                f"{text}; these need none: {', '.join(_classical(builder.catalog)) or 'none'}",
+            )
         if phase.fit is not None:
-            make = builder.factory("objectives", phase.fit.objective, phase.fit.options, path, named=False)
+            make = builder.factory(
+                "objectives", phase.fit.objective, phase.fit.options, path, named=False
+            )
             objective = make() if make else None
             on = phase.fit.on or ("draws" if phase.sampler is not None else "observations")
             _check_fit(recipe, builder, i, on, objective)
@@ -664,34 +806,59 @@ def _stages(recipe: Recipe, builder: _Builder) -> list[Stage]:
         _check_policy(recipe, builder, i, sampler)
         network, own = _own_network(recipe, builder, i, objective)
         stages.append(Stage(phase, sampler, objective, on, None, annealed, network, own))
-    able = [judge, *(stage.sampler for stage in stages if stage.sampler is not None and stage.sampler.prior)]
-    return [replace(stage, judge=judge or stage.sampler or next((s for s in able if s is not None), None)) for stage in stages]
+    able = [
+        judge,
+        *(stage.sampler for stage in stages if stage.sampler is not None and stage.sampler.prior),
+    ]
+    return [
+        replace(
+            stage, judge=judge or stage.sampler or next((s for s in able if s is not None), None)
+        )
+        for stage in stages
+    ]
 
 
-def _own_network(recipe: Recipe, builder: _Builder, i: int, objective: Objective | None) -> tuple[Callable[..., Any] | None, str]:
-    """Returns what builds the network of a phase and says which it is, if it is not the recipe's."""
+def _own_network(
+    recipe: Recipe, builder: _Builder, i: int, objective: Objective | None
+) -> tuple[Callable[..., Any] | None, str]:
+    """Returns what builds the network of a phase and says which it is, if it is not the
+    recipe's."""
     part, path = recipe.phases[i].network, ("phases", i, "network")
     if part is None:
         return None, ""
     make = builder.part("networks", part, path)
     if recipe.phases[i].fit is None or (objective is not None and objective.closed_form):
         builder.fail(path, "the phase trains no network")
-    mine, whole = ((p.name, builder.resolved.get(place)) for p, place in ((part, path), (recipe.network, ("network",))))
+    mine, whole = (
+        (p.name, builder.resolved.get(place))
+        for p, place in ((part, path), (recipe.network, ("network",)))
+    )
     return (None, "") if mine == whole else (make, repr(mine))
 
 
-def _annealed(phase: Phase, builder: _Builder, i: int) -> tuple[PosteriorSampler | None, tuple[PosteriorSampler, ...]]:
-    """Builds the sampler of a phase, and those of its first rounds where `anneal` changes options."""
+def _annealed(
+    phase: Phase, builder: _Builder, i: int
+) -> tuple[PosteriorSampler | None, tuple[PosteriorSampler, ...]]:
+    """Builds the sampler of a phase, and those of its first rounds where `anneal` changes
+    options."""
     if phase.sampler is None:
         if phase.anneal:
-            builder.fail(("phases", i, "anneal"), "it changes options of the sampler, and the phase has none")
+            builder.fail(
+                ("phases", i, "anneal"), "it changes options of the sampler, and the phase has none"
+            )
         return None, ()
     place: Path = ("phases", i, "sampler")
     if phase.anneal:
         rounds = max(len(values) for values in phase.anneal.values())
-        by_round = [{name: values[min(r, len(values) - 1)] for name, values in phase.anneal.items()} for r in range(rounds)]
+        by_round = [
+            {name: values[min(r, len(values) - 1)] for name, values in phase.anneal.items()}
+            for r in range(rounds)
+        ]
         name, own = phase.sampler.name, phase.sampler.options
-        made = [builder.factory("samplers", name, {**own, **now}, ("phases", i, "anneal"), named=False) for now in by_round]
+        made = [
+            builder.factory("samplers", name, {**own, **now}, ("phases", i, "anneal"), named=False)
+            for now in by_round
+        ]
         builder.resolved.pop(("phases", i, "anneal"), None)
         found = [make() for make in made if make is not None]
         if len(found) < rounds:
@@ -701,62 +868,121 @@ def _annealed(phase: Phase, builder: _Builder, i: int) -> tuple[PosteriorSampler
     return builder.build("samplers", phase.sampler, place), ()
 
 
-def _check_fit(recipe: Recipe, builder: _Builder, i: int, on: str, objective: Objective | None) -> None:
+def _check_fit(
+    recipe: Recipe, builder: _Builder, i: int, on: str, objective: Objective | None
+) -> None:
     phase, path = recipe.phases[i], ("phases", i, "fit")
     assert phase.fit is not None
     if on == "draws" and phase.sampler is None:
         builder.fail(path, "it learns from draws, but the phase has no sampler")
     if on == "clean" or phase.fit.clean:
         if recipe.clean == 0:
-            builder.fail(path, "it learns from clean images, but the recipe grants none (`clean:` is 0)")
+            builder.fail(
+                path, "it learns from clean images, but the recipe grants none (`clean:` is 0)"
+            )
         if recipe.data is None:
             builder.fail(path, "it learns from clean images, but there are only observations")
     if objective is None:
         return
-    named = {name for name in ("flip", "shift", "keep", "clean") if getattr(phase.fit, name) != Fit.model_fields[name].default}
+    named = {
+        name
+        for name in ("flip", "shift", "keep", "clean")
+        if getattr(phase.fit, name) != Fit.model_fields[name].default
+    }
     if objective.closed_form and named:
-        builder.fail(path, f"{phase.fit.objective} is solved in closed form, without {_list(named)}")
+        builder.fail(
+            path, f"{phase.fit.objective} is solved in closed form, without {_list(named)}"
+        )
     elif named & {"flip", "shift"} and (on == "observations" or "measurement" in objective.needs):
-        builder.fail(path, f"{phase.fit.objective} learns from measurements, which an image that is moved afterwards does not fit")
+        builder.fail(
+            path,
+            f"{phase.fit.objective} learns from measurements, which an image that is moved"
+            " afterwards does not fit",
+        )
     elif objective.networks > 1 and "clean" in named:
-        builder.fail(path, f"{phase.fit.objective} learns from the prior before it alone, without clean")
+        builder.fail(
+            path, f"{phase.fit.objective} learns from the prior before it alone, without clean"
+        )
 
 
-def _check_policy(recipe: Recipe, builder: _Builder, i: int, sampler: PosteriorSampler | None) -> None:
+def _check_policy(
+    recipe: Recipe, builder: _Builder, i: int, sampler: PosteriorSampler | None
+) -> None:
     phase = recipe.phases[i]
-    named = {n for n in ("refresh", "restart", "overlap") if getattr(phase, n) != Phase.model_fields[n].default}
+    named = {
+        n
+        for n in ("refresh", "restart", "overlap")
+        if getattr(phase, n) != Phase.model_fields[n].default
+    }
     if named and phase.sampler is None:
-        builder.fail(("phases", i), f"{_list(named)} is about posterior draws, and the phase has no sampler")
+        builder.fail(
+            ("phases", i), f"{_list(named)} is about posterior draws, and the phase has no sampler"
+        )
     elif named & {"refresh", "restart"} and phase.observations is not None:
-        builder.fail(("phases", i), f"{_list(named - {'overlap'})} needs a draw of every observation: leave `observations` out")
+        builder.fail(
+            ("phases", i),
+            f"{_list(named - {'overlap'})} needs a draw of every observation: leave"
+            " `observations` out",
+        )
     elif "overlap" in named and (phase.fit is None or named & {"refresh", "restart"}):
-        builder.fail(("phases", i, "overlap"), "it needs a fit to run beside, and draws that do not depend on those of the round before")
+        builder.fail(
+            ("phases", i, "overlap"),
+            "it needs a fit to run beside, and draws that do not depend on those of the round"
+            " before",
+        )
     if phase.restart is not None and sampler is not None:
         schedule: Any = getattr(sampler, "schedule", None)
         if not sampler.begins or not hasattr(schedule, "sigma_max"):
-            builder.fail(("phases", i, "restart"), "the sampler has no chain that could begin at a signal and another noise level")
+            builder.fail(
+                ("phases", i, "restart"),
+                "the sampler has no chain that could begin at a signal and another noise level",
+            )
         elif not schedule.sigma_min < phase.restart <= schedule.sigma_max:
-            builder.fail(("phases", i, "restart"), f"the sampler's levels lie between {schedule.sigma_min:g} and {schedule.sigma_max:g}")
+            builder.fail(
+                ("phases", i, "restart"),
+                f"the sampler's levels lie between {schedule.sigma_min:g} and"
+                f" {schedule.sigma_max:g}",
+            )
     if phase.stop == "weight" and getattr(sampler, "weight", None) != "auto":
-        builder.fail(("phases", i, "stop"), "it follows the weight that the sampler tunes: dps with weight: auto")
+        builder.fail(
+            ("phases", i, "stop"),
+            "it follows the weight that the sampler tunes: dps with weight: auto",
+        )
     if phase.stop == "auto":
         if not any(part.name == "observation-distance" for part in recipe.evaluate.metrics):
-            builder.fail(("phases", i, "stop"), "it follows the metric observation-distance: add it to evaluate.metrics")
+            builder.fail(
+                ("phases", i, "stop"),
+                "it follows the metric observation-distance: add it to evaluate.metrics",
+            )
         judged = recipe.evaluate.phases is None or phase.name in recipe.evaluate.phases
         if recipe.evaluate.every != 1 or not recipe.evaluate.samples or not judged:
-            builder.fail(("phases", i, "stop"), "it needs an evaluation in every round: every 1, samples, and it among evaluate.phases")
+            builder.fail(
+                ("phases", i, "stop"),
+                "it needs an evaluation in every round: every 1, samples, and it among"
+                " evaluate.phases",
+            )
 
 
 def _abilities(stages: list[Stage], prior: str) -> list[tuple[frozenset[str], frozenset[str]]]:
     """What the denoiser can do in every E-step of a stage, and after the stage."""
     closed = {"moments", "closed form"}
-    known = {"": set(), "network": {"moments"}, "built": set(), "gaussian": closed, "mixture": closed}
+    known = {
+        "": set(),
+        "network": {"moments"},
+        "built": set(),
+        "gaussian": closed,
+        "mixture": closed,
+    }
     before: frozenset[str] = frozenset(known[prior])
     found = []
     for stage in stages:
         after = before
         if stage.objective is not None:
-            after = frozenset(closed) if stage.objective.closed_form else frozenset({"moments"}) | stage.objective.provides
+            after = (
+                frozenset(closed)
+                if stage.objective.closed_form
+                else frozenset({"moments"}) | stage.objective.provides
+            )
         found.append((before & after if stage.phase.rounds > 1 else before, after))
         before = after
     return found
@@ -775,25 +1001,45 @@ def _needs(
     silent: bool,
     odd: Measurement | None,
 ) -> list[Stage]:
-    """Compares what components need with what there is; returns the stages with the sampler that can judge each."""
+    """Compares what components need with what there is; returns the stages with the sampler that
+    can judge each."""
     found = []
-    for i, (stage, (during, after)) in enumerate(zip(stages, _abilities(stages, prior), strict=True)):
-        for sampler in {id(s): s for s in (*stage.annealed, stage.sampler) if s is not None}.values():
+    for i, (stage, (during, after)) in enumerate(
+        zip(stages, _abilities(stages, prior), strict=True)
+    ):
+        for sampler in {
+            id(s): s for s in (*stage.annealed, stage.sampler) if s is not None
+        }.values():
             assert stage.phase.sampler is not None
             can = provides | during
             name = stage.phase.sampler.name
             if lacks := sampler.needs - can:
                 fitting = ", ".join(fits(builder.catalog, can)) or "none"
                 place = f"{recipe.operator.name} with {recipe.noise.name} noise"
-                reason = f"{name} needs {_list(lacks)}, which {place} does not provide (it provides {_list(provides)})"
+                reason = (
+                    f"{name} needs {_list(lacks)}, which {place} does not provide (it provides"
+                    f" {_list(provides)})"
+                )
                 if lacks == {"closed form"}:
-                    reason = f"{name} needs a prior in closed form, a Gaussian or a mixture, and the prior is a network then"
+                    reason = (
+                        f"{name} needs a prior in closed form, a Gaussian or a mixture, and the"
+                        " prior is a network then"
+                    )
                 elif lacks == {"conditional"}:
-                    reason = f"{name} needs a prior that an earlier phase fitted by a conditional objective (cond-dsm, refine)"
+                    reason = (
+                        f"{name} needs a prior that an earlier phase fitted by a conditional"
+                        " objective (cond-dsm, refine)"
+                    )
                 elif lacks == {"interpolant"}:
-                    reason = f"{name} needs a prior that an earlier phase fitted with an interpolant (scsi, sfbd-omni)"
+                    reason = (
+                        f"{name} needs a prior that an earlier phase fitted with an interpolant"
+                        " (scsi, sfbd-omni)"
+                    )
                 elif lacks == {"moments"}:
-                    reason = f"{name} needs the moments of the prior, and a network as it was built has none"
+                    reason = (
+                        f"{name} needs the moments of the prior, and a network as it was built has"
+                        " none"
+                    )
                 builder.fail(("phases", i, "sampler"), f"{reason}; these fit: {fitting}")
                 break
             if own := _refusal(sampler, odd):
@@ -803,30 +1049,61 @@ def _needs(
         if stage.objective is not None:
             assert stage.phase.fit is not None
             name, path = stage.phase.fit.objective, ("phases", i, "fit")
-            if "x" in stage.objective.needs or stage.on == "observations" or "measurement" in stage.objective.needs:
-                known = {"draws": {"x", "measurement"}, "clean": {"x"}, "observations": {"measurement"}}[stage.on]
+            if (
+                "x" in stage.objective.needs
+                or stage.on == "observations"
+                or "measurement" in stage.objective.needs
+            ):
+                known = {
+                    "draws": {"x", "measurement"},
+                    "clean": {"x"},
+                    "observations": {"measurement"},
+                }[stage.on]
                 given = provides | known | (during & {"closed form", "moments"})
                 if lacks := stage.objective.needs - given:
-                    what = f"{_list(lacks)}, which {recipe.operator.name} with {recipe.noise.name} noise does not provide"
+                    what = (
+                        f"{_list(lacks)}, which {recipe.operator.name} with {recipe.noise.name}"
+                        " noise does not provide"
+                    )
                     if "x" in lacks:
                         what = "signals to learn from: add a sampler to the phase"
                         what += "" if "measurement" in stage.objective.needs else ", or `on: clean`"
                     elif "measurement" in lacks:
                         what = "measurements to learn from, and clean images have none: use dsm"
                     elif lacks == {"closed form"}:
-                        what = "a prior in closed form to begin with, a Gaussian or a mixture: put gaussian-moments before it"
+                        what = (
+                            "a prior in closed form to begin with, a Gaussian or a mixture: put"
+                            " gaussian-moments before it"
+                        )
                     elif lacks == {"moments"}:
-                        what = "a prior to begin with, whose moments are known: a phase before it must learn one"
+                        what = (
+                            "a prior to begin with, whose moments are known: a phase before it must"
+                            " learn one"
+                        )
                     builder.fail(path, f"{name} needs {what}")
-                elif "measurement" in stage.objective.needs and (own := _refusal(stage.objective, odd)):
+                elif "measurement" in stage.objective.needs and (
+                    own := _refusal(stage.objective, odd)
+                ):
                     builder.fail(path, _own(name, own))
             if stage.objective.condition not in (0, conditions[i]):
-                builder.fail(path, f"{name} needs network.condition={stage.objective.condition} (it is {conditions[i]})")
-        judges = [s for s in (stage.judge, stage.sampler, *(s.sampler for s in stages)) if s is not None and s.prior]
+                builder.fail(
+                    path,
+                    f"{name} needs network.condition={stage.objective.condition} (it is"
+                    f" {conditions[i]})",
+                )
+        judges = [
+            s
+            for s in (stage.judge, stage.sampler, *(s.sampler for s in stages))
+            if s is not None and s.prior
+        ]
         able = [s for s in judges if not s.needs - provides - after and _refusal(s, odd) is None]
         found.append(replace(stage, judge=able[0] if able else None))
-    if recipe.evaluate.sampler is not None and all(s.judge is not stage.judge for s, stage in zip(found, stages, strict=True)):
-        lacks = frozenset.intersection(*(stages[0].judge.needs - provides - after for _, after in _abilities(stages, prior)))  # type: ignore[union-attr]
+    if recipe.evaluate.sampler is not None and all(
+        s.judge is not stage.judge for s, stage in zip(found, stages, strict=True)
+    ):
+        lacks = frozenset.intersection(
+            *(stages[0].judge.needs - provides - after for _, after in _abilities(stages, prior))  # type: ignore[union-attr]
+        )
         name = recipe.evaluate.sampler.name
         reason = f"{name} needs {_list(lacks)}, which this recipe does not provide"
         if not lacks and (own := _refusal(stages[0].judge, odd)):  # type: ignore[arg-type]
@@ -845,12 +1122,19 @@ def _needs(
         have |= {"samples", "observed", "simulated"}
     if any(stage.judge is not None for stage in found):
         have |= {"draws"} if recipe.evaluate.observations else set()
-        have |= {"several draws"} if recipe.evaluate.observations and recipe.evaluate.draws > 1 else set()
+        have |= (
+            {"several draws"}
+            if recipe.evaluate.observations and recipe.evaluate.draws > 1
+            else set()
+        )
         have |= {"resimulated"} if recipe.evaluate.samples > 1 else set()
     for i, (name, metric) in enumerate(metrics.items()):
         if lacks := metric.needs - have:
             why = " (the noise is 0)" if silent and "var" in lacks else ""
-            builder.fail(("evaluate", "metrics", i), f"{name} needs {_list(lacks)}, which this recipe does not have{why}")
+            builder.fail(
+                ("evaluate", "metrics", i),
+                f"{name} needs {_list(lacks)}, which this recipe does not have{why}",
+            )
     return found
 
 

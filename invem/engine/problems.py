@@ -1,4 +1,5 @@
-"""The problems of `invem bench`: a prior, its measurements and, where the prior is in closed form, the exact posterior."""
+"""The problems of `invem bench`: a prior, its measurements and, where the prior is in closed form,
+the exact posterior."""
 
 import hashlib
 import math
@@ -27,7 +28,18 @@ from invem.mixture import Mixture
 from invem.operator import LinearOperator, Operator
 from invem.schedule import Karras
 
-__all__ = ["DIGITS", "NAMES", "SUMMARIES", "Isotropic", "Posterior", "Problem", "Truth", "build", "finished", "of_run"]
+__all__ = [
+    "DIGITS",
+    "NAMES",
+    "SUMMARIES",
+    "Isotropic",
+    "Posterior",
+    "Problem",
+    "Truth",
+    "build",
+    "finished",
+    "of_run",
+]
 
 Truth = Literal["held-out", "prior"]
 
@@ -35,10 +47,12 @@ _LARGEST = 1024  # dimensions in which a dense posterior covariance is still qui
 
 
 class Isotropic(Denoiser):
-    """The exact denoiser of a mixture of Gaussians N(m_k, s^2 I) of one width s, by products of matrices.
+    """The exact denoiser of a mixture of Gaussians N(m_k, s^2 I) of one width s, by products of
+    matrices.
 
-    With r_k the posterior probabilities of the components and m = sum_k r_k m_k, x_hat = m + s^2/(s^2 + sigma^2) (x_t - m): thirty times as
-    fast as `MixtureDenoiser`, which knows any covariances.
+    With r_k the posterior probabilities of the components and m = sum_k r_k m_k, x_hat = m +
+    s^2/(s^2 + sigma^2) (x_t - m): thirty times as fast as `MixtureDenoiser`, which knows any
+    covariances.
     """
 
     def __init__(self, prior: Mixture) -> None:
@@ -60,7 +74,8 @@ class Isotropic(Denoiser):
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """p(x | y) of N observations under a mixture of K Gaussians, linear A and Gaussian noise: a mixture again. Float64, on the CPU.
+    """p(x | y) of N observations under a mixture of K Gaussians, linear A and Gaussian noise: a
+    mixture again. Float64, on the CPU.
 
     Attributes:
         weights: The probabilities of the components given y, shape (N, K).
@@ -89,14 +104,20 @@ class Posterior:
         gap = y - (A @ mean[..., None])[..., 0]
         chol = torch.linalg.cholesky(total)
         white = torch.linalg.solve_triangular(chol, gap[..., None], upper=False)[..., 0]
-        log_w = prior.weights.log() - 0.5 * white.square().sum(-1) - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_w = (
+            prior.weights.log()
+            - 0.5 * white.square().sum(-1)
+            - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        )
         weights = log_w.softmax(-1)
         half = torch.linalg.solve_triangular(chol, A @ cov, upper=False)
         means = mean + (half.mT @ white[..., None])[..., 0]
         covs = cov - half.mT @ half
         whole = torch.einsum("nk,nki->ni", weights, means)
         off = means - whole[:, None]
-        spread = torch.einsum("nk,nkij->nij", weights, covs) + torch.einsum("nk,nki,nkj->nij", weights, off, off)
+        spread = torch.einsum("nk,nkij->nij", weights, covs) + torch.einsum(
+            "nk,nki,nkj->nij", weights, off, off
+        )
         return cls(weights, means, torch.linalg.cholesky(covs), whole, spread)
 
     def draw(self, k: int, rng: Rng) -> Tensor:
@@ -107,7 +128,9 @@ class Posterior:
         part = torch.searchsorted(total, u).clamp(max=total.shape[1] - 1)
         z = rng.normal(d, dtype=torch.float64).reshape(n, k, d)
         row = torch.arange(n)[:, None]
-        return self.means[row, part] + torch.stack([(r[p] @ e[..., None])[..., 0] for r, p, e in zip(self.roots, part, z, strict=True)])
+        return self.means[row, part] + torch.stack(
+            [(r[p] @ e[..., None])[..., 0] for r, p, e in zip(self.roots, part, z, strict=True)]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +141,11 @@ class Problem:
         name: What it is called.
         definition: What it is, as text; the recipe of a run.
         denoiser: The prior.
-        measure: (seed, split, n) -> n signals (n, *shape) and their measurements, for the split "test" or "validation".
+        measure: (seed, split, n) -> n signals (n, *shape) and their measurements, for the split
+            "test" or "validation".
         shape: The shape of one signal.
-        range: The lowest and the highest value of a signal; of a prior in closed form, two standard deviations about its mean.
+        range: The lowest and the highest value of a signal; of a prior in closed form, two standard
+            deviations about its mean.
         truth: Whether the signals are "held-out" or drawn from the "prior".
         device: Where it is computed.
         prior: The prior in closed form, or None.
@@ -142,7 +167,8 @@ class Problem:
 
     @property
     def digest(self) -> str:
-        """Says which problem it is: two of one name with other definitions are not to be compared."""
+        """Says which problem it is: two of one name with other definitions are not to be
+        compared."""
         return hashlib.sha256(self.definition.encode()).hexdigest()[:16]
 
     @property
@@ -152,7 +178,11 @@ class Problem:
 
     def posterior(self, m: Measurement) -> Posterior | None:
         """Returns the exact posterior, where prior, operator and noise have one in closed form."""
-        if self.prior is None or not isinstance(m.A, LinearOperator) or "var" not in m.noise.provides:
+        if (
+            self.prior is None
+            or not isinstance(m.A, LinearOperator)
+            or "var" not in m.noise.provides
+        ):
             return None
         return Posterior.of(self.prior, m) if bool((m.noise.var() > 0).all()) else None
 
@@ -174,22 +204,32 @@ def _gaussian(*shape: int) -> Mixture:
 
 
 def _grid(d: int) -> Mixture:
-    """The 25 modes of MCG-diff (Cardoso et al. 2024, arXiv 2308.07983), all divided by 8: means (i, j, i, j, ...), i and j in -2..2."""
+    """The 25 modes of MCG-diff (Cardoso et al. 2024, arXiv 2308.07983), all divided by 8: means (i,
+    j, i, j, ...), i and j in -2..2."""
     pairs = torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))
-    return _isotropic(pairs.repeat(1, d // 2), 0.125, -torch.rand(25, generator=Rng.generator("bench", "weights")).log())
+    return _isotropic(
+        pairs.repeat(1, d // 2),
+        0.125,
+        -torch.rand(25, generator=Rng.generator("bench", "weights")).log(),
+    )
 
 
 def _curve() -> Mixture:
-    """A random closed curve of three modes in 5 dimensions (as DiEM, arXiv 2405.13712), 200 narrow Gaussians along it."""
+    """A random closed curve of three modes in 5 dimensions (as DiEM, arXiv 2405.13712), 200 narrow
+    Gaussians along it."""
     t, k = 2 * math.pi * torch.arange(200)[:, None] / 200, torch.arange(1.0, 4.0)
-    modes = torch.randn(6, 5, generator=Rng.generator("bench", "curve")) / torch.cat([k, k])[:, None]
+    modes = (
+        torch.randn(6, 5, generator=Rng.generator("bench", "curve")) / torch.cat([k, k])[:, None]
+    )
     x = torch.cat([(k * t).cos(), (k * t).sin()], 1) @ modes
     return _isotropic(x / x.square().mean().sqrt(), 0.06, torch.ones(200))
 
 
 def _isotropic(means: Tensor, std: float, weights: Tensor) -> Mixture:
     k, d = means.shape
-    return Mixture(weights / weights.sum(), means, (std**2 * torch.eye(d)).expand(k, d, d).contiguous())
+    return Mixture(
+        weights / weights.sum(), means, (std**2 * torch.eye(d)).expand(k, d, d).contiguous()
+    )
 
 
 def _mask(*kept: int) -> Callable[[Catalog, int, tuple[int, ...], Generator], Operator]:
@@ -203,7 +243,9 @@ def _mask(*kept: int) -> Callable[[Catalog, int, tuple[int, ...], Generator], Op
 
 def _project(rows: int) -> Callable[[Catalog, int, tuple[int, ...], Generator], Operator]:
     def law(catalog: Catalog, n: int, shape: tuple[int, ...], rng: Generator) -> Operator:
-        operator: Operator = catalog.find("operators", "random-projection").load()(n, shape, rng, measurements=rows)
+        operator: Operator = catalog.find("operators", "random-projection").load()(
+            n, shape, rng, measurements=rows
+        )
         return operator
 
     return law
@@ -217,14 +259,45 @@ def _blur(_: Catalog, n: int, shape: tuple[int, ...], __: Generator) -> Operator
 _AR = "8 dimensions, mean 0, C_ij = 0.8^|i-j|"
 _MODES = "25 modes of width 0.125 at (i, j, i, j, ...), i and j in -2..2, of random weights, in"
 _CLOSED = {
-    "gaussian": _Closed(f"{_AR}; entries 0, 2, 3, 6 measured, noise 0.1", lambda: _gaussian(8), _mask(0, 2, 3, 6), 0.1),
-    "gaussian-loud": _Closed(f"{_AR}; entries 0, 2, 3, 6 measured, noise 0.5", lambda: _gaussian(8), _mask(0, 2, 3, 6), 0.5),
-    "gaussian-blur": _Closed(f"{_AR}; circular blur by (1 4 6 4 1)/16, noise 0.1", lambda: _gaussian(1, 1, 8), _blur, 0.1),
-    "mixture-2": _Closed(f"{_MODES} 2 dimensions; 1 random projection, noise 0.1", lambda: _grid(2), _project(1), 0.1),
-    "mixture-8": _Closed(f"{_MODES} 8 dimensions; 1 random projection, noise 0.1", lambda: _grid(8), _project(1), 0.1),
-    "mixture-8-mask": _Closed(f"{_MODES} 8 dimensions; entries 0, 4 measured, noise 0.1", lambda: _grid(8), _mask(0, 4), 0.1),
-    "mixture-80": _Closed(f"{_MODES} 80 dimensions; 4 random projections, noise 0.1", lambda: _grid(80), _project(4), 0.1),
-    "manifold": _Closed("a closed curve in 5 dimensions, width 0.06; 2 random projections, noise 0.05", _curve, _project(2), 0.05),
+    "gaussian": _Closed(
+        f"{_AR}; entries 0, 2, 3, 6 measured, noise 0.1",
+        lambda: _gaussian(8),
+        _mask(0, 2, 3, 6),
+        0.1,
+    ),
+    "gaussian-loud": _Closed(
+        f"{_AR}; entries 0, 2, 3, 6 measured, noise 0.5",
+        lambda: _gaussian(8),
+        _mask(0, 2, 3, 6),
+        0.5,
+    ),
+    "gaussian-blur": _Closed(
+        f"{_AR}; circular blur by (1 4 6 4 1)/16, noise 0.1", lambda: _gaussian(1, 1, 8), _blur, 0.1
+    ),
+    "mixture-2": _Closed(
+        f"{_MODES} 2 dimensions; 1 random projection, noise 0.1", lambda: _grid(2), _project(1), 0.1
+    ),
+    "mixture-8": _Closed(
+        f"{_MODES} 8 dimensions; 1 random projection, noise 0.1", lambda: _grid(8), _project(1), 0.1
+    ),
+    "mixture-8-mask": _Closed(
+        f"{_MODES} 8 dimensions; entries 0, 4 measured, noise 0.1",
+        lambda: _grid(8),
+        _mask(0, 4),
+        0.1,
+    ),
+    "mixture-80": _Closed(
+        f"{_MODES} 80 dimensions; 4 random projections, noise 0.1",
+        lambda: _grid(80),
+        _project(4),
+        0.1,
+    ),
+    "manifold": _Closed(
+        "a closed curve in 5 dimensions, width 0.06; 2 random projections, noise 0.05",
+        _curve,
+        _project(2),
+        0.05,
+    ),
 }
 
 
@@ -243,15 +316,29 @@ def _closed(name: str, catalog: Catalog, device: str) -> Problem:
         noise = noises(n, tuple(A(x).shape[1:]), rng, sigma=law.sigma)
         return x, Measurement(noise.sample(A(x), rng), A, noise).to(device)
 
-    middle, width = float(moments.mean.mean()), 2 * float(moments.cov.dense().diagonal().mean().sqrt())
+    middle, width = (
+        float(moments.mean.mean()),
+        2 * float(moments.cov.dense().diagonal().mean().sqrt()),
+    )
     span = (middle - width, middle + width)
-    return Problem(name, f"{name}: {law.summary}", denoiser.eval(), measure, shape, span, "prior", device, prior)
+    return Problem(
+        name,
+        f"{name}: {law.summary}",
+        denoiser.eval(),
+        measure,
+        shape,
+        span,
+        "prior",
+        device,
+        prior,
+    )
 
 
 # Priors that are networks.
 
 DIGITS = """\
-# The prior of `invem bench digits`: 8×8 handwritten digits, learned from the clean images, a minute on two CPU cores.
+# The prior of `invem bench digits`: 8×8 handwritten digits, learned from the clean images, a minute
+# on two CPU cores.
 seed: 0
 data: digits
 operator: {name: random-mask, keep: 0.4}
@@ -260,7 +347,8 @@ network: {name: unet, channels: [32, 64]}
 clean: all
 phases:
   - name: clean
-    fit: {objective: dsm, on: clean, steps: 800, batch: 128, lr: 2.0e-3, decay: cosine, ema: 0.99, moments: 40}
+    fit: {objective: dsm, on: clean, steps: 800, batch: 128, lr: 2.0e-3, decay: cosine,
+          ema: 0.99, moments: 40}
 evaluate: {samples: 0, observations: 256, posterior: 0}
 """
 
@@ -289,13 +377,14 @@ def finished(run: Run) -> bool:
 def of_run(run: Run, truth: Truth = "held-out") -> Problem:
     """Returns the problem of a run: its newest prior, and its held-out observations.
 
-    The last quarter of the held-out observations, in a random order, is kept for the tuning. The others are taken in turn: seed s has
-    the s-th n of them, from the start again where they end.
+    The last quarter of the held-out observations, in a random order, is kept for the tuning. The
+    others are taken in turn: seed s has the s-th n of them, from the start again where they end.
 
     Args:
         run: A run with a finished prior.
-        truth: "held-out" for the truth and the measurements that the run has stored; "prior" for signals drawn from the prior itself
-            (256 steps of Heun's rule), measured by the same operators and noise, for which an exact sampler would be calibrated.
+        truth: "held-out" for the truth and the measurements that the run has stored; "prior" for
+            signals drawn from the prior itself (256 steps of Heun's rule), measured by the same
+            operators and noise, for which an exact sampler would be calibrated.
 
     Raises:
         RecipeError: If the run has no held-out observations, or no truth and it is wanted.
@@ -305,13 +394,18 @@ def of_run(run: Run, truth: Truth = "held-out") -> Problem:
     try:
         m = run.measurement("test", run.believed())
     except DataError:
-        raise RecipeError(f"{run.out}: the run has no held-out observations; begin one with evaluate.observations=64") from None
+        raise RecipeError(
+            f"{run.out}: the run has no held-out observations; begin one with"
+            " evaluate.observations=64"
+        ) from None
     files = sorted((run.out / "truth").glob("[0-9]*.safetensors"))
     if truth == "held-out" and not files:
         raise RecipeError(f"{run.out}: the run has no truth to compare with; add --truth prior")
     x = torch.cat([store.read(file)["x"] for file in files]) if files else torch.empty(0)
     if len(m) < 2:
-        raise RecipeError(f"{run.out}: at least 2 held-out observations are needed, and the run has {len(m)}")
+        raise RecipeError(
+            f"{run.out}: at least 2 held-out observations are needed, and the run has {len(m)}"
+        )
     order = torch.randperm(len(m), generator=Rng.generator("bench", "order"))
     kept = len(m) - max(1, len(m) // 4)
     splits = {"test": order[:kept], "validation": order[kept:]}
@@ -327,7 +421,11 @@ def of_run(run: Run, truth: Truth = "held-out") -> Problem:
             return x[rows], mine.to(run.device)
         rng = Rng.keyed(seed, "bench", split, "truth", items=range(n))
         like = torch.empty(0, device=run.device)
-        drawn = prior.sample(rng) if prior is not None else generate(denoiser, Karras().grid(256), rng, shape, like).cpu()
+        drawn = (
+            prior.sample(rng)
+            if prior is not None
+            else generate(denoiser, Karras().grid(256), rng, shape, like).cpu()
+        )
         y = mine.noise.sample(mine.A(drawn), Rng.generator(seed, "bench", split, "measure"))
         return drawn, replace(mine, y=y).to(run.device)
 
@@ -335,11 +433,26 @@ def of_run(run: Run, truth: Truth = "held-out") -> Problem:
     low, high = run.plan.facts.range
     limit = kept if truth == "held-out" else None
     device, source = str(run.device), str(run.out)
-    return Problem(about["name"], about["recipe"], denoiser, measure, shape, (low, high), truth, device, prior, limit, source)
+    return Problem(
+        about["name"],
+        about["recipe"],
+        denoiser,
+        measure,
+        shape,
+        (low, high),
+        truth,
+        device,
+        prior,
+        limit,
+        source,
+    )
 
 
 SUMMARIES = {name: law.summary for name, law in _CLOSED.items()} | {
-    "digits": "8×8 handwritten digits, a small U-Net trained once on clean images; 60 % of the pixels hidden, noise 0.1"
+    "digits": (
+        "8×8 handwritten digits, a small U-Net trained once on clean images; 60 % of the pixels"
+        " hidden, noise 0.1"
+    )
 }
 NAMES = tuple(SUMMARIES)
 
@@ -350,20 +463,28 @@ def build(name: str, catalog: Catalog, truth: Truth = "held-out", device: str = 
     Args:
         name: One of `NAMES`.
         catalog: Where operators and noises are found.
-        truth: Of "digits" only; a prior in closed form is where the signals of the others come from.
+        truth: Of "digits" only; a prior in closed form is where the signals of the others come
+            from.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         RecipeError: If there is no such problem, or no such device.
     """
     if name not in NAMES:
-        raise RecipeError(f"there is no problem, recipe or run '{name}'{suggest(name, NAMES)} (known problems: {', '.join(NAMES)})")
+        raise RecipeError(
+            f"there is no problem, recipe or run '{name}'{suggest(name, NAMES)} (known problems:"
+            f" {', '.join(NAMES)})"
+        )
     device = _device(device)
     return _digits(catalog, device, truth) if name == "digits" else _closed(name, catalog, device)
 
 
 def _device(device: str) -> str:
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if device == "auto":
         return "cuda" if there["cuda"] else "cpu"
     if not there.get(device, False):

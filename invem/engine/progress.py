@@ -23,14 +23,23 @@ def follow(records: Iterable[Record]) -> Iterator[Record]:
     name, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
     columns = (name, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        key, task, begun, last = "", bar.add_task("starting", total=None, rate=""), 0.0, time.monotonic()
+        key, task, begun, last = (
+            "",
+            bar.add_task("starting", total=None, rate=""),
+            0.0,
+            time.monotonic(),
+        )
         for record in records:
             data = record.data
             if record.event in _WORDS and "total" in data:
                 title, done = _title(record), _done(record)
                 if title != key:
                     bar.remove_task(task)
-                    key, task, begun = title, bar.add_task(title, total=data["total"], rate=""), last
+                    key, task, begun = (
+                        title,
+                        bar.add_task(title, total=data["total"], rate=""),
+                        last,
+                    )
                 bar.update(task, completed=done, rate=_rate(record, time.monotonic() - begun))
             elif text := _said(record):
                 bar.console.print(text)
@@ -51,7 +60,12 @@ def _plain(records: Iterable[Record]) -> Iterator[Record]:
             if now - said > 10 or done == data["total"]:
                 said = now
                 left = (now - begun) / max(done, 1) * (data["total"] - done)
-                print(f"{key}: {done}/{data['total']}, {_rate(record, now - begun)}, {left:.0f} s left", file=sys.stderr, flush=True)
+                print(
+                    f"{key}: {done}/{data['total']}, {_rate(record, now - begun)}, {left:.0f} s"
+                    " left",
+                    file=sys.stderr,
+                    flush=True,
+                )
         last = time.monotonic()
         yield record
 
@@ -81,14 +95,17 @@ def _said(record: Record) -> str:
     if record.event == "identify":
         return f"warning: {data['warning']}" if data["warning"] else ""
     if record.event == "calibrate":
-        return f"{where}: " + ", ".join(f"{key} {value:.4g}" for key, value in data["values"].items())
+        return f"{where}: " + ", ".join(
+            f"{key} {value:.4g}" for key, value in data["values"].items()
+        )
     return f"{where}: the phase ends: {data['reason']}" if record.event == "stop" else ""
 
 
 def _summary(record: Record) -> str:
     data = record.data
     values = ", ".join(
-        f"{label} {'not finite' if value['value'] is None else format(value['value'], '.4g')} {value['unit']}".rstrip()
+        f"{label} {'not finite' if value['value'] is None else format(value['value'], '.4g')}"
+        f" {value['unit']}".rstrip()
         for label, value in data["metrics"].items()
     )
     where = data["name"] if data["round"] is None else f"{data['name']} round {data['round']}"

@@ -72,7 +72,8 @@ def _part_schema(json: dict[str, Any]) -> None:
 class _Open(_Model):
     """A model whose unknown keys are the options of a component.
 
-    In Python they are given as `options`. In YAML, and from `model_dump`, they stand beside the other keys.
+    In Python they are given as `options`. In YAML, and from `model_dump`, they stand beside the
+    other keys.
     """
 
     options: dict[str, Any] = Field(default={}, description="The options of the component.")
@@ -113,7 +114,8 @@ class Fit(_Open):
 
     objective: str = Field(min_length=1, description="The name of the objective.")
     on: Literal["draws", "observations", "clean"] | None = Field(
-        default=None, description="What is trained on: posterior draws, measurements or granted clean images."
+        default=None,
+        description="What is trained on: posterior draws, measurements or granted clean images.",
     )
     steps: int = Field(default=1000, ge=1, description="Gradient steps of a round.")
     batch: int = Field(default=128, ge=1, description="Examples of a gradient step.")
@@ -121,41 +123,68 @@ class Fit(_Open):
     decay: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="How the learning rate falls over a round."
     )
-    warmup: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from zero.")
+    warmup: int = Field(
+        default=0, ge=0, description="Steps over which the learning rate rises from zero."
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
     ema: float = Field(
-        default=0.999, ge=0, lt=1, description="Decay of the moving average of the weights, per step."
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="Decay of the moving average of the weights, per step.",
     )
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     start: Literal["ema", "warm", "fresh"] = Field(
-        default="ema", description="Weights a round starts from: the averaged, the raw or newly drawn ones."
+        default="ema",
+        description="Weights a round starts from: the averaged, the raw or newly drawn ones.",
     )
     keep: bool = Field(
-        default=False, description="Whether optimiser and moving average go on from the round before; they begin anew otherwise."
+        default=False,
+        description=(
+            "Whether optimiser and moving average go on from the round before; they begin anew"
+            " otherwise."
+        ),
     )
-    clean: float = Field(default=0.0, ge=0, lt=1, description="Share of each batch that are granted clean images.")
+    clean: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of each batch that are granted clean images."
+    )
     flip: Literal["none", "horizontal", "both"] = Field(
-        default="none", description="Which axes of an image are mirrored at random, after its reconstruction."
+        default="none",
+        description="Which axes of an image are mirrored at random, after its reconstruction.",
     )
     shift: int = Field(
-        default=0, ge=0, description="Largest random shift of an image in pixels, after its reconstruction; the border is repeated."
+        default=0,
+        ge=0,
+        description=(
+            "Largest random shift of an image in pixels, after its reconstruction; the border is"
+            " repeated."
+        ),
     )
-    moments: int = Field(default=64, ge=0, description="Rank of the Gaussian fitted to the training signals.")
+    moments: int = Field(
+        default=64, ge=0, description="Rank of the Gaussian fitted to the training signals."
+    )
     checkpoint: int = Field(default=200, ge=1, description="Steps between checkpoints.")
 
 
 class Phase(_Model):
     """Rounds of sampling (the E-step), of training (the M-step) or of both."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="The phase's name, in kebab-case.")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]*$", description="The phase's name, in kebab-case."
+    )
     rounds: int = Field(default=1, ge=1, description="How often the phase is repeated.")
-    sampler: Part | None = Field(default=None, description="The posterior sampler, for a phase that draws.")
+    sampler: Part | None = Field(
+        default=None, description="The posterior sampler, for a phase that draws."
+    )
     fit: Fit | None = Field(
         default=None, validate_default=True, description="The training, for a phase that learns."
     )
     network: Part | None = Field(
         default=None,
-        description="The network that the phase trains, from the newest weights of the same one if there are any; null is the recipe's.",
+        description=(
+            "The network that the phase trains, from the newest weights of the same one if there"
+            " are any; null is the recipe's."
+        ),
     )
     observations: Count | None = Field(
         default=None,
@@ -167,22 +196,35 @@ class Phase(_Model):
         default=1.0,
         gt=0,
         le=1,
-        description="Share of the draws that are drawn anew in each round after the first: 1 is batch EM, a small one online EM.",
+        description=(
+            "Share of the draws that are drawn anew in each round after the first: 1 is batch EM, a"
+            " small one online EM."
+        ),
     )
     restart: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="Noise level at which chains begin, from the draw of the round before; null is the sampler's own start.",
+        description=(
+            "Noise level at which chains begin, from the draw of the round before; null is the"
+            " sampler's own start."
+        ),
     )
     anneal: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
-        default={}, description="Options of the sampler by round: a list for each, whose last item stays."
+        default={},
+        description="Options of the sampler by round: a list for each, whose last item stays.",
     )
     overlap: bool = Field(
         default=False,
-        description="Whether the E-step of the next round runs beside the M-step of this one, with the prior of the round before.",
+        description=(
+            "Whether the E-step of the next round runs beside the M-step of this one, with the"
+            " prior of the round before."
+        ),
     )
     calibrate: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
         default={},
-        description="Options of operator and noise that are estimated from the observations in each round, with their bounds.",
+        description=(
+            "Options of operator and noise that are estimated from the observations in each round,"
+            " with their bounds."
+        ),
     )
     stop: Literal["never", "auto", "weight"] = Field(
         default="never", description="What ends the phase before its last round, see below."
@@ -204,12 +246,25 @@ class Evaluate(_Model):
     observations: int = Field(default=128, ge=0, description="Held-out observations.")
     draws: int = Field(default=2, ge=1, description="Posterior draws per held-out observation.")
     posterior: int = Field(
-        default=32, ge=0, description="Posterior draws of each of the first 8 held-out observations, once, at the end of the run."
+        default=32,
+        ge=0,
+        description=(
+            "Posterior draws of each of the first 8 held-out observations, once, at the end of the"
+            " run."
+        ),
     )
-    every: int = Field(default=1, ge=1, description="Rounds between evaluations; a closed-form phase has one, at its end.")
-    phases: list[str] | None = Field(default=None, description="The phases that are evaluated, by name; null is all.")
+    every: int = Field(
+        default=1,
+        ge=1,
+        description="Rounds between evaluations; a closed-form phase has one, at its end.",
+    )
+    phases: list[str] | None = Field(
+        default=None, description="The phases that are evaluated, by name; null is all."
+    )
     steps: int = Field(default=32, ge=1, description="Noise levels of the unconditional sampler.")
-    sampler: Part | None = Field(default=None, description="The posterior sampler; null is the phase's own.")
+    sampler: Part | None = Field(
+        default=None, description="The posterior sampler; null is the phase's own."
+    )
     batch: int = Field(default=256, ge=1, description="Signals that are sampled at once.")
 
 
@@ -220,8 +275,12 @@ class Compute(_Model):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="The number format of the network's arithmetic."
     )
-    compile: Literal["auto"] | bool = Field(default="auto", description="Whether the network is compiled.")
-    threads: Count | None = Field(default=None, description="CPU threads; null leaves the choice to PyTorch.")
+    compile: Literal["auto"] | bool = Field(
+        default="auto", description="Whether the network is compiled."
+    )
+    threads: Count | None = Field(
+        default=None, description="CPU threads; null leaves the choice to PyTorch."
+    )
 
 
 class Recipe(_Model):
@@ -232,7 +291,9 @@ class Recipe(_Model):
         default=None, description="The data set of true signals, which are measured first."
     )
     observations: Part | None = Field(
-        default=None, validate_default=True, description="The data set of measurements that exist already."
+        default=None,
+        validate_default=True,
+        description="The data set of measurements that exist already.",
     )
     operator: Part = Field(description="How signals are measured.")
     noise: Part = Field(description="The noise of the measurements.")
@@ -248,17 +309,26 @@ class Recipe(_Model):
     prior: str | None = Field(
         default=None,
         min_length=1,
-        description="What the first phase begins with: the directory of a run, or `network` for the network as it was built.",
+        description=(
+            "What the first phase begins with: the directory of a run, or `network` for the network"
+            " as it was built."
+        ),
     )
     assume: dict[str, float] = Field(
         default={},
-        description="Options of operator and noise that differ from the truth by which `data` are measured: what is believed at first.",
+        description=(
+            "Options of operator and noise that differ from the truth by which `data` are measured:"
+            " what is believed at first."
+        ),
     )
     phases: list[Phase] = Field(min_length=1, description="What is done, in order.")
     evaluate: Evaluate = Field(default=Evaluate(), description="What is measured after a round.")
-    compute: Compute = Field(default=Compute(), description="Where and how the numbers are computed.")
+    compute: Compute = Field(
+        default=Compute(), description="Where and how the numbers are computed."
+    )
     smoke: dict[str, Any] = Field(
-        default={}, description="Dotted keys and the values that `--smoke` gives them, to run in seconds."
+        default={},
+        description="Dotted keys and the values that `--smoke` gives them, to run in seconds.",
     )
     requires: list[str] = Field(
         default=[], description="Distributions the recipe needs, such as `invem-ct>=0.3`."
@@ -311,13 +381,16 @@ def load(path: Path | str, overrides: Sequence[str] = (), smoke: bool = False) -
         smoke: Whether the recipe's `smoke` block is applied, before the overrides.
 
     Raises:
-        RecipeError: Every problem, one per line, each with its place, its dotted path and what is allowed.
+        RecipeError: Every problem, one per line, each with its place, its dotted path and what is
+            allowed.
     """
     source = str(path)
     raw = _bytes(Path(path))
     document = yaml.load(raw, source)
     if not isinstance(document.value, dict):
-        raise RecipeError(f"{_mark(document, ())}: a recipe is a mapping, got {_got(document.value)}")
+        raise RecipeError(
+            f"{_mark(document, ())}: a recipe is a mapping, got {_got(document.value)}"
+        )
     edits = _Edits(document, deepcopy(document.value), {})
     if smoke:
         edits.smoke()
@@ -333,7 +406,8 @@ def replace(loaded: Loaded, overrides: Sequence[str]) -> Loaded:
 
 
 def locate(loaded: Loaded, path: yaml.Path, key: bool = False) -> str:
-    """Returns where the value at a path was written: ``file:line:column`` or ``override 'key=value'``.
+    """Returns where the value at a path was written: ``file:line:column`` or ``override
+    'key=value'``.
 
     Args:
         loaded: The recipe.
@@ -419,7 +493,10 @@ class _Edits:
         """Writes out the short form of a chain, a list of operators."""
         if isinstance(self.value.get("operator"), list):
             self.value["operator"] = {"name": "chain", "of": self.value["operator"]}
-            self._record(("operator",), self.origins.get(("operator",)) or _mark(self.document, ("operator",)))
+            self._record(
+                ("operator",),
+                self.origins.get(("operator",)) or _mark(self.document, ("operator",)),
+            )
 
     def loaded(self, text: str) -> Loaded:
         self.chain()
@@ -479,7 +556,8 @@ def _assign(root: dict[str, Any], dotted: str, value: Any) -> yaml.Path:
 
 
 def _step(node: Any, kind: Any, name: str, path: yaml.Path) -> tuple[Any, Any, Any]:
-    """Returns the key that a name means in a node, and the kind and the empty form of what is there."""
+    """Returns the key that a name means in a node, and the kind and the empty form of what is
+    there."""
     if isinstance(node, list):
         return _index(node, name, path), kind, {}
     if kind is Any:
@@ -502,7 +580,9 @@ def _index(items: list[Any], name: str, path: yaml.Path) -> int:
         return names.index(name)
     allowed = [str(index) for index in range(min(len(items), _MAX_SHOWN))]
     if path == ("phases",):
-        allowed += [yaml.printable(item, 60) for item in names[:_MAX_SHOWN] if isinstance(item, str)]
+        allowed += [
+            yaml.printable(item, 60) for item in names[:_MAX_SHOWN] if isinstance(item, str)
+        ]
     word = yaml.printable(name, 60)
     raise _Unknown(f"{_dotted(path)}: there is no item '{word}'{_hint(word, allowed)}")
 
@@ -527,7 +607,8 @@ def _allowed(path: yaml.Path) -> list[str]:
 
 
 def _path(detail: ErrorDetails, value: Any) -> yaml.Path:
-    """Returns an error's place without what is not in the data: pydantic also names the arms of a union."""
+    """Returns an error's place without what is not in the data: pydantic also names the arms of a
+    union."""
     path: yaml.Path = ()
     for key in detail["loc"]:
         entries: Any = dict(enumerate(value)) if isinstance(value, list) else value

@@ -1,7 +1,8 @@
 """The report of a run: one self-contained page and its pictures, from the files of the run alone.
 
-Nothing is recomputed but the mean and the standard deviation of stored draws. Every part of a run but `run.json` may
-be missing, and then its section is; a damaged file is named at the top of the page and otherwise treated as missing.
+Nothing is recomputed but the mean and the standard deviation of stored draws. Every part of a run
+but `run.json` may be missing, and then its section is; a damaged file is named at the top of the
+page and otherwise treated as missing.
 """
 
 import base64
@@ -58,7 +59,8 @@ def pictures(run: Path) -> list[Path]:
         run: The directory of the run, finished or not.
 
     Returns:
-        The files in `run/pictures`: `restorations.png` and one `samples-<phase>-<round>.png` per evaluated round,
+        The files in `run/pictures`: `restorations.png` and one `samples-<phase>-<round>.png` per
+            evaluated round,
         each only where the run has images.
 
     Raises:
@@ -122,7 +124,9 @@ def _load(path: Path) -> _Run:
     except OSError as error:
         raise DataError(f"{str(path)!r} is not a run: no readable run.json in it") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{str(path / 'run.json')!r} is not valid JSON: the run is damaged") from error
+        raise DataError(
+            f"{str(path / 'run.json')!r} is not valid JSON: the run is damaged"
+        ) from error
     if not isinstance(about, dict):
         raise DataError(f"{str(path / 'run.json')!r} is not a JSON object: the run is damaged")
     damaged: list[str] = []
@@ -134,7 +138,8 @@ def _load(path: Path) -> _Run:
     if not lines:
         for folder in evaluations:
             lines += _lines(folder / "metrics.json", damaged, whole=True)
-    # A resumed run may have evaluated a round twice: the newer line counts, at the place of the older.
+    # A resumed run may have evaluated a round twice: the newer line counts, at the place of the
+    # older.
     found = {(r.phase, r.name, r.round): r for r in map(_round, lines)}
     observed: dict[str, _Value] = {}
     rounds = []
@@ -143,11 +148,14 @@ def _load(path: Path) -> _Run:
             observed.update(entry.metrics)
         else:
             rounds.append(entry)
-    return _Run(path, about, rounds, observed, _lines(path / "log.jsonl", damaged), evaluations, damaged)
+    return _Run(
+        path, about, rounds, observed, _lines(path / "log.jsonl", damaged), evaluations, damaged
+    )
 
 
 def _lines(path: Path, damaged: list[str], whole: bool = False) -> list[dict[str, Any]]:
-    """Reads JSON objects, one a line or one in all; a torn last line is what a running run looks like."""
+    """Reads JSON objects, one a line or one in all; a torn last line is what a running run looks
+    like."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -200,7 +208,8 @@ def _integer(value: object) -> int | None:
 
 
 def _tensor(run: _Run, name: str, key: str, limit: int) -> Array | None:
-    """The first `limit` rows of a stored tensor (n, ...), or None; of complex numbers, the modulus."""
+    """The first `limit` rows of a stored tensor (n, ...), or None; of complex numbers, the
+    modulus."""
     path = run.path / name
     if not path.is_file():
         return None
@@ -230,7 +239,8 @@ class _Column(NamedTuple):
 
 
 def _image(x: Array, low: float = -1.0, high: float = 1.0) -> Image.Image:
-    """A picture of x (C, H, W), in nearest-neighbour pixels; channels are RGB if C is 3, else the first is shown."""
+    """A picture of x (C, H, W), in nearest-neighbour pixels; channels are RGB if C is 3, else the
+    first is shown."""
     x = np.nan_to_num(x, nan=low, posinf=high, neginf=low)
     unit = np.clip((x - low) / ((high - low) or 1.0), 0.0, 1.0)
     pixels = np.round(255 * unit).astype(np.uint8)
@@ -245,7 +255,8 @@ def _range(x: Array) -> tuple[float, float]:
 
 
 def _columns(run: _Run) -> tuple[list[_Column], str]:
-    """The grid of held-out observations, column by column, and the name of the evaluation it shows."""
+    """The grid of held-out observations, column by column, and the name of the evaluation it
+    shows."""
     draws, more, shown = None, None, ""
     for folder in reversed(run.evaluations):
         draws = _tensor(run, f"{folder.name}/restorations.safetensors", "draws", _ROWS)
@@ -257,10 +268,15 @@ def _columns(run: _Run) -> tuple[list[_Column], str]:
     y = _tensor(run, "measurements/test/00000.safetensors", "y", _ROWS)
     truth = _tensor(run, "truth/00000.safetensors", "x", _ROWS)
     columns = []
-    if y is not None and y.ndim == 3 and (draws is not None or (truth is not None and truth.ndim == 4)):
+    if (
+        y is not None
+        and y.ndim == 3
+        and (draws is not None or (truth is not None and truth.ndim == 4))
+    ):
         y = y[:, None]
     if y is not None and y.ndim == 4 and y.size:
-        # Most measurements live on the scale of the images; those that do not are shown on their own.
+        # Most measurements live on the scale of the images; those that do not are shown on their
+        # own.
         if np.nanmax(np.abs(np.nan_to_num(y))) <= 3:
             columns.append(_Column("observation", [_image(v) for v in y]))
         else:
@@ -270,9 +286,13 @@ def _columns(run: _Run) -> tuple[list[_Column], str]:
         columns.append(_Column("restoration (one draw)", [_image(v) for v in draws[:, 0]]))
         many = draws if more is None or more.ndim != 5 else more
         if many.shape[1] > 1:
-            columns.append(_Column(f"mean of {many.shape[1]} draws", [_image(v) for v in many.mean(axis=1)]))
+            columns.append(
+                _Column(f"mean of {many.shape[1]} draws", [_image(v) for v in many.mean(axis=1)])
+            )
             variance = many.var(axis=1, ddof=1)
-            spread = np.sqrt(variance.mean(axis=1, keepdims=True) if many.shape[2] == 3 else variance)
+            spread = np.sqrt(
+                variance.mean(axis=1, keepdims=True) if many.shape[2] == 3 else variance
+            )
             top = _range(spread[:, :1])[1]
             title = f"their standard deviation (black 0, white {top:.2g})"
             columns.append(_Column(title, [_image(v[:1], 0.0, top) for v in spread]))
@@ -399,11 +419,15 @@ def _page(run: _Run) -> str:
         names = ", ".join(escape(d) for d in dict.fromkeys(run.damaged))
         body.append(f'<p class="bad">Not readable, and left out: {names}.</p>')
     body.append(_headline(run))
-    body += [f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content]
+    body += [
+        f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content
+    ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)} · invem</title><style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+        f"<title>{escape(name)} · invem</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
     )
 
 
@@ -423,14 +447,22 @@ def _identifiability(run: _Run) -> str:
 
 
 def _rounds(run: _Run) -> str:
-    """What each E-step says of itself: the misfit of its draws, calibrated options, and what ended a phase."""
+    """What each E-step says of itself: the misfit of its draws, calibrated options, and what ended
+    a phase."""
     body = []
     for entry in run.log:
         name, number = escape(str(entry.get("name"))), _integer(entry.get("round"))
-        if entry.get("event") == "e-step" and math.isfinite(residual := _number(entry.get("residual"))):
-            words = f"squared residual of the draws, in units of the noise: {residual:.4g} (1 for posterior draws)"
+        if entry.get("event") == "e-step" and math.isfinite(
+            residual := _number(entry.get("residual"))
+        ):
+            words = (
+                f"squared residual of the draws, in units of the noise: {residual:.4g} (1 for"
+                " posterior draws)"
+            )
         elif entry.get("event") == "calibrate" and isinstance(values := entry.get("values"), dict):
-            words = "calibrated: " + ", ".join(f"{key} = {_number(value):.4g}" for key, value in values.items())
+            words = "calibrated: " + ", ".join(
+                f"{key} = {_number(value):.4g}" for key, value in values.items()
+            )
         elif entry.get("event") == "stop":
             words = f"the phase ends: {entry.get('reason')}"
         else:
@@ -440,19 +472,38 @@ def _rounds(run: _Run) -> str:
 
 
 def _state(run: _Run) -> str:
-    """Whether the last round of the recipe's last phase is there; a phase without a due evaluation counts by its steps."""
-    text = "; ".join(["unfinished", *(f"last evaluated: {escape(r.label)}" for r in run.rounds[-1:])])
+    """Whether the last round of the recipe's last phase is there; a phase without a due evaluation
+    counts by its steps."""
+    text = "; ".join(
+        ["unfinished", *(f"last evaluated: {escape(r.label)}" for r in run.rounds[-1:])]
+    )
     try:
         recipe = yaml.load(str(run.about.get("recipe", "")), "recipe").value
         last = recipe["phases"][-1]
         name, rounds = str(last["name"]), int(last.get("rounds", 1))
         evaluate = recipe.get("evaluate") or {}
         due = bool(evaluate.get("metrics")) and rounds % int(evaluate.get("every", 1)) == 0
-    except (InvemError, KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError):
-        return "unknown whether finished" if not run.rounds else f"last evaluated: {escape(run.rounds[-1].label)}"
+    except (
+        InvemError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ZeroDivisionError,
+    ):
+        return (
+            "unknown whether finished"
+            if not run.rounds
+            else f"last evaluated: {escape(run.rounds[-1].label)}"
+        )
     seen = [(r.name, r.round) for r in run.rounds]
     if not due:
-        seen += [(str(e.get("name")), _integer(e.get("round"))) for e in run.log if e.get("event") in _STEPS]
+        seen += [
+            (str(e.get("name")), _integer(e.get("round")))
+            for e in run.log
+            if e.get("event") in _STEPS
+        ]
     numbers = [number for _, number in seen if number is not None]
     return "finished" if numbers and (name, rounds - 1) in seen else text
 
@@ -466,7 +517,10 @@ def _headline(run: _Run) -> str:
         if shown is None:
             continue
         where = escape(last.label) if last else "observations"
-        lines = f"<span>{escape(name)} {_arrow(shown)}</span><b>{_pm(shown)} <small>{escape(shown.unit)}</small></b>"
+        lines = (
+            f"<span>{escape(name)} {_arrow(shown)}</span><b>{_pm(shown)}"
+            f" <small>{escape(shown.unit)}</small></b>"
+        )
         lines += f'<span class="soft">{where}</span>'
         if last and raw:
             change = shown.value - raw.value
@@ -486,7 +540,10 @@ def _grid(run: _Run) -> str:
     head = "".join(f"<th>{escape(c.title)}</th>" for c in columns)
     rows = ""
     for i in range(max(len(c.images) for c in columns)):
-        cells = (f"<td>{_img(c.images[i], f'{c.title} {i + 1}') if i < len(c.images) else ''}</td>" for c in columns)
+        cells = (
+            f"<td>{_img(c.images[i], f'{c.title} {i + 1}') if i < len(c.images) else ''}</td>"
+            for c in columns
+        )
         rows += f"<tr>{''.join(cells)}</tr>"
     note = f'<p class="soft">Restorations of {escape(shown)}.</p>' if shown else ""
     table = f'<table class="grid"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
@@ -494,7 +551,10 @@ def _grid(run: _Run) -> str:
 
 
 def _gallery(run: _Run) -> str:
-    rows = [f"<div>{escape(title)}</div><div>{_img(_strip(images), f'samples of {title}')}</div>" for _, title, images in _samples(run)]
+    rows = [
+        f"<div>{escape(title)}</div><div>{_img(_strip(images), f'samples of {title}')}</div>"
+        for _, title, images in _samples(run)
+    ]
     return f'<div class="samples">{"".join(rows)}</div>' if rows else ""
 
 
@@ -523,7 +583,10 @@ def _loss(run: _Run) -> str:
         if entry.get("event") == "loss":
             place = [str(entry.get(key)) for key in ("phase", "round", "step")]
             key = tuple(place) if "step" in entry else (*place, str(i))
-            found[key] = (f"{entry.get('name', '')} {entry.get('round', '')}", _number(entry.get("loss")))
+            found[key] = (
+                f"{entry.get('name', '')} {entry.get('round', '')}",
+                _number(entry.get("loss")),
+            )
     points = list(found.values())
     if not points:
         return ""
@@ -549,7 +612,11 @@ def _all_metrics(run: _Run) -> str:
     for name, newest in metrics.items():
         unit = f", {escape(newest.unit)}" if newest.unit else ""
         heads.append(f"{escape(name)}{unit} {_arrow(newest)}")
-    rows = [["observations", *(_pm(run.observed.get(name)) for name in metrics)]] if run.observed else []
+    rows = (
+        [["observations", *(_pm(run.observed.get(name)) for name in metrics)]]
+        if run.observed
+        else []
+    )
     rows += [[escape(r.label), *(_pm(r.metrics.get(name)) for name in metrics)] for r in run.rounds]
     note = '<p class="soft">Value ± one standard error. ↑ higher is better, ↓ lower is better.</p>'
     return note + _table(["round", *heads], rows, numbers=True)
@@ -569,7 +636,11 @@ def _times(run: _Run) -> str:
     def cells(row: dict[str, float]) -> list[str]:
         return [f"{row[e]:.1f}" if e in row else "–" for e in _STEPS] + [f"{sum(row.values()):.1f}"]
 
-    total = {e: sum(r[e] for r in found.values() if e in r) for e in _STEPS if any(e in r for r in found.values())}
+    total = {
+        e: sum(r[e] for r in found.values() if e in r)
+        for e in _STEPS
+        if any(e in r for r in found.values())
+    }
     rows = [[escape(label), *cells(row)] for label, row in found.items()]
     rows.append(["<b>all</b>", *(f"<b>{cell}</b>" for cell in cells(total))])
     return _table(["round", *(f"{e}, s" for e in _STEPS), "sum, s"], rows, numbers=True)
@@ -601,10 +672,15 @@ def _text(value: object) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
-    """A table of cells that are HTML already; with `numbers`, all but the first column are set to the right."""
+    """A table of cells that are HTML already; with `numbers`, all but the first column are set to
+    the right."""
     kind = ' class="n"' if numbers else ""
     titles = "".join(f"<th{kind if i else ''}>{cell}</th>" for i, cell in enumerate(head))
-    top = f"<thead><tr>{titles}</tr></thead>" if titles.replace("<th>", "").replace("</th>", "") else ""
+    top = (
+        f"<thead><tr>{titles}</tr></thead>"
+        if titles.replace("<th>", "").replace("</th>", "")
+        else ""
+    )
     body = ""
     for row in rows:
         body += f"<tr><th>{row[0]}</th>{''.join(f'<td{kind}>{cell}</td>' for cell in row[1:])}</tr>"
@@ -670,11 +746,15 @@ def _plot(
         text = f"{tick:.4g}".replace("-", "−")
         parts.append(f'<text x="{left - 8}" y="{up(tick) + 4:.1f}" text-anchor="end">{text}</text>')
     starts = [i for i in x if i == 0 or labels[i] != labels[i - 1]]
-    stride = math.ceil(len(starts) * (8 * max(len(labels[i]) for i in starts) + 12) / (width - left - right))
+    stride = math.ceil(
+        len(starts) * (8 * max(len(labels[i]) for i in starts) + 12) / (width - left - right)
+    )
     for i in starts[:: max(1, stride)]:
         anchor = "start" if wide else "middle"
         label = escape(labels[i] if len(labels[i]) < 40 else labels[i][:39] + "…")
-        parts.append(f'<text x="{across(i):.1f}" y="{height - 12}" text-anchor="{anchor}">{label}</text>')
+        parts.append(
+            f'<text x="{across(i):.1f}" y="{height - 12}" text-anchor="{anchor}">{label}</text>'
+        )
         if wide:
             parts.append(f'<path class="axis" d="M{across(i):.1f} {top}V{height - bottom}"/>')
     if math.isfinite(dashed):
@@ -687,7 +767,10 @@ def _plot(
         path += f"{pen}{across(i):.1f} {up(v):.1f}"
         pen = "L"
         if bars[i]:
-            parts.append(f'<path class="bar" d="M{across(i):.1f} {up(v - bars[i]):.1f}V{up(v + bars[i]):.1f}"/>')
+            parts.append(
+                f'<path class="bar" d="M{across(i):.1f}'
+                f' {up(v - bars[i]):.1f}V{up(v + bars[i]):.1f}"/>'
+            )
         if not wide or len(x) < 40:
             parts.append(f'<circle class="dot" cx="{across(i):.1f}" cy="{up(v):.1f}" r="3"/>')
     parts.append(f'<path class="curve" d="{path}"/>')
@@ -700,7 +783,9 @@ def _ticks(low: float, high: float, log: bool) -> list[float]:
         for mantissas in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
             powers = range(math.floor(low), math.ceil(high) + 1)
             powers = powers[:: max(1, len(powers) // 6)]
-            found = [m * 10.0**p for p in powers for m in mantissas if low <= p + math.log10(m) <= high]
+            found = [
+                m * 10.0**p for p in powers for m in mantissas if low <= p + math.log10(m) <= high
+            ]
             if len(found) >= 3:
                 return found
         return found or [10**low, 10**high]

@@ -58,7 +58,8 @@ def invem_{kind}():
 """
 
 _BODIES = {
-    "operator": '''\
+    "operator": (
+        '''\
 """{title}: change `Device` and its law into your device."""
 
 from dataclasses import dataclass
@@ -96,8 +97,10 @@ def {function}(n: int, shape: tuple[int, ...], rng: Generator, *, spread: float 
         spread: The standard deviation of the gain, whose mean is one.
     """
     return Device(shape, 1 + spread * torch.randn(n, *shape, generator=rng))
-''',
-    "noise": '''\
+'''
+    ),
+    "noise": (
+        '''\
 """{title}: change `Law` into the noise of your device."""
 
 import math
@@ -140,8 +143,10 @@ def {function}(n: int, shape: tuple[int, ...], rng: Generator, *, sigma: float =
         sigma: The standard deviation, in units of the data.
     """
     return Law(torch.full((n, *[1] * len(shape)), sigma))
-''',
-    "network": '''\
+'''
+    ),
+    "network": (
+        '''\
 """{title}: change `{camel}` into your network."""
 
 import math
@@ -170,8 +175,10 @@ class {camel}(nn.Module):
         h = torch.cat([x.flatten(1), c_noise[:, None]], 1)
         out: Tensor = self.leave(nn.functional.silu(self.enter(h)))
         return out.reshape(x.shape)
-''',
-    "sampler": '''\
+'''
+    ),
+    "sampler": (
+        '''\
 """{title}: change `{camel}` into your sampler."""
 
 from dataclasses import dataclass
@@ -209,8 +216,10 @@ class {camel}(PosteriorSampler):
         sigmas = Karras().grid(self.steps)
         x_t = float(sigmas[0]) * rng.normal(*m.shape).to(m.y)
         return reverse(posterior, x_t, sigmas, rng)
-''',
-    "objective": '''\
+'''
+    ),
+    "objective": (
+        '''\
 """{title}: change `{camel}` into your loss."""
 
 from dataclasses import dataclass
@@ -242,8 +251,10 @@ class {camel}(Objective):
         sigma = self.low * (self.high / self.low) ** u
         error = (denoiser(x + sigma * rng.normal_like(x), sigma) - x) / sigma
         return torch.mean(error.square().flatten(1), dim=1)
-''',
-    "dataset": '''\
+'''
+    ),
+    "dataset": (
+        '''\
 """{title}: change `Signals` into your data."""
 
 from dataclasses import dataclass
@@ -288,8 +299,10 @@ def {function}(split: str, *, size: int = 16, count: int = 256) -> Signals:
     at = torch.linspace(-1, 1, size)
     angle, phase, rate = 3.14159 * u[:, 0, None, None], 6.28318 * u[:, 1, None, None], 4 + 8 * u[:, 2, None, None]
     return Signals(torch.sin(rate * (at * angle.cos() + at[:, None] * angle.sin()) + phase)[:, None])
-''',
-    "metric": '''\
+'''
+    ),
+    "metric": (
+        '''\
 """{title}: change `{camel}` into your number."""
 
 from collections.abc import Mapping
@@ -312,7 +325,8 @@ class {camel}(Metric):
         """Returns one value for each observation, shape (N,)."""
         assert outcome.truth is not None and outcome.draws is not None
         return (outcome.draws.mean(1) - outcome.truth).abs().flatten(1).mean(1)
-''',
+'''
+    ),
 }
 
 KINDS = tuple(_BODIES)
@@ -333,7 +347,9 @@ def write(name: str, kind: str, folder: Path) -> list[Path]:
     if kind not in KINDS:
         raise RecipeError(f"there is no kind '{kind}' (known: {', '.join(KINDS)})")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise RecipeError(f"'{name}' is not kebab-case: lower-case words of letters and digits, joined by -")
+        raise RecipeError(
+            f"'{name}' is not kebab-case: lower-case words of letters and digits, joined by -"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(f"{folder}: exists already")
     function = name.replace("-", "_")

@@ -1,4 +1,5 @@
-"""Files that are complete or absent: written under another name, flushed and renamed, with their digest inside."""
+"""Files that are complete or absent: written under another name, flushed and renamed, with their
+digest inside."""
 
 import contextlib
 import errno
@@ -17,7 +18,18 @@ from torch import Tensor
 
 from invem.errors import DataError, InvemError, RecipeError, ResourceError
 
-__all__ = ["append_json", "last_denoiser", "lock", "read", "read_json", "read_meta", "write", "write_arrays", "write_json", "write_text"]
+__all__ = [
+    "append_json",
+    "last_denoiser",
+    "lock",
+    "read",
+    "read_json",
+    "read_meta",
+    "write",
+    "write_arrays",
+    "write_json",
+    "write_text",
+]
 
 _HEADER_LIMIT = 8 * 2**20
 
@@ -39,8 +51,14 @@ def _replacing(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space" in str(error)
-        raise (ResourceError if full else DataError)(f"{path}: cannot be written: {error}") from error
+        full = getattr(error, "errno", None) in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+        ) or "No space" in str(error)
+        raise (ResourceError if full else DataError)(
+            f"{path}: cannot be written: {error}"
+        ) from error
 
 
 def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
@@ -48,7 +66,11 @@ def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+        digest.update(
+            tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            if tensor.numel()
+            else b""
+        )
     return digest.hexdigest()
 
 
@@ -106,7 +128,10 @@ def last_denoiser(run: Path) -> Path:
     Raises:
         DataError: If there is none.
     """
-    found = sorted(run.glob("*-*-denoiser/denoiser.safetensors"), key=lambda f: [int(w) for w in f.parent.name.split("-")[:2]])
+    found = sorted(
+        run.glob("*-*-denoiser/denoiser.safetensors"),
+        key=lambda f: [int(w) for w in f.parent.name.split("-")[:2]],
+    )
     if not found:
         raise DataError(f"{run}: no denoiser is finished in it")
     return found[-1]
@@ -153,7 +178,9 @@ def append_json(path: Path, value: Any) -> None:
             file.write(b"\n" * bool(torn) + json.dumps(value, sort_keys=True).encode() + b"\n")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (ResourceError if full else DataError)(f"{path}: cannot be written: {error}") from error
+        raise (ResourceError if full else DataError)(
+            f"{path}: cannot be written: {error}"
+        ) from error
 
 
 @contextlib.contextmanager

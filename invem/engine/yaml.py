@@ -1,7 +1,8 @@
 """YAML for recipes: the 1.2 core scalars, one document of plain data, and the place of every value.
 
-PyYAML reads YAML 1.1, where `1e-4` is text, `no` is false and `010` is 8. Here only its pure-Python parser is
-used (the one in C overflows its stack on deep input); what the events mean is decided below, as they stream.
+PyYAML reads YAML 1.1, where `1e-4` is text, `no` is false and `010` is 8. Here only its pure-Python
+parser is used (the one in C overflows its stack on deep input); what the events mean is decided
+below, as they stream.
 """
 
 import re
@@ -66,9 +67,9 @@ def load(text: str | bytes, source: str) -> Document:
     """Reads one YAML document.
 
     Raises:
-        RecipeError: ``source:line:column: message`` for whatever is not a small document of plain data: bad
-            syntax, duplicate or non-text keys, anchors, aliases, tags, several documents, text that is not
-            UTF-8, or too much of it (1 MiB, 32 levels, 20 000 values, 100 digits).
+        RecipeError: ``source:line:column: message`` for whatever is not a small document of plain
+            data: bad syntax, duplicate or non-text keys, anchors, aliases, tags, several documents,
+            text that is not UTF-8, or too much of it (1 MiB, 32 levels, 20 000 values, 100 digits).
     """
     try:
         return _read(text, source)
@@ -78,7 +79,8 @@ def load(text: str | bytes, source: str) -> Document:
 
 
 def scalar(text: str, source: str = "value") -> Any:
-    """Reads a value of the command line by the same rules: ``1e-4``, ``[1, 2]``, ``{name: karras}``.
+    """Reads a value of the command line by the same rules: ``1e-4``, ``[1, 2]``, ``{name:
+    karras}``.
 
     Raises:
         RecipeError: ``source: message``.
@@ -90,14 +92,21 @@ def scalar(text: str, source: str = "value") -> Any:
 
 
 def dump(value: Any) -> str:
-    """Writes plain data in block style, keys in their order, such that `load` returns an equal value."""
+    """Writes plain data in block style, keys in their order, such that `load` returns an equal
+    value."""
     return pyyaml.dump(
-        value, Dumper=_Dumper, default_flow_style=False, sort_keys=False, allow_unicode=True, width=110
+        value,
+        Dumper=_Dumper,
+        default_flow_style=False,
+        sort_keys=False,
+        allow_unicode=True,
+        width=110,
     )
 
 
 def printable(text: str, limit: int = 1000) -> str:
-    """Returns the text cut to `limit` characters, and escaped where it would disturb a terminal or a line."""
+    """Returns the text cut to `limit` characters, and escaped where it would disturb a terminal or
+    a line."""
     cut = text if len(text) <= limit else text[: limit - 3] + "..."
     return cut if cut.isprintable() else repr(cut)[1:-1]
 
@@ -108,14 +117,18 @@ def _read(text: str | bytes, source: str) -> Document:
         loader = pyyaml.SafeLoader(string)
     except pyyaml.reader.ReaderError as error:
         place = _place(string[: error.position])
-        raise _Flaw(place, f"the character U+{ord(string[error.position]):04X} is not allowed") from None
+        raise _Flaw(
+            place, f"the character U+{ord(string[error.position]):04X} is not allowed"
+        ) from None
     composer = _Composer(loader)
     try:
         value = composer.document()
     except pyyaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         words = f"{error.problem} ({error.context})" if error.context else f"{error.problem}"
-        hint = "; indent with spaces" if mark and string[mark.index : mark.index + 1] == "\t" else ""
+        hint = (
+            "; indent with spaces" if mark and string[mark.index : mark.index + 1] == "\t" else ""
+        )
         raise _Flaw(_mark(mark) if mark else Mark(1, 1), printable(words) + hint) from None
     except (pyyaml.YAMLError, ValueError, ArithmeticError, LookupError, RecursionError):
         raise _Flaw(Mark(loader.line + 1, loader.column + 1), "this is not valid YAML") from None

@@ -19,7 +19,8 @@ class _Identity:
 class AzulaDenoiser(Denoiser):
     """Any denoiser of azula, such as one that `azula.plugins.NAME.load_model` returns.
 
-    azula's denoisers find their coefficients from the schedule, which is replaced by alpha = 1, sigma = t: no noise level is inverted.
+    azula's denoisers find their coefficients from the schedule, which is replaced by alpha = 1,
+    sigma = t: no noise level is inverted.
 
     Args:
         denoiser: An `azula.denoise.Denoiser`; its schedule is replaced.
@@ -41,8 +42,12 @@ class _Modulated(nn.Module):
     def __init__(self, net: nn.Module, features: int, multiple: int) -> None:
         super().__init__()
         self.net, self.multiple = net, multiple
-        self.register_buffer("frequencies", torch.exp(torch.linspace(-1.5, 3.5, features // 2)), persistent=False)
-        self.embed = nn.Sequential(nn.Linear(features, features), nn.SiLU(), nn.Linear(features, features))
+        self.register_buffer(
+            "frequencies", torch.exp(torch.linspace(-1.5, 3.5, features // 2)), persistent=False
+        )
+        self.embed = nn.Sequential(
+            nn.Linear(features, features), nn.SiLU(), nn.Linear(features, features)
+        )
 
     def forward(self, x: Tensor, c_time: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -62,7 +67,8 @@ def azula(
     features: Annotated[int, Ge(2)] = 64,
     options: dict[str, Any] = {},  # noqa: B006
 ) -> Denoiser:
-    """azula's UNet behind one of azula's denoisers (for signals of standard deviation 1). For its trained ones: `AzulaDenoiser`.
+    """azula's UNet behind one of azula's denoisers (for signals of standard deviation 1). For its
+    trained ones: `AzulaDenoiser`.
 
     Args:
         shape: (C, H, W).
@@ -78,13 +84,24 @@ def azula(
     except (ImportError, RuntimeError) as error:
         raise MissingExtra("azula", error) from error
     if len(shape) != 3:
-        raise RecipeError(f"azula's UNet acts on images (channels, height, width), not on signals of shape {shape}")
+        raise RecipeError(
+            "azula's UNet acts on images (channels, height, width), not on signals of shape"
+            f" {shape}"
+        )
     if features % 2:
         raise RecipeError(f"azula: features is an even number, got {features}")
-    sizes = {"hid_channels": tuple(channels), "hid_blocks": (blocks,) * len(channels), "mod_features": features}
+    sizes = {
+        "hid_channels": tuple(channels),
+        "hid_blocks": (blocks,) * len(channels),
+        "mod_features": features,
+    }
     try:
         net = UNet(shape[0], shape[0], **(sizes | options))
     except Exception as error:
-        raise RecipeError(f"azula cannot build its UNet: {type(error).__name__}: {error}") from error
-    built = getattr(azula.denoise, denoiser)(_Modulated(net, features, 2 ** (len(channels) - 1)), _Identity())
+        raise RecipeError(
+            f"azula cannot build its UNet: {type(error).__name__}: {error}"
+        ) from error
+    built = getattr(azula.denoise, denoiser)(
+        _Modulated(net, features, 2 ** (len(channels) - 1)), _Identity()
+    )
     return AzulaDenoiser(built)

@@ -10,7 +10,20 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from invem import SVD, Batched, Denoiser, LinearOperator, MissingExtra, Operator, RecipeError, Unsupported, examples, level, shared, suggest
+from invem import (
+    SVD,
+    Batched,
+    Denoiser,
+    LinearOperator,
+    MissingExtra,
+    Operator,
+    RecipeError,
+    Unsupported,
+    examples,
+    level,
+    shared,
+    suggest,
+)
 
 
 def _deepinv() -> Any:
@@ -32,7 +45,8 @@ class _Each(Batched):
 
 
 class _Methods(nn.Module):
-    """Makes the methods of a physics callable with tensors in place of its own, which stay as they are."""
+    """Makes the methods of a physics callable with tensors in place of its own, which stay as they
+    are."""
 
     def __init__(self, physics: nn.Module) -> None:
         super().__init__()
@@ -44,7 +58,8 @@ class _Methods(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Physics(Operator):
-    """A deepinv physics as A(x) = physics.A((x - low)/width): deepinv's signals lie in [0, 1], ours in [low, low + width].
+    """A deepinv physics as A(x) = physics.A((x - low)/width): deepinv's signals lie in [0, 1], ours
+    in [low, low + width].
 
     Measurements of several parts become one vector, complex ones pairs of real numbers.
 
@@ -54,7 +69,8 @@ class Physics(Operator):
         width: The length of their range.
         parts: The shape of each part of a measurement, and whether it is complex.
         several: Whether deepinv gives a list of parts.
-        names: The tensors of the module, as its state names them: first those common to the batch, then those of each sample.
+        names: The tensors of the module, as its state names them: first those common to the batch,
+            then those of each sample.
         common: The tensors that are common to the batch.
         each: The tensors of each sample, (B, ...).
     """
@@ -72,12 +88,18 @@ class Physics(Operator):
         return _flat(self._call("A", (x - self.low) / self.width))
 
     def _call(self, method: str, x: Any) -> Any:
-        tensors = {f"physics.{name}": t.value for name, t in zip(self.names, (*self.common, *self.each), strict=True)}
-        # A shallow copy keeps what deepinv caches in a call, and the dtype that it casts to, out of the module.
+        tensors = {
+            f"physics.{name}": t.value
+            for name, t in zip(self.names, (*self.common, *self.each), strict=True)
+        }
+        # A shallow copy keeps what deepinv caches in a call, and the dtype that it casts to, out of
+        # the module.
         physics = copy.copy(self.physics)
         kind = getattr(physics, "dtype", None)
         if isinstance(kind, torch.dtype) and isinstance(x, Tensor):
-            physics.dtype = x.dtype if not kind.is_complex or x.is_complex() else x.dtype.to_complex()
+            physics.dtype = (
+                x.dtype if not kind.is_complex or x.is_complex() else x.dtype.to_complex()
+            )
             x = x.to(physics.dtype) if method == "A" else x
         return functional_call(_Methods(physics), tensors, (method, x))
 
@@ -86,14 +108,21 @@ class Physics(Operator):
         if not self.several:
             return torch.view_as_complex(y.contiguous()) if self.parts[0][1] else y
         sizes = [math.prod(shape) for shape, _ in self.parts]
-        split = [part.reshape(len(y), *shape) for part, (shape, _) in zip(y.split(sizes, 1), self.parts, strict=True)]
-        whole = [torch.view_as_complex(p) if c else p for p, (_, c) in zip(split, self.parts, strict=True)]
+        split = [
+            part.reshape(len(y), *shape)
+            for part, (shape, _) in zip(y.split(sizes, 1), self.parts, strict=True)
+        ]
+        whole = [
+            torch.view_as_complex(p) if c else p
+            for p, (_, c) in zip(split, self.parts, strict=True)
+        ]
         return _deepinv().utils.TensorList(whole)
 
 
 @dataclass(frozen=True, eq=False)
 class LinearPhysics(Physics, LinearOperator):
-    """A linear deepinv physics as A x = physics.A(x/width). deepinv's own measurements of the same signals are A x + offset()."""
+    """A linear deepinv physics as A x = physics.A(x/width). deepinv's own measurements of the same
+    signals are A x + offset()."""
 
     @property
     def provides(self) -> frozenset[str]:
@@ -106,11 +135,19 @@ class LinearPhysics(Physics, LinearOperator):
         return _flat(self._call("A", x / self.width))
 
     def offset(self) -> Tensor:
-        """Returns physics.A of the signal that is zero to us, shape (B or 1, *measurement shape)."""
+        """Returns physics.A of the signal that is zero to us, shape (B or 1, *measurement
+        shape)."""
         n = len(self.each[0].value) if self.each else 1
         like = (self.each or self.common)[0].value if self.names else torch.zeros(())
         dtype = like.dtype if like.is_floating_point() else torch.float32
-        return _flat(self._call("A", torch.full((n, *self.shape), -self.low / self.width, dtype=dtype, device=like.device)))
+        return _flat(
+            self._call(
+                "A",
+                torch.full(
+                    (n, *self.shape), -self.low / self.width, dtype=dtype, device=like.device
+                ),
+            )
+        )
 
     def adjoint(self, y: Tensor) -> Tensor:
         x: Tensor = self._call("A_adjoint", self._parts(y))
@@ -118,7 +155,9 @@ class LinearPhysics(Physics, LinearOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         if "pinv" not in self.provides:
-            raise Unsupported(f"{type(self.physics).__name__} of deepinv has no pseudo-inverse in closed form")
+            raise Unsupported(
+                f"{type(self.physics).__name__} of deepinv has no pseudo-inverse in closed form"
+            )
         x: Tensor = self._call("A_dagger", self._parts(y))
         return x * self.width
 
@@ -134,8 +173,15 @@ class LinearPhysics(Physics, LinearOperator):
     def svd(self) -> SVD:
         shape = self._basis()
         if shape is None:
-            raise Unsupported(f"{type(self.physics).__name__} of deepinv has no singular value decomposition with as many terms as entries")
-        mask = next(t.value for name, t in zip(self.names, (*self.common, *self.each), strict=True) if name == "mask")
+            raise Unsupported(
+                f"{type(self.physics).__name__} of deepinv has no singular value decomposition with"
+                " as many terms as entries"
+            )
+        mask = next(
+            t.value
+            for name, t in zip(self.names, (*self.common, *self.each), strict=True)
+            if name == "mask"
+        )
         s = mask.broadcast_to(len(mask) if mask.ndim > len(shape) else 1, *shape).flatten(1)
         return SVD(
             s / self.width,
@@ -153,45 +199,75 @@ def _flat(y: Any) -> Tensor:
 
 
 def _value(name: str, value: Any) -> Any:
-    """An option as deepinv takes it: a list of whole numbers is a tuple, any other list a tensor (of an image, with a batch axis)."""
+    """An option as deepinv takes it: a list of whole numbers is a tuple, any other list a tensor
+    (of an image, with a batch axis)."""
     if not isinstance(value, list):
         return value
     if all(isinstance(entry, int) for entry in value):
         return tuple(value)
     found = torch.tensor(value, dtype=torch.float32)
-    return found.reshape(*[1] * (4 - found.ndim), *found.shape) if name in ("filter", "mask") else found
+    return (
+        found.reshape(*[1] * (4 - found.ndim), *found.shape)
+        if name in ("filter", "mask")
+        else found
+    )
 
 
 def _options(kind: type) -> list[str]:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     try:
-        return [name for name, p in inspect.signature(vars(kind)["__init__"]).parameters.items() if p.kind in named and name != "self"]
+        return [
+            name
+            for name, p in inspect.signature(vars(kind)["__init__"]).parameters.items()
+            if p.kind in named and name != "self"
+        ]
     except (TypeError, ValueError):
         return []
 
 
 def _build(owner: Any, name: str, options: dict[str, Any], more: dict[str, Any]) -> Any:
-    """Builds a class of deepinv, with those of the `more` options that it knows and was not given."""
+    """Builds a class of deepinv, with those of the `more` options that it knows and was not
+    given."""
     word = owner.__name__.rpartition(".")[2]
     kind = getattr(owner, name, None)
     if not inspect.isclass(kind):
-        raise RecipeError(f"deepinv has no {word} '{name}'{suggest(name, [n for n in dir(owner) if inspect.isclass(getattr(owner, n))])}")
+        raise RecipeError(
+            f"deepinv has no {word}"
+            f" '{name}'"
+            f"{suggest(name, [n for n in dir(owner) if inspect.isclass(getattr(owner, n))])}"
+        )
     # deepinv hands unknown options up through **kwargs, and drops them at the end.
-    known = {key: None for part in kind.__mro__ if "__init__" in vars(part) for key in _options(part)}
-    given = {key: value for key, value in more.items() if key in known} | {key: _value(key, value) for key, value in options.items()}
+    known = {
+        key: None for part in kind.__mro__ if "__init__" in vars(part) for key in _options(part)
+    }
+    given = {key: value for key, value in more.items() if key in known} | {
+        key: _value(key, value) for key, value in options.items()
+    }
     unknown = [key for key in options if key not in known]
     if unknown:
-        raise RecipeError(f"deepinv's {name} has no option '{unknown[0]}'{suggest(unknown[0], known)} (it has: {', '.join(known)})")
+        raise RecipeError(
+            f"deepinv's {name} has no option '{unknown[0]}'{suggest(unknown[0], known)} (it has:"
+            f" {', '.join(known)})"
+        )
     try:
         return kind(**given)
     except Exception as error:
-        raise RecipeError(f"deepinv cannot build {name}: {type(error).__name__}: {error}") from error
+        raise RecipeError(
+            f"deepinv cannot build {name}: {type(error).__name__}: {error}"
+        ) from error
 
 
 @examples(
     {"physics": "Inpainting", "options": {"mask": 0.5}},
-    {"physics": "BlurFFT", "options": {"filter": [[0.0, 0.1, 0.0], [0.2, 0.4, 0.1], [0.0, 0.2, 0.0]]}},
-    {"physics": "Inpainting", "generator": "BernoulliSplittingMaskGenerator", "generator_options": {"split_ratio": 0.4}},
+    {
+        "physics": "BlurFFT",
+        "options": {"filter": [[0.0, 0.1, 0.0], [0.2, 0.4, 0.1], [0.0, 0.2, 0.0]]},
+    },
+    {
+        "physics": "Inpainting",
+        "generator": "BernoulliSplittingMaskGenerator",
+        "generator_options": {"split_ratio": 0.4},
+    },
 )
 def physics(
     n: int,
@@ -212,8 +288,10 @@ def physics(
         shape: The shape of one signal, without the batch axis.
         rng: Drawn from for random physics and for the generator.
         physics: A class of `deepinv.physics`.
-        options: Its options; a list becomes a tensor, one of whole numbers a tuple. Sizes and random generator are filled in.
-        generator: A class of `deepinv.physics.generator`, which draws parameters for each sample; empty for none.
+        options: Its options; a list becomes a tensor, one of whole numbers a tuple. Sizes and
+            random generator are filled in.
+        generator: A class of `deepinv.physics.generator`, which draws parameters for each sample;
+            empty for none.
         generator_options: Its options.
         low: The smallest value of our signals, which is 0 to deepinv.
         high: The largest value of our signals, which is 1 to deepinv.
@@ -228,10 +306,20 @@ def physics(
         torch.random.manual_seed(seed)
         drawn: dict[str, Tensor] = {}
         if generator:
-            law = _build(library.physics.generator, generator, dict(generator_options), sized | {"rng": Generator().manual_seed(seed + 1)})
+            law = _build(
+                library.physics.generator,
+                generator,
+                dict(generator_options),
+                sized | {"rng": Generator().manual_seed(seed + 1)},
+            )
             drawn = law.step(batch_size=n, seed=seed + 1)
         first = {name: value[:1] for name, value in drawn.items()}
-        module = _build(library.physics, physics, dict(options), sized | first | {"rng": Generator().manual_seed(seed)})
+        module = _build(
+            library.physics,
+            physics,
+            dict(options),
+            sized | first | {"rng": Generator().manual_seed(seed)},
+        )
         linear = isinstance(module, library.physics.LinearPhysics)
         x = torch.full((1, *shape), 0.5)
         try:
@@ -240,14 +328,25 @@ def physics(
             if linear:
                 module.A_adjoint(y)
         except Exception as error:
-            raise RecipeError(f"deepinv's {physics} does not take signals of shape {shape}: {type(error).__name__}: {error}") from error
-    state = {name: value for name, value in [*module.named_buffers(), *module.named_parameters()] if not name.startswith("noise_model.")}
+            raise RecipeError(
+                f"deepinv's {physics} does not take signals of shape {shape}:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+    state = {
+        name: value
+        for name, value in [*module.named_buffers(), *module.named_parameters()]
+        if not name.startswith("noise_model.")
+    }
     lost = set(drawn) - set(state)
     if lost:
-        raise RecipeError(f"deepinv's {generator} draws {', '.join(sorted(lost))}, which {physics} does not have")
+        raise RecipeError(
+            f"deepinv's {generator} draws {', '.join(sorted(lost))}, which {physics} does not have"
+        )
     common = {name: value.detach() for name, value in state.items() if name not in drawn}
     several = not isinstance(y, Tensor)
-    parts = tuple((tuple(_flat(part).shape[1:]), part.is_complex()) for part in (y if several else [y]))
+    parts = tuple(
+        (tuple(_flat(part).shape[1:]), part.is_complex()) for part in (y if several else [y])
+    )
     return (LinearPhysics if linear else Physics)(
         shape,
         module,
@@ -262,7 +361,8 @@ def physics(
 
 
 class DeepinvDenoiser(Denoiser):
-    """A denoiser of deepinv as D(x, sigma) = low + width den((x - low)/width, sigma/width): its signals lie in [0, 1].
+    """A denoiser of deepinv as D(x, sigma) = low + width den((x - low)/width, sigma/width): its
+    signals lie in [0, 1].
 
     Args:
         model: Any module with ``forward(x, sigma)``, sigma of shape (B,).
@@ -297,7 +397,8 @@ def denoiser(
     low: float = -1.0,
     high: float = 1.0,
 ) -> Denoiser:
-    """Any denoiser of deepinv, by the name of its class. Weights are drawn unless `options` names a local file as `pretrained`.
+    """Any denoiser of deepinv, by the name of its class. Weights are drawn unless `options` names a
+    local file as `pretrained`.
 
     Args:
         shape: The shape of one signal.
@@ -307,16 +408,31 @@ def denoiser(
         high: The largest value of our signals, which is 1 to deepinv.
     """
     if options.get("pretrained") == "download":
-        raise RecipeError("deepinv: nothing is downloaded in a run; save the weights to a file and name it as `pretrained`")
+        raise RecipeError(
+            "deepinv: nothing is downloaded in a run; save the weights to a file and name it as"
+            " `pretrained`"
+        )
     if len(shape) != 3:
-        raise RecipeError(f"deepinv's denoisers act on images (channels, height, width), not on signals of shape {shape}")
-    filled = {"in_channels": shape[0], "out_channels": shape[0], "img_resolution": shape[-1], "pretrained": None, "device": "cpu"}
+        raise RecipeError(
+            "deepinv's denoisers act on images (channels, height, width), not on signals of shape"
+            f" {shape}"
+        )
+    filled = {
+        "in_channels": shape[0],
+        "out_channels": shape[0],
+        "img_resolution": shape[-1],
+        "pretrained": None,
+        "device": "cpu",
+    }
     net = DeepinvDenoiser(_build(_deepinv().models, model, dict(options), filled), low, high)
     try:
         with torch.no_grad():
             wrong = net.eval()(torch.zeros(1, *shape), 0.5).shape != (1, *shape)
     except Exception as error:
-        raise RecipeError(f"deepinv's {model} does not take signals of shape {shape}: {type(error).__name__}: {error}") from error
+        raise RecipeError(
+            f"deepinv's {model} does not take signals of shape {shape}: {type(error).__name__}:"
+            f" {error}"
+        ) from error
     if wrong:
         raise RecipeError(f"deepinv's {model} changes the shape {shape}")
     return net

@@ -14,17 +14,19 @@ from invem import DataError, Denoiser, MissingExtra, RecipeError, examples, leve
 class DiffusersDenoiser(Denoiser):
     """A network of a discrete-time scheduler as a denoiser of x_t = x + sigma z, sigma > 0.
 
-    The step t of the scheduler has the noise level sigma(t) = sqrt((1 - alphas_cumprod)/alphas_cumprod); between two steps t is
-    interpolated in log sigma, beyond the ends it is the last. The network sees x_t/sqrt(1 + sigma^2), and its output is
+    The step t of the scheduler has the noise level sigma(t) = sqrt((1 -
+    alphas_cumprod)/alphas_cumprod); between two steps t is interpolated in log sigma, beyond the
+    ends it is the last. The network sees x_t/sqrt(1 + sigma^2), and its output is
 
-        epsilon        x_hat = x_t - sigma out
-        sample         x_hat = out
-        v_prediction   x_hat = x_t/(1 + sigma^2) - sigma out/sqrt(1 + sigma^2)    (Salimans & Ho 2022, arXiv 2202.00512)
+        epsilon        x_hat = x_t - sigma out sample         x_hat = out v_prediction   x_hat =
+        x_t/(1 + sigma^2) - sigma out/sqrt(1 + sigma^2)    (Salimans & Ho 2022, arXiv 2202.00512)
 
     Args:
-        unet: A module with ``forward(sample, timestep)`` whose result has a `sample`, as UNet2DModel.
+        unet: A module with ``forward(sample, timestep)`` whose result has a `sample`, as
+            UNet2DModel.
         scheduler: Anything with `alphas_cumprod`, (T,), and `config.prediction_type`.
-        multiple: The network needs heights and widths that are a multiple of it; others are padded and cropped.
+        multiple: The network needs heights and widths that are a multiple of it; others are padded
+            and cropped.
     """
 
     levels: Tensor
@@ -34,7 +36,10 @@ class DiffusersDenoiser(Denoiser):
         self.unet, self.multiple = unet, multiple
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "sample", "v_prediction"):
-            raise RecipeError(f"diffusers: the prediction type is epsilon, sample or v_prediction, got {self.prediction}")
+            raise RecipeError(
+                "diffusers: the prediction type is epsilon, sample or v_prediction, got"
+                f" {self.prediction}"
+            )
         kept = scheduler.alphas_cumprod.double()
         self.register_buffer("levels", ((1 - kept) / kept).log().div(2).float(), persistent=False)
 
@@ -50,10 +55,16 @@ class DiffusersDenoiser(Denoiser):
         total = 1 + sigma**2
         height, width = x_t.shape[-2:]
         x = pad(x_t * total.rsqrt(), (0, -width % self.multiple, 0, -height % self.multiple))
-        out = self.unet(x, self.time(sigma.flatten().expand(len(x))).to(x.dtype)).sample[..., :height, :width]
+        out = self.unet(x, self.time(sigma.flatten().expand(len(x))).to(x.dtype)).sample[
+            ..., :height, :width
+        ]
         if self.prediction == "sample":
             return out
-        return x_t - sigma * out if self.prediction == "epsilon" else x_t / total - sigma * total.rsqrt() * out
+        return (
+            x_t - sigma * out
+            if self.prediction == "epsilon"
+            else x_t / total - sigma * total.rsqrt() * out
+        )
 
 
 @examples({"channels": [8, 8], "groups": 4})
@@ -69,11 +80,13 @@ def diffusers(
     prediction: Literal["epsilon", "sample", "v_prediction"] = "v_prediction",
     betas: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear",
 ) -> Denoiser:
-    """A UNet2DModel of diffusers with its scheduler: new, or from a local directory. Nothing is downloaded.
+    """A UNet2DModel of diffusers with its scheduler: new, or from a local directory. Nothing is
+    downloaded.
 
     Args:
         shape: (C, H, W).
-        path: A directory with `unet/` and `scheduler/`, as a pipeline saves them (safetensors); the other options do not count then.
+        path: A directory with `unet/` and `scheduler/`, as a pipeline saves them (safetensors); the
+            other options do not count then.
         channels: The width of each level, from the finest.
         blocks: Residual blocks a level.
         attention: The levels (0 = finest) with self-attention.
@@ -87,24 +100,44 @@ def diffusers(
     except (ImportError, RuntimeError) as error:
         raise MissingExtra("diffusers", error) from error
     if len(shape) != 3:
-        raise RecipeError(f"diffusers acts on images (channels, height, width), not on signals of shape {shape}")
+        raise RecipeError(
+            f"diffusers acts on images (channels, height, width), not on signals of shape {shape}"
+        )
     if path:
         if not Path(path, "unet").is_dir():
             raise DataError(f"{path}: not a directory of diffusers (it has no unet/)")
         try:
-            unet = UNet2DModel.from_pretrained(path, subfolder="unet", local_files_only=True, use_safetensors=True)
-            scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler", local_files_only=True)
+            unet = UNet2DModel.from_pretrained(
+                path, subfolder="unet", local_files_only=True, use_safetensors=True
+            )
+            scheduler = DDPMScheduler.from_pretrained(
+                path, subfolder="scheduler", local_files_only=True
+            )
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: diffusers cannot load it: {' '.join(str(error).split())[:200]}") from error
+            raise DataError(
+                f"{path}: diffusers cannot load it: {' '.join(str(error).split())[:200]}"
+            ) from error
         if unet.config.in_channels != shape[0]:
-            raise RecipeError(f"diffusers: {path} is for {unet.config.in_channels} channels, the signals have {shape[0]}")
+            raise RecipeError(
+                f"diffusers: {path} is for {unet.config.in_channels} channels, the signals have"
+                f" {shape[0]}"
+            )
     else:
         if any(c % groups for c in channels):
-            raise RecipeError(f"diffusers: groups must divide every one of channels, got {groups} and {channels}")
+            raise RecipeError(
+                f"diffusers: groups must divide every one of channels, got {groups} and {channels}"
+            )
         if any(not 0 <= i < len(channels) for i in attention):
-            raise RecipeError(f"diffusers: attention names levels 0 to {len(channels) - 1}, got {attention}")
-        down = tuple("AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(channels)))
-        up = tuple("AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(len(channels))))
+            raise RecipeError(
+                f"diffusers: attention names levels 0 to {len(channels) - 1}, got {attention}"
+            )
+        down = tuple(
+            "AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(channels))
+        )
+        up = tuple(
+            "AttnUpBlock2D" if i in attention else "UpBlock2D"
+            for i in reversed(range(len(channels)))
+        )
         unet = UNet2DModel(
             in_channels=shape[0],
             out_channels=shape[0],

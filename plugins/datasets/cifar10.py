@@ -31,7 +31,8 @@ class CIFAR10:
     def __getitem__(self, index: Tensor) -> Example:
         rows = self.records[index]
         return Example(
-            rows[:, 1:].to(torch.float32).reshape(-1, *self.shape) / 127.5 - 1, label=rows[:, 0].long()
+            rows[:, 1:].to(torch.float32).reshape(-1, *self.shape) / 127.5 - 1,
+            label=rows[:, 0].long(),
         )
 
 
@@ -47,11 +48,12 @@ def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
 def cifar10(split: str, *, root: str = "data/cifar-10-batches-bin") -> CIFAR10:
     """60,000 colour photographs of ten kinds of things, 32 x 32 pixels.
 
-    Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009. Its licence is not
-    stated, so invem does not download it.
+    Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009. Its
+    licence is not stated, so invem does not download it.
 
     Args:
-        split: "train" (data_batch_1.bin to data_batch_5.bin, 50,000 images) or "test" (test_batch.bin).
+        split: "train" (data_batch_1.bin to data_batch_5.bin, 50,000 images) or "test"
+            (test_batch.bin).
         root: The folder of the .bin files.
 
     Raises:
@@ -65,8 +67,9 @@ def cifar10(split: str, *, root: str = "data/cifar-10-batches-bin") -> CIFAR10:
         path = Path(root).expanduser() / name
         if not path.is_file():
             raise DataError(
-                f"{path} does not exist: unpack cifar-10-binary.tar.gz "
-                "(www.cs.toronto.edu/~kriz/cifar.html) and set root to the folder cifar-10-batches-bin"
+                f"{path} does not exist: unpack cifar-10-binary.tar.gz"
+                " (www.cs.toronto.edu/~kriz/cifar.html) and set root to the folder"
+                " cifar-10-batches-bin"
             )
         length = path.stat().st_size
         if length != RECORDS * RECORD:

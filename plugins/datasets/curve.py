@@ -1,4 +1,5 @@
-"""Points of a random smooth curve in a few dimensions: a prior that is far from Gaussian, with as many points as one likes."""
+"""Points of a random smooth curve in a few dimensions: a prior that is far from Gaussian, with as
+many points as one likes."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class Curve:
     Attributes:
         split: "train" or "test".
         count: The number of points.
-        waves: Amplitude, frequency and phase, in turns, of each of K modes of each coordinate, shape (3, dimension, K).
+        waves: Amplitude, frequency and phase, in turns, of each of K modes of each coordinate,
+            shape (3, dimension, K).
         low: The least value of each coordinate before the scaling, shape (dimension,).
         high: The greatest.
         seed: Which points.
@@ -44,13 +46,16 @@ class Curve:
 
     def __getitem__(self, index: Tensor) -> Example:
         items = torch.arange(self.count)[index].tolist()
-        t = Rng.keyed(self.seed, "smooth-manifold", self.split, items=items).uniform(1, dtype=torch.float64)[:, 0]
+        t = Rng.keyed(self.seed, "smooth-manifold", self.split, items=items).uniform(
+            1, dtype=torch.float64
+        )[:, 0]
         x = (_along(self.waves, t) - self.low) / (self.high - self.low)
         return Example((4 * x - 2).clamp(-2, 2).float())
 
 
 def _along(waves: Tensor, t: Tensor) -> Tensor:
-    """Returns the points of the unscaled curve at t, shape (B, dimension). t: (B,), between 0 and 1."""
+    """Returns the points of the unscaled curve at t, shape (B, dimension). t: (B,), between 0 and
+    1."""
     x = torch.zeros(len(t), waves.shape[1], dtype=t.dtype)
     for amplitude, frequency, phase in waves.unbind(-1):
         x += amplitude * torch.sin(2 * math.pi * (frequency * t[:, None] + phase))
@@ -68,10 +73,11 @@ def smooth_manifold(
 ) -> Curve:
     """Draws points of one random smooth curve, its coordinates between -2 and 2.
 
-    The one-dimensional random manifold of F. Zenke and T. Vogels (Neural Computation 33, 2021): coordinate i at t, uniform between 0 and
-    1, is sum_k a_ik k^-alpha sin(2 pi (k b_ik t + c_ik)) with a, b, c uniform between 0 and 1, over the modes k with k^-alpha >= 0.001.
-    Each coordinate is scaled to reach from -2 to 2 along the curve, as in DiEM (arXiv 2405.13712, section 5.1), where alpha is 3, the
-    dimension 5 and the points are 65,536.
+    The one-dimensional random manifold of F. Zenke and T. Vogels (Neural Computation 33, 2021):
+    coordinate i at t, uniform between 0 and 1, is sum_k a_ik k^-alpha sin(2 pi (k b_ik t + c_ik))
+    with a, b, c uniform between 0 and 1, over the modes k with k^-alpha >= 0.001. Each coordinate
+    is scaled to reach from -2 to 2 along the curve, as in DiEM (arXiv 2405.13712, section 5.1),
+    where alpha is 3, the dimension 5 and the points are 65,536.
 
     Args:
         split: "train" or "test"; independent points of the same curve.
@@ -84,8 +90,17 @@ def smooth_manifold(
     if split not in ("train", "test"):
         raise RecipeError(f"split '{split}' is not one of: train, test")
     modes = math.ceil(_SMALLEST ** (-1 / alpha) - 1e-9)
-    waves = torch.rand(3, dimension, modes, generator=Rng.generator("smooth-manifold", seed), dtype=torch.float64)
+    waves = torch.rand(
+        3, dimension, modes, generator=Rng.generator("smooth-manifold", seed), dtype=torch.float64
+    )
     k = torch.arange(1.0, modes + 1, dtype=torch.float64)
     waves = torch.stack([waves[0] * k**-alpha, waves[1] * k, waves[2]])
     grid = _along(waves, torch.linspace(0, 1, _GRID, dtype=torch.float64))
-    return Curve(split, train if split == "train" else test, waves, grid.min(0).values, grid.max(0).values, seed)
+    return Curve(
+        split,
+        train if split == "train" else test,
+        waves,
+        grid.min(0).values,
+        grid.max(0).values,
+        seed,
+    )

@@ -40,13 +40,16 @@ class Digits:
 
 
 def digits(split: str, *, pad: Annotated[int, Ge(0)] = 0) -> Digits:
-    """The 1,797 digits of the UCI optical recognition data that scikit-learn carries, in a fixed order.
+    """The 1,797 digits of the UCI optical recognition data that scikit-learn carries, in a fixed
+    order.
 
-    Source: E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0.
+    Source: E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998, doi:10.24432/C50P49,
+    CC BY 4.0.
 
     Args:
         split: "train" (1,500 digits) or "test" (the other 297).
-        pad: Pixels of background (-1) to add on each side, so that 8 + 2 pad pixels are high and wide.
+        pad: Pixels of background (-1) to add on each side, so that 8 + 2 pad pixels are high and
+            wide.
 
     Raises:
         DataError: If the file that belongs to invem is missing or damaged.

@@ -72,7 +72,9 @@ def fashion_mnist(
             f"{folder}: the {split} images are {images.shape[1]} x {images.shape[2]}, not 28 x 28"
         )
     if len(images) != len(labels):
-        raise DataError(f"{folder}: there are {len(images)} {split} images but {len(labels)} labels")
+        raise DataError(
+            f"{folder}: there are {len(images)} {split} images but {len(labels)} labels"
+        )
     return FashionMNIST(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), size)
 
 
@@ -81,8 +83,9 @@ def _read(stem: Path, magic: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uin
     path = next((p for p in (stem.with_name(stem.name + ".gz"), stem) if p.is_file()), None)
     if path is None:
         raise DataError(
-            f"{stem}.gz does not exist: apt-get install dataset-fashion-mnist, or download the four files"
-            " named *-ubyte.gz from github.com/zalandoresearch/fashion-mnist and set root to their folder"
+            f"{stem}.gz does not exist: apt-get install dataset-fashion-mnist, or download the four"
+            " files named *-ubyte.gz from github.com/zalandoresearch/fashion-mnist and set root to"
+            " their folder"
         )
     axes = magic & 0xFF
     try:
@@ -102,5 +105,7 @@ def _read(stem: Path, magic: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uin
         raise DataError(f"{path} is damaged ({error}): fetch it again") from None
     if len(data) != wanted:
         amount = "more" if len(data) > wanted else "fewer"
-        raise DataError(f"{path} has {amount} than the {wanted} bytes that its header claims: fetch it again")
+        raise DataError(
+            f"{path} has {amount} than the {wanted} bytes that its header claims: fetch it again"
+        )
     return np.frombuffer(bytearray(data), np.uint8).reshape(shape)

@@ -26,7 +26,8 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 class Item(NamedTuple):
-    """One image: a file, a page of a TIFF file or a row of a .npy file, with its height and width."""
+    """One image: a file, a page of a TIFF file or a row of a .npy file, with its height and
+    width."""
 
     name: str
     page: int
@@ -52,9 +53,15 @@ class Reader:
             if name.lower().endswith(".npy"):
                 array = self._memory(name)
                 self._ends(name, _white(array.dtype))
-                return [Item(name, i, (array.shape[-2], array.shape[-1])) for i in range(len(array))]
+                return [
+                    Item(name, i, (array.shape[-2], array.shape[-1])) for i in range(len(array))
+                ]
             with self._picture(name) as image:
-                count = getattr(image, "n_frames", 1) if image.format == "TIFF" and self.pages == "all" else 1
+                count = (
+                    getattr(image, "n_frames", 1)
+                    if image.format == "TIFF" and self.pages == "all"
+                    else 1
+                )
                 items = []
                 for page in range(count):
                     items.append(Item(name, page, self._seek(image, page)))
@@ -64,7 +71,9 @@ class Reader:
     def decode(self, item: Item) -> Tensor:
         """Returns an image, shape (channels, H, W), float32 in [-1, 1]."""
         with self._refusing(item.name):
-            bands, white = self._row(item) if item.name.lower().endswith(".npy") else self._page(item)
+            bands, white = (
+                self._row(item) if item.name.lower().endswith(".npy") else self._page(item)
+            )
             if not np.isfinite(bands).all():
                 raise DataError("holds values that are not finite")
         low, high = self._ends(item.name, white)
@@ -87,7 +96,8 @@ class Reader:
 
     @contextmanager
     def _refusing(self, name: str) -> Iterator[None]:
-        """Turns whatever a decoder raises on a broken file (Pillow alone has ten kinds) into a DataError."""
+        """Turns whatever a decoder raises on a broken file (Pillow alone has ten kinds) into a
+        DataError."""
         try:
             yield
         except DataError as error:
@@ -100,28 +110,37 @@ class Reader:
 
     @contextmanager
     def _picture(self, name: str) -> Iterator[Image.Image]:
-        """Opens a picture, by file: given a name, Pillow 13 maps it into memory and garbles a turned TIFF."""
+        """Opens a picture, by file: given a name, Pillow 13 maps it into memory and garbles a
+        turned TIFF."""
         with warnings.catch_warnings(), open(self.root / name, "rb") as file:
             warnings.simplefilter("ignore")
             with Image.open(file, formats=("PNG", "JPEG", "TIFF")) as image:
                 yield image
 
     def _seek(self, image: Image.Image, page: int) -> tuple[int, int]:
-        """Goes to a page and returns its height and width as seen after rotation. Decodes nothing."""
+        """Goes to a page and returns its height and width as seen after rotation. Decodes
+        nothing."""
         if page:
             image.seek(page)
         width, height = image.size
         self._check(height, width)
-        if image.format != "TIFF" and "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5:
+        if (
+            image.format != "TIFF"
+            and "exif" in image.info
+            and image.getexif().get(ORIENTATION, 1) >= 5
+        ):
             width, height = height, width
         return height, width
 
     def _check(self, height: int, width: int) -> None:
         if not 0 < height * width <= self.max_pixels:
-            raise DataError(f"has {width} x {height} pixels; max_pixels allows 1 to {self.max_pixels}")
+            raise DataError(
+                f"has {width} x {height} pixels; max_pixels allows 1 to {self.max_pixels}"
+            )
 
     def _page(self, item: Item) -> tuple[Array, float | None]:
-        """Decodes a picture. Returns values as stored, shape (1 or 3, H, W), and the value of white."""
+        """Decodes a picture. Returns values as stored, shape (1 or 3, H, W), and the value of
+        white."""
         with self._picture(item.name) as picture:
             self._seek(picture, item.page)
             white = _white(picture)
@@ -139,16 +158,21 @@ class Reader:
         with open(self.root / name, "rb") as file:
             version = np.lib.format.read_magic(file)
             layout = np.lib.format
-            read = layout.read_array_header_1_0 if version == (1, 0) else layout.read_array_header_2_0
+            read = (
+                layout.read_array_header_1_0 if version == (1, 0) else layout.read_array_header_2_0
+            )
             shape, fortran, dtype = read(file)
             offset, length = file.tell(), os.fstat(file.fileno()).st_size
         if not (dtype.kind == "f" or (dtype.kind == "u" and dtype.itemsize <= 2)):
             raise DataError(f"holds {dtype}; allowed are uint8, uint16 and floating point")
         if not (len(shape) == 3 or (len(shape) == 4 and shape[1] in (1, 3))):
-            raise DataError(f"has the shape {shape}; allowed are (N, H, W), (N, 1, H, W) and (N, 3, H, W)")
+            raise DataError(
+                f"has the shape {shape}; allowed are (N, H, W), (N, 1, H, W) and (N, 3, H, W)"
+            )
         if length - offset != math.prod(shape) * dtype.itemsize:
             raise DataError(
-                f"has {length - offset} bytes where its header claims {shape} of {dtype}: it is damaged"
+                f"has {length - offset} bytes where its header claims {shape} of {dtype}: it is"
+                " damaged"
             )
         self._check(shape[-2], shape[-1])
         if not shape[0]:
@@ -158,7 +182,9 @@ class Reader:
     def _row(self, item: Item) -> tuple[Array, float | None]:
         """Reads a row of a .npy file. Returns the same as `_page`."""
         row = self._memory(item.name)[item.page]
-        return self._fit([_floats(band) for band in (row if row.ndim == 3 else row[None])]), _white(row.dtype)
+        return self._fit([_floats(band) for band in (row if row.ndim == 3 else row[None])]), _white(
+            row.dtype
+        )
 
     def _fit(self, images: list[Image.Image]) -> Array:
         """Resizes pictures and stacks their bands, shape (bands, H, W)."""
@@ -166,7 +192,9 @@ class Reader:
         for image in images:
             width, height = image.size
             if self.size is not None:
-                dx, dy = (0, 0) if self.fit == "resize" else ((width - height) / 2, (height - width) / 2)
+                dx, dy = (
+                    (0, 0) if self.fit == "resize" else ((width - height) / 2, (height - width) / 2)
+                )
                 box = (max(dx, 0), max(dy, 0), width - max(dx, 0), height - max(dy, 0))
                 image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box)
             values = np.asarray(image)
@@ -204,7 +232,8 @@ class Folder:
             image = self.reader.decode(self.items[i])
             if image.shape != self.shape:
                 raise DataError(
-                    f"{_show(self.items[i].name)} has the shape {tuple(image.shape)}, not {self.shape}"
+                    f"{_show(self.items[i].name)} has the shape {tuple(image.shape)}, not"
+                    f" {self.shape}"
                 )
             row.copy_(image)
         return Example(x, label=None if self.labels is None else self.labels[index])
@@ -235,32 +264,37 @@ def folder(
 ) -> Folder:
     """Reads the PNG, JPEG, TIFF and .npy files in a folder and in the folders inside it.
 
-    A .npy file holds (N, H, W) or (N, C, H, W) values and counts as N images. Files with other extensions,
-    and names that begin with a dot, are ignored. EXIF rotation is applied, colour profiles are not;
-    transparent pixels are laid on black; of an animation the first frame is taken. Grey images of 16 bits
-    keep their precision; Pillow reads colour images of 16 bits as 8 bits.
+    A .npy file holds (N, H, W) or (N, C, H, W) values and counts as N images. Files with other
+    extensions, and names that begin with a dot, are ignored. EXIF rotation is applied, colour
+    profiles are not; transparent pixels are laid on black; of an animation the first frame is
+    taken. Grey images of 16 bits keep their precision; Pillow reads colour images of 16 bits as 8
+    bits.
 
     Args:
         split: "train" or "test".
         root: The folder.
-        size: The height and width to resize to, in pixels; None for images that all have one size already.
-        fit: "crop" takes the largest centred square, "resize" the whole image, whose aspect changes. Either
-            is then resized with a bicubic filter.
-        channels: 1 for grey (ITU-R 601 luma of colour images) or 3 for colour (grey images are repeated).
-        test: The fraction held out for testing. A hash of its path says where an image goes, so it stays
-            there when others are added; pages of one file stay together, rows of a .npy file are separate.
-        broken: "refuse" reads the headers at the start and stops at a broken file, then or when it is
-            decoded; "skip" decodes every file at the start and leaves out the broken ones, listed in
-            `skipped`.
+        size: The height and width to resize to, in pixels; None for images that all have one size
+            already.
+        fit: "crop" takes the largest centred square, "resize" the whole image, whose aspect
+            changes. Either is then resized with a bicubic filter.
+        channels: 1 for grey (ITU-R 601 luma of colour images) or 3 for colour (grey images are
+            repeated).
+        test: The fraction held out for testing. A hash of its path says where an image goes, so it
+            stays there when others are added; pages of one file stay together, rows of a .npy file
+            are separate.
+        broken: "refuse" reads the headers at the start and stops at a broken file, then or when it
+            is decoded; "skip" decodes every file at the start and leaves out the broken ones,
+            listed in `skipped`.
         max_pixels: The largest image, in pixels, refused before it is decoded.
         low: The stored value that becomes -1; values below are clipped. 0 unless set.
-        high: The stored value that becomes 1; values above are clipped. 255 or 65535 unless set; files of
-            floating-point or 32-bit values need low and high.
+        high: The stored value that becomes 1; values above are clipped. 255 or 65535 unless set;
+            files of floating-point or 32-bit values need low and high.
         pages: "first" page of a TIFF file, or "all" pages as images of their own.
         labels: Whether the first folder below root names the class of an image.
 
     Raises:
-        DataError: If the folder is missing, holds no image for this split, a file is broken, or sizes differ.
+        DataError: If the folder is missing, holds no image for this split, a file is broken, or
+            sizes differ.
         RecipeError: If low and high are needed or make no sense.
     """
     if split not in ("train", "test"):
@@ -285,13 +319,16 @@ def folder(
             items += found
     if not items:
         what = f"only broken images, such as {_show(skipped[0])}" if skipped else "no image"
-        raise DataError(f"{_show(root)} holds {what}: put files there that end in {', '.join(EXTENSIONS)}")
+        raise DataError(
+            f"{_show(root)} holds {what}: put files there that end in {', '.join(EXTENSIONS)}"
+        )
     if size is None:
         odd = next((item for item in items if item.size != items[0].size), None)
         if odd is not None:
             (h, w), (h_odd, w_odd) = items[0].size, odd.size
             raise DataError(
-                f"{_show(items[0].name)} has {w} x {h} pixels, {_show(odd.name)} {w_odd} x {h_odd}: set size"
+                f"{_show(items[0].name)} has {w} x {h} pixels, {_show(odd.name)} {w_odd} x {h_odd}:"
+                " set size"
             )
     classes = tuple(sorted({_class(item.name) for item in items})) if labels else ()
     mine = [item for item in items if _held_out(item, test) == (split == "test")]
@@ -308,7 +345,9 @@ def _files(root: Path) -> list[str]:
     """Returns the paths of the image files relative to root, sorted, with forward slashes."""
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"{_show(str(error.filename))} cannot be listed: {error.strerror}") from error
+        raise DataError(
+            f"{_show(str(error.filename))} cannot be listed: {error.strerror}"
+        ) from error
 
     if not root.is_dir():
         raise DataError(f"{_show(str(root))} is not a folder: set root to the folder of the images")
@@ -317,7 +356,9 @@ def _files(root: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [Path(where, name) for name in files if not name.startswith(".")]
         names += [
-            p.relative_to(root).as_posix() for p in paths if p.suffix.lower() in EXTENSIONS and p.is_file()
+            p.relative_to(root).as_posix()
+            for p in paths
+            if p.suffix.lower() in EXTENSIONS and p.is_file()
         ]
     return sorted(names)
 
@@ -331,12 +372,15 @@ def _held_out(item: Item, fraction: float) -> bool:
 def _class(name: str) -> str:
     first, slash, _ = name.partition("/")
     if not slash:
-        raise DataError(f"{_show(name)} has no label: with labels, images are in one folder per class")
+        raise DataError(
+            f"{_show(name)} has no label: with labels, images are in one folder per class"
+        )
     return first
 
 
 def _white(kind: Image.Image | np.dtype[Any]) -> float | None:
-    """Returns the largest value that a picture or an array can store; None for floats and 32 bits."""
+    """Returns the largest value that a picture or an array can store; None for floats and 32
+    bits."""
     if isinstance(kind, np.dtype):
         return None if kind.kind == "f" else float(np.iinfo(kind).max)
     if kind.mode.startswith("I;16") or (kind.mode == "I" and kind.format == "PNG"):

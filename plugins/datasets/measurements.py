@@ -18,8 +18,8 @@ class Measurements:
     """Measurements in memory.
 
     Attributes:
-        tensors: "y", shape (N, *measurement shape), and the tensors of operator and noise that differ between observations, by their
-            path ("A.mask", "noise.sigma"), each with N first.
+        tensors: "y", shape (N, *measurement shape), and the tensors of operator and noise that
+            differ between observations, by their path ("A.mask", "noise.sigma"), each with N first.
         shape: The shape of one signal.
     """
 
@@ -55,8 +55,9 @@ def measurements(
 
     Args:
         split: "train", or "test" for the last ones.
-        file: It holds `y` and, where the operator or the noise differs between observations, their tensors under the names that they
-            have in the `measurements/` of a run: `A.mask`, `A.kernel`, `noise.sigma`, each with one entry for each observation.
+        file: It holds `y` and, where the operator or the noise differs between observations, their
+            tensors under the names that they have in the `measurements/` of a run: `A.mask`,
+            `A.kernel`, `noise.sigma`, each with one entry for each observation.
         shape: The shape of one signal, where it is not that of a measurement.
         test: The share that is held out.
 
@@ -76,12 +77,23 @@ def measurements(
         raise DataError(f"{file} holds no tensor y with an observation in it")
     for name, tensor in tensors.items():
         if not tensor.ndim or len(tensor) != n:
-            raise DataError(f"{file}: {name} has the shape {tuple(tensor.shape)}, and there are {n} observations")
+            raise DataError(
+                f"{file}: {name} has the shape {tuple(tensor.shape)}, and there are {n}"
+                " observations"
+            )
         if not bool(tensor.isfinite().all()):
             raise DataError(f"{file}: {name} has values that are not finite")
     first = n - round(test * n)
     rows = slice(0, first) if split == "train" else slice(first, n)
     if not len(range(*rows.indices(n))):
-        raise DataError(f"none of the {n} observations of {file} is for {split}: change test ({test})")
+        raise DataError(
+            f"none of the {n} observations of {file} is for {split}: change test ({test})"
+        )
     signal = tuple(tensors["y"].shape[1:]) if shape is None else tuple(shape)
-    return Measurements({name: t[rows].float() if t.is_floating_point() else t[rows] for name, t in tensors.items()}, signal)
+    return Measurements(
+        {
+            name: t[rows].float() if t.is_floating_point() else t[rows]
+            for name, t in tensors.items()
+        },
+        signal,
+    )

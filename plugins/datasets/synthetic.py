@@ -17,12 +17,12 @@ CHUNK = 64
 class Phantoms:
     """Item i is drawn from (seed, split, i) alone, whenever and wherever it is asked for.
 
-    An item is the sum of the intensities of the ellipses that cover a pixel, clipped to [0, 1] and mapped to
-    [-1, 1]. As in the phantom of L. Shepp and B. Logan (IEEE Trans. Nucl. Sci. 21, 1974) the first ellipse is
-    a large bright head; the others are smaller, darker or brighter, turned by any angle and clipped to the
-    head. The cover of a pixel is min(max(1/2 - d, 0), 1) with d the signed distance to the edge in pixels, to
-    first order k0 (k0 - 1) / k1 where k0^2 = (u/a)^2 + (v/b)^2 and k1^2 = (u/a^2)^2 + (v/b^2)^2 in the frame
-    of the ellipse.
+    An item is the sum of the intensities of the ellipses that cover a pixel, clipped to [0, 1] and
+    mapped to [-1, 1]. As in the phantom of L. Shepp and B. Logan (IEEE Trans. Nucl. Sci. 21, 1974)
+    the first ellipse is a large bright head; the others are smaller, darker or brighter, turned by
+    any angle and clipped to the head. The cover of a pixel is min(max(1/2 - d, 0), 1) with d the
+    signed distance to the edge in pixels, to first order k0 (k0 - 1) / k1 where k0^2 = (u/a)^2 +
+    (v/b)^2 and k1^2 = (u/a^2)^2 + (v/b^2)^2 in the frame of the ellipse.
     """
 
     split: str
@@ -43,7 +43,9 @@ class Phantoms:
         """Returns the phantoms of these indices, shape (B, *shape)."""
         c, size, _ = self.shape
         items = torch.arange(self.count)[index].tolist()
-        draws = Rng.keyed(self.seed, "phantom", self.split, items=items).uniform(self.ellipses, 5 + c)
+        draws = Rng.keyed(self.seed, "phantom", self.split, items=items).uniform(
+            self.ellipses, 5 + c
+        )
         head = torch.arange(self.ellipses)[:, None] == 0
         axes = torch.where(head, 0.6 + 0.35 * draws[..., :2], 0.06 + 0.3 * draws[..., :2].square())
         centre = torch.where(head, 0.0, 0.6) * (2 * draws[..., 2:4] - 1)
@@ -88,4 +90,6 @@ def synthetic(
     """
     if split not in ("train", "test"):
         raise RecipeError(f"split '{split}' is not one of: train, test")
-    return Phantoms(split, train if split == "train" else test, (channels, size, size), ellipses, seed)
+    return Phantoms(
+        split, train if split == "train" else test, (channels, size, size), ellipses, seed
+    )

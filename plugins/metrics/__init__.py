@@ -11,7 +11,9 @@ def invem_metrics() -> dict[str, str]:
         "frechet": "invem_plugins.metrics.frechet:Frechet",
         "memorisation": "invem_plugins.metrics.memorisation:Memorisation",
         "observation-distance": "invem_plugins.metrics.observation_distance:ObservationDistance",
-        "observation-likelihood": "invem_plugins.metrics.observation_likelihood:ObservationLikelihood",
+        "observation-likelihood": (
+            "invem_plugins.metrics.observation_likelihood:ObservationLikelihood"
+        ),
         "psnr": "invem_plugins.metrics.psnr:PSNR",
         "self-consistency": "invem_plugins.metrics.self_consistency:SelfConsistency",
         "sinkhorn": "invem_plugins.metrics.sinkhorn:Sinkhorn",

@@ -14,18 +14,21 @@ from invem import DataError, Metric, Outcome, Unsupported, examples, inside, ran
 @examples({"of": "spread-error"})
 @dataclass(frozen=True, kw_only=True)
 class Calibration(Metric):
-    """How often the truth lies in an interval of the draws, or how far draws are from each other and from the truth. It needs the truth.
+    """How often the truth lies in an interval of the draws, or how far draws are from each other
+    and from the truth. It needs the truth.
 
-    With K draws of the true posterior the rank of the truth among them is uniform on 0..K in every entry. Rank r stands for all levels in
-    [r, r + 1]/(K + 1), and its share in the central interval counts, so that the expected value is `level` whatever K is: the
-    definition of `coverage-90` of `invem bench`. Few draws see little: where the truth is never among K < (1 + level)/(1 - level) draws the
-    value is 1 - (1 - level)(K + 1)/2, at K = 2 and level 0.9 thus 0.85. Calibrated on average is not calibrated for each y:
-    too narrow here and too wide there may cancel.
+    With K draws of the true posterior the rank of the truth among them is uniform on 0..K in every
+    entry. Rank r stands for all levels in [r, r + 1]/(K + 1), and its share in the central interval
+    counts, so that the expected value is `level` whatever K is: the definition of `coverage-90` of
+    `invem bench`. Few draws see little: where the truth is never among K < (1 + level)/(1 - level)
+    draws the value is 1 - (1 - level)(K + 1)/2, at K = 2 and level 0.9 thus 0.85. Calibrated on
+    average is not calibrated for each y: too narrow here and too wide there may cancel.
 
     Attributes:
-        of: "coverage" is the share of entries whose truth lies in the central interval; `level` is right, less is too narrow, more is too
-            wide. "spread-error" is the mean squared distance of two draws over that of a draw and the truth, a ratio of means over all
-            observations, as the ratio for each is biased; 1 is right for any K >= 2, less is too narrow.
+        of: "coverage" is the share of entries whose truth lies in the central interval; `level` is
+            right, less is too narrow, more is too wide. "spread-error" is the mean squared distance
+            of two draws over that of a draw and the truth, a ratio of means over all observations,
+            as the ratio for each is biased; 1 is right for any K >= 2, less is too narrow.
         level: The level of the interval.
     """
 
@@ -38,7 +41,8 @@ class Calibration(Metric):
         return self.level if self.of == "coverage" else 1.0
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns coverages, shape (N,), or the ratio, shape (); not a number where a draw has values that are not finite.
+        """Returns coverages, shape (N,), or the ratio, shape (); not a number where a draw has
+        values that are not finite.
 
         Raises:
             DataError: If there are fewer than two draws of each observation.
@@ -46,9 +50,13 @@ class Calibration(Metric):
         if outcome.truth is None or outcome.draws is None:
             raise Unsupported("calibration needs the truth and posterior draws")
         if outcome.draws.shape[1] < 2:
-            raise DataError("calibration needs at least two draws of each observation: set evaluate.draws")
+            raise DataError(
+                "calibration needs at least two draws of each observation: set evaluate.draws"
+            )
         draws, truth = outcome.draws.flatten(2).double(), outcome.truth.flatten(1).double()
         if self.of == "spread-error":
-            return (2 * draws.var(1).sum() / (draws - truth[:, None]).square().mean(1).sum()).float()
+            return (
+                2 * draws.var(1).sum() / (draws - truth[:, None]).square().mean(1).sum()
+            ).float()
         share = inside(ranks(draws, truth), 0.5 - self.level / 2, 0.5 + self.level / 2).mean(1)
         return share.masked_fill(~draws.isfinite().flatten(1).all(1), math.nan).float()

@@ -14,15 +14,17 @@ CHUNK = 256
 
 @dataclass(frozen=True, kw_only=True)
 class DataMisfit(Metric):
-    """The root mean square of (y - A(x)) / sigma over all entries of y; sigma^2 is the variance of the noise.
+    """The root mean square of (y - A(x)) / sigma over all entries of y; sigma^2 is the variance of
+    the noise.
 
-    The truth scores 1 but for 1/(4 m) with m entries, and so does a draw of the true posterior, as the pair (x, y)
-    has the same law. Entries that A hides hold nothing but noise, and count. A value above 1 means that the
-    measurement is contradicted; below 1, that noise is fitted. It says nothing about what A hides.
+    The truth scores 1 but for 1/(4 m) with m entries, and so does a draw of the true posterior, as
+    the pair (x, y) has the same law. Entries that A hides hold nothing but noise, and count. A
+    value above 1 means that the measurement is contradicted; below 1, that noise is fitted. It says
+    nothing about what A hides.
 
     Attributes:
-        of: "draw" for the average over draws of the misfit of each; "mean" for the misfit of the mean of the
-            draws, which is below 1 for a perfect posterior.
+        of: "draw" for the average over draws of the misfit of each; "mean" for the misfit of the
+            mean of the draws, which is below 1 for a perfect posterior.
     """
 
     of: Literal["draw", "mean"] = "draw"
@@ -46,7 +48,8 @@ class DataMisfit(Metric):
         var = m.noise.var()
         if not bool((var > 0).all()):
             raise RecipeError(
-                "data-misfit counts in standard deviations of the noise, which is 0: leave the metric out"
+                "data-misfit counts in standard deviations of the noise, which is 0: leave the"
+                " metric out"
             )
         squares = torch.stack(
             [((m.y - m.A(draw)).abs().square() / var).flatten(1).mean(1) for draw in x.unbind(1)]

@@ -11,7 +11,16 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, conv2d, cross_entropy, linear, relu
 
-from invem import DataError, Example, Metric, Outcome, RecipeError, Rng, Unsupported, frechet_distance
+from invem import (
+    DataError,
+    Example,
+    Metric,
+    Outcome,
+    RecipeError,
+    Rng,
+    Unsupported,
+    frechet_distance,
+)
 
 CHUNK = 512
 STEPS, BATCH, CLASSIFIED = 800, 128, 8192
@@ -20,26 +29,28 @@ PROJECTED, ENTRIES = 8192, 2**27
 
 @dataclass(frozen=True, kw_only=True)
 class Frechet(Metric):
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) of the means and covariances of features.
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) of the means and covariances of
+    features.
 
-    The squared 2-Wasserstein distance of two Gaussians (D. Dowson and B. Landau, J. Multivar. Anal. 12,
-    1982), as in the FID of M. Heusel et al. (arXiv 1706.08500); computed in float64. Estimated from finite
-    sets it is biased upwards by an amount that depends on the features and falls as the sets grow: compare
-    values only when the numbers of samples and of references are equal.
+    The squared 2-Wasserstein distance of two Gaussians (D. Dowson and B. Landau, J. Multivar. Anal.
+    12, 1982), as in the FID of M. Heusel et al. (arXiv 1706.08500); computed in float64. Estimated
+    from finite sets it is biased upwards by an amount that depends on the features and falls as the
+    sets grow: compare values only when the numbers of samples and of references are equal.
 
-    "pixels" and "classifier" features are divided by one number, the root of their total variance over the
-    training images, so that 0 is perfect and 1 is the score of samples that are all equal to the mean.
-    "inception" values are not scaled, and comparable with published ones if the weights, the reference images
-    and the number of samples (50,000) are.
+    "pixels" and "classifier" features are divided by one number, the root of their total variance
+    over the training images, so that 0 is perfect and 1 is the score of samples that are all equal
+    to the mean. "inception" values are not scaled, and comparable with published ones if the
+    weights, the reference images and the number of samples (50,000) are.
 
     Attributes:
-        features: "pixels" are the leading principal components of the training images, not whitened.
-            "classifier" are the 64 activations before the last layer of a small network, trained here for 800
-            steps on labelled images. "inception" are the outputs of a network in a local file.
+        features: "pixels" are the leading principal components of the training images, not
+            whitened. "classifier" are the 64 activations before the last layer of a small network,
+            trained here for 800 steps on labelled images. "inception" are the outputs of a network
+            in a local file.
         rank: The number of principal components, at most the number of pixels and of images.
-        weights: A TorchScript file called as ``model(images, return_features=True)`` with uint8 images (B, 3,
-            H, W), such as inception-2015-12-05.pt of NVIDIA. Such a file can run code: use one that you
-            trust.
+        weights: A TorchScript file called as ``model(images, return_features=True)`` with uint8
+            images (B, 3, H, W), such as inception-2015-12-05.pt of NVIDIA. Such a file can run
+            code: use one that you trust.
 
     Raises:
         RecipeError: If "inception" has no weights.
@@ -54,20 +65,25 @@ class Frechet(Metric):
         if self.features == "inception":
             if not self.weights:
                 raise RecipeError(
-                    "frechet with features: inception needs weights: the path of inception-2015-12-05.pt"
+                    "frechet with features: inception needs weights: the path of"
+                    " inception-2015-12-05.pt"
                 )
             if not Path(self.weights).expanduser().is_file():
                 raise DataError(
-                    f"weights {self.weights} does not exist: put the TorchScript file of the features there"
+                    f"weights {self.weights} does not exist: put the TorchScript file of the"
+                    " features there"
                 )
 
     @property
     def needs(self) -> frozenset[str]:
-        more = {"classifier": {"labels", "image"}, "inception": {"image"}, "pixels": set()}[self.features]
+        more = {"classifier": {"labels", "image"}, "inception": {"image"}, "pixels": set()}[
+            self.features
+        ]
         return frozenset({"samples", "reference"} | more)
 
     def prepare(self, training: Example) -> dict[str, Tensor]:
-        """Finds the principal components or trains the classifier; at most 8,192 training images are used."""
+        """Finds the principal components or trains the classifier; at most 8,192 training images
+        are used."""
         if self.features == "inception":
             return {}
         if training.x is None or len(training.x) < 2:
@@ -83,7 +99,8 @@ class Frechet(Metric):
         return _classifier(training.x[:CLASSIFIED], training.label[:CLASSIFIED])
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns the distance, shape (); not a number if a signal has values that are not finite."""
+        """Returns the distance, shape (); not a number if a signal has values that are not
+        finite."""
         if outcome.samples is None or outcome.reference is None:
             raise Unsupported("frechet needs samples of the prior and reference signals")
         if min(len(outcome.samples), len(outcome.reference)) < 2:
@@ -95,7 +112,9 @@ class Frechet(Metric):
         )
         return frechet_distance(samples, reference).float()
 
-    def _features(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def _features(
+        self, outcome: Outcome, state: Mapping[str, Tensor]
+    ) -> Callable[[Tensor], Tensor]:
         """Returns the map from signals (B, *shape) to features (B, F)."""
         if self.features == "inception":
             return _network(Path(self.weights).expanduser(), outcome.range)
@@ -107,7 +126,8 @@ def _principal(x: Tensor, rank: int) -> dict[str, Tensor]:
     """Finds the leading principal components of signals (N, *shape) by subspace iteration.
 
     Returns:
-        The mean, shape (d,), and the components divided by the root of their total variance, shape (d, rank).
+        The mean, shape (d,), and the components divided by the root of their total variance, shape
+            (d, rank).
     """
     flat = x[: max(min(PROJECTED, ENTRIES // x[0].numel()), 2)].flatten(1).cpu().double()
     mean = flat.mean(0)
@@ -128,11 +148,14 @@ def _principal(x: Tensor, rank: int) -> dict[str, Tensor]:
 
 def _project(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     """Returns principal components, shape (B, rank). x: (B, *shape)."""
-    return (x.flatten(1).double() - state["mean"].cpu().double()) @ state["components"].cpu().double()
+    return (x.flatten(1).double() - state["mean"].cpu().double()) @ state[
+        "components"
+    ].cpu().double()
 
 
 def _classifier(x: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Trains the small network by Adam, always from the same start. x: images (N, C, H, W), label: (N,).
+    """Trains the small network by Adam, always from the same start. x: images (N, C, H, W), label:
+    (N,).
 
     Returns:
         Its weights, and under "scale" the root of the total variance of the features, shape ().
@@ -153,7 +176,9 @@ def _classifier(x: Tensor, label: Tensor) -> dict[str, Tensor]:
     }
     state: dict[str, Tensor] = {"scale": torch.ones(())}
     for name, shape in shapes.items():
-        state[f"{name}.weight"] = torch.randn(shape, generator=rng) * (2 / math.prod(shape[1:])) ** 0.5
+        state[f"{name}.weight"] = (
+            torch.randn(shape, generator=rng) * (2 / math.prod(shape[1:])) ** 0.5
+        )
         state[f"{name}.bias"] = torch.zeros(shape[0])
     weights = [tensor.requires_grad_() for name, tensor in state.items() if name != "scale"]
     adam = torch.optim.Adam(weights, lr=2e-3)
@@ -163,7 +188,9 @@ def _classifier(x: Tensor, label: Tensor) -> dict[str, Tensor]:
             if len(order) < min(BATCH, len(x)):
                 order = torch.randperm(len(x), generator=rng)
             rows, order = order[:BATCH], order[BATCH:]
-            logits = linear(relu(_activations(x[rows], state)), state["last.weight"], state["last.bias"])
+            logits = linear(
+                relu(_activations(x[rows], state)), state["last.weight"], state["last.bias"]
+            )
             adam.zero_grad()
             torch.autograd.backward(cross_entropy(logits, target[rows]))
             adam.step()
@@ -173,7 +200,8 @@ def _classifier(x: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 
 def _activations(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """Returns the activations before the last layer of the small network, shape (B, 64). x: (B, C, H, W)."""
+    """Returns the activations before the last layer of the small network, shape (B, 64). x: (B, C,
+    H, W)."""
     w = {name: tensor.to(x.device) for name, tensor in state.items()}
     x = relu(conv2d(x.float(), w["first.weight"], w["first.bias"], stride=2, padding=1))
     x = relu(conv2d(x, w["second.weight"], w["second.bias"], stride=2, padding=1))

@@ -15,13 +15,15 @@ ENTRIES = 2**23
 
 @dataclass(frozen=True, kw_only=True)
 class Memorisation(Metric):
-    """The share of samples that are less than `ratio` times as far from the nearest training signal as from the second nearest.
+    """The share of samples that are less than `ratio` times as far from the nearest training signal
+    as from the second nearest.
 
-    The definition of T. Yoon et al., Diffusion Probabilistic Models Generalize when They Fail to Memorize, 2023, with the Euclidean
-    distance over all entries; a sample that equals a training signal counts, whatever else is near. Where the signals have k intrinsic
-    dimensions, a fresh draw of their law counts with a probability of about ratio^k: nothing for images, but 1 in 243 on a manifold of 5.
-    Training signals that come in groups of near copies, such as several draws of one observation whose posterior is narrow, hide what
-    is memorised: give one of each.
+    The definition of T. Yoon et al., Diffusion Probabilistic Models Generalize when They Fail to
+    Memorize, 2023, with the Euclidean distance over all entries; a sample that equals a training
+    signal counts, whatever else is near. Where the signals have k intrinsic dimensions, a fresh
+    draw of their law counts with a probability of about ratio^k: nothing for images, but 1 in 243
+    on a manifold of 5. Training signals that come in groups of near copies, such as several draws
+    of one observation whose posterior is narrow, hide what is memorised: give one of each.
 
     Attributes:
         ratio: The share below which a sample is a copy.
@@ -42,10 +44,16 @@ class Memorisation(Metric):
             raise DataError("memorisation needs at least two training signals")
         samples, trained = (x.flatten(1).cpu().double() for x in (outcome.samples, outcome.trained))
         size = trained.square().sum(1)
-        return torch.cat([self._copies(x, trained, size) for x in torch.split(samples, max(ENTRIES // len(trained), 1))])
+        return torch.cat(
+            [
+                self._copies(x, trained, size)
+                for x in torch.split(samples, max(ENTRIES // len(trained), 1))
+            ]
+        )
 
     def _copies(self, x: Tensor, trained: Tensor, size: Tensor) -> Tensor:
-        """Returns which of B samples are copies, shape (B,). x: (B, d), trained: (T, d), size: the squared norms of those, (T,)."""
+        """Returns which of B samples are copies, shape (B,). x: (B, d), trained: (T, d), size: the
+        squared norms of those, (T,)."""
         near: Tensor = (size - 2 * x @ trained.T).topk(2, largest=False).indices
         # The products above only choose: between near copies they have lost their digits.
         one, two = (x[:, None] - trained[near]).square().sum(2).sqrt().sort(1).values.unbind(1)

@@ -32,33 +32,41 @@ WIDTH, BATCH, EPOCHS, STEPS = 128, 256, 20, 200
 @examples({"distance": "frechet"}, {"distance": "classifier"})
 @dataclass(frozen=True, kw_only=True)
 class ObservationDistance(Metric):
-    """How far the law of y under the prior is from the law of the observations, with no clean signal.
+    """How far the law of y under the prior is from the law of the observations, with no clean
+    signal.
 
-    Samples are measured by operators and noise drawn anew. The observations are split at random into halves, and the value is
-    d(simulated, one half)/d(other half, that half), both averaged over the halves of 4 splits, all sets of one size. The floor is 1,
-    where nothing tells simulated observations from those that exist, and it grows with the error of the prior. Only what the operators
-    and the noise let through is compared: two priors that they cannot tell apart score the same. Entries of y that are noise alone
-    are left out (zero in both sets). The splits depend on the set of observations and not on their order.
+    Samples are measured by operators and noise drawn anew. The observations are split at random
+    into halves, and the value is d(simulated, one half)/d(other half, that half), both averaged
+    over the halves of 4 splits, all sets of one size. The floor is 1, where nothing tells simulated
+    observations from those that exist, and it grows with the error of the prior. Only what the
+    operators and the noise let through is compared: two priors that they cannot tell apart score
+    the same. Entries of y that are noise alone are left out (zero in both sets). The splits depend
+    on the set of observations and not on their order.
 
-    Chance moves the floor up and down, the more the fewer directions carry the variance: by a standard deviation of 0.01 on masked, 0.05 on
-    noisy and 0.15 on blurred Fashion-MNIST for "sliced-wasserstein", 0.02, 0.1 and 0.35 for "frechet", with 4,096 observations each. The
-    distance of two halves falls with the number n of observations, as n^-1/2 or 1/n, and the ratio of a wrong prior grows by as much:
-    compare values of equal numbers only.
+    Chance moves the floor up and down, the more the fewer directions carry the variance: by a
+    standard deviation of 0.01 on masked, 0.05 on noisy and 0.15 on blurred Fashion-MNIST for
+    "sliced-wasserstein", 0.02, 0.1 and 0.35 for "frechet", with 4,096 observations each. The
+    distance of two halves falls with the number n of observations, as n^-1/2 or 1/n, and the ratio
+    of a wrong prior grows by as much: compare values of equal numbers only.
 
     Attributes:
-        distance: "sliced-wasserstein" is the root mean square over 256 directions (as the metric of that name). "frechet" is that of
-            the Gaussians of the 32 leading principal components of the half that is compared with, which makes the other half and the
-            simulated set equals; it is a squared distance. "classifier" is a two-sample test (D. Lopez-Paz and M. Oquab 2017, arXiv
-            1610.06545) and no ratio: the accuracy on held-out observations of a small network on 32 principal components, which
-            was trained to tell the two sets apart. Its floor is 0.5, and 1 is the worst. It alone sees more than moments and
-            projections; the standard deviation of the floor is about 0.35 over the root of the number of observations.
+        distance: "sliced-wasserstein" is the root mean square over 256 directions (as the metric of
+            that name). "frechet" is that of the Gaussians of the 32 leading principal components of
+            the half that is compared with, which makes the other half and the simulated set equals;
+            it is a squared distance. "classifier" is a two-sample test (D. Lopez-Paz and M. Oquab
+            2017, arXiv 1610.06545) and no ratio: the accuracy on held-out observations of a small
+            network on 32 principal components, which was trained to tell the two sets apart. Its
+            floor is 0.5, and 1 is the worst. It alone sees more than moments and projections; the
+            standard deviation of the floor is about 0.35 over the root of the number of
+            observations.
     """
 
     distance: Literal["sliced-wasserstein", "frechet", "classifier"] = "sliced-wasserstein"
     needs: ClassVar[frozenset[str]] = frozenset({"observed", "simulated"})
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns the ratio or the accuracy, shape (); not a number if an observation has values that are not finite.
+        """Returns the ratio or the accuracy, shape (); not a number if an observation has values
+        that are not finite.
 
         Raises:
             DataError: If there are fewer than 4 observations or 2 simulated ones.
@@ -66,11 +74,17 @@ class ObservationDistance(Metric):
         if outcome.observed is None or outcome.simulated is None:
             raise Unsupported("observation-distance needs observations and simulated ones")
         if len(outcome.observed) < 4 or len(outcome.simulated) < 2:
-            raise DataError("observation-distance needs at least four observations and two simulated ones")
+            raise DataError(
+                "observation-distance needs at least four observations and two simulated ones"
+            )
         real, simulated = _informative(outcome.observed), _informative(outcome.simulated)
         if not bool(real.isfinite().all() and simulated.isfinite().all()):
             return real.new_tensor(math.nan)
-        value = _accuracy(real, simulated) if self.distance == "classifier" else self._ratio(real, simulated)
+        value = (
+            _accuracy(real, simulated)
+            if self.distance == "classifier"
+            else self._ratio(real, simulated)
+        )
         return value.float()
 
     def _ratio(self, real: Tensor, simulated: Tensor) -> Tensor:
@@ -102,10 +116,13 @@ def _informative(m: Measurement) -> Tensor:
 
 
 def _accuracy(real: Tensor, simulated: Tensor) -> Tensor:
-    """Returns the accuracy on the half that a classifier was not trained on, of both halves. real: (n, m), simulated: (k, m)."""
+    """Returns the accuracy on the half that a classifier was not trained on, of both halves. real:
+    (n, m), simulated: (k, m)."""
     n = min(len(real), len(simulated)) // 2
     rng = Rng.generator("observation-distance", "folds")
-    folds = [torch.split(y[torch.randperm(len(y), generator=rng)[: 2 * n]], n) for y in (real, simulated)]
+    folds = [
+        torch.split(y[torch.randperm(len(y), generator=rng)[: 2 * n]], n) for y in (real, simulated)
+    ]
     right = real.new_zeros(())
     for learned in (0, 1):
         both, held = (torch.cat([fold[k] for fold in folds]) for k in (learned, 1 - learned))
@@ -119,7 +136,8 @@ def _accuracy(real: Tensor, simulated: Tensor) -> Tensor:
 
 
 def _classify(train: Tensor, test: Tensor) -> Tensor:
-    """Trains a network of two hidden layers, always from the same start, to tell the first half of `train` from the second.
+    """Trains a network of two hidden layers, always from the same start, to tell the first half of
+    `train` from the second.
 
     Returns:
         Its scores of `test`, shape (N,): positive for the second half.
@@ -150,7 +168,9 @@ def _classify(train: Tensor, test: Tensor) -> Tensor:
             for group in adam.param_groups:
                 group["lr"] = 2e-3 * (1 - step / steps)
             adam.zero_grad()
-            torch.autograd.backward(binary_cross_entropy_with_logits(score(train[rows]), label[rows]))
+            torch.autograd.backward(
+                binary_cross_entropy_with_logits(score(train[rows]), label[rows])
+            )
             adam.step()
     with torch.no_grad():
         return score(test)

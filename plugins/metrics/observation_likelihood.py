@@ -35,24 +35,28 @@ _LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr
 class ObservationLikelihood(Metric):
     """log p(y) of held-out observations under the prior, for each entry of y, with no clean signal.
 
-    It is what every exact round of EM raises, on its training observations. Entries that are noise alone add a constant, whatever the
-    prior: they are left out of the sum and of the count.
+    It is what every exact round of EM raises, on its training observations. Entries that are noise
+    alone add a constant, whatever the prior: they are left out of the sum and of the count.
 
-    The change of variables of "network" is eq. 39 of Y. Song et al., ICLR 2021, arXiv 2011.13456: d log p/d log sigma = tr J - d along
-    dx/d log sigma = x - x_hat. The path does not depend on the random vectors, so that they are drawn anew at each evaluation; they
-    belong to y and not to its place.
+    The change of variables of "network" is eq. 39 of Y. Song et al., ICLR 2021, arXiv 2011.13456: d
+    log p/d log sigma = tr J - d along dx/d log sigma = x - x_hat. The path does not depend on the
+    random vectors, so that they are drawn anew at each evaluation; they belong to y and not to its
+    place.
 
     Attributes:
-        of: "moments" is log N(y; A m, A C A^T + S) with the mean m and the covariance C of `denoiser.moments`, for linear A and Gaussian
-            noise: exact for a Gaussian prior. For a network it is the likelihood of the Gaussian that it carries, which was fitted to
-            the same signals, and not of the network. "network" is log p_sigma(y) of the denoiser itself, for observations of whole
-            signals with white noise, by the probability flow from the noise level of y up to 20, where the law is taken to be
-            N(m, C + sigma^2 I), or N(0, sigma^2 I) without moments. A denoiser that is no posterior mean has no density of its own: the
-            value is then that of the law from which the flow samples.
-        steps: Steps of the Runge-Kutta rule of fourth order in log sigma, each of 4 evaluations of the network: 16 err by 1e-3 nats on
-            Gaussians and mixtures.
-        probes: Random vectors for the trace of the Jacobian J at each evaluation (M. Hutchinson, 1990), each a vector-Jacobian product.
-            The estimate is unbiased; with as many as there are entries the trace is exact.
+        of: "moments" is log N(y; A m, A C A^T + S) with the mean m and the covariance C of
+            `denoiser.moments`, for linear A and Gaussian noise: exact for a Gaussian prior. For a
+            network it is the likelihood of the Gaussian that it carries, which was fitted to the
+            same signals, and not of the network. "network" is log p_sigma(y) of the denoiser
+            itself, for observations of whole signals with white noise, by the probability flow from
+            the noise level of y up to 20, where the law is taken to be N(m, C + sigma^2 I), or N(0,
+            sigma^2 I) without moments. A denoiser that is no posterior mean has no density of its
+            own: the value is then that of the law from which the flow samples.
+        steps: Steps of the Runge-Kutta rule of fourth order in log sigma, each of 4 evaluations of
+            the network: 16 err by 1e-3 nats on Gaussians and mixtures.
+        probes: Random vectors for the trace of the Jacobian J at each evaluation (M. Hutchinson,
+            1990), each a vector-Jacobian product. The estimate is unbiased; with as many as there
+            are entries the trace is exact.
     """
 
     of: Literal["moments", "network"] = "moments"
@@ -63,21 +67,28 @@ class ObservationLikelihood(Metric):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"measurement", "denoiser", "var", "adjoint" if self.of == "moments" else "identity"})
+        return frozenset(
+            {"measurement", "denoiser", "var", "adjoint" if self.of == "moments" else "identity"}
+        )
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns nats per entry that depends on x, shape (N,); zero for an observation that has none.
+        """Returns nats per entry that depends on x, shape (N,); zero for an observation that has
+        none.
 
         Raises:
-            Unsupported: If the operator is not linear, or has more than 1,024 entries, is no mask and differs between observations; for
-                "network", if it is not the identity or the noise has several levels in one observation.
+            Unsupported: If the operator is not linear, or has more than 1,024 entries, is no mask
+                and differs between observations; for "network", if it is not the identity or the
+                noise has several levels in one observation.
             RecipeError: If the noise has variance 0 somewhere.
         """
         if outcome.measurement is None or outcome.denoiser is None:
             raise Unsupported("observation-likelihood needs held-out measurements and the prior")
         m = outcome.measurement
         if not bool((m.noise.var() > 0).all()):
-            raise RecipeError("observation-likelihood is a density, and the noise is 0 somewhere: leave the metric out")
+            raise RecipeError(
+                "observation-likelihood is a density, and the noise is 0 somewhere: leave the"
+                " metric out"
+            )
         if self.of == "network":
             return self._flow(outcome.denoiser, m).float()
         if "adjoint" not in m.A.provides:
@@ -93,9 +104,13 @@ class ObservationLikelihood(Metric):
         return torch.cat([self._climb(denoiser, y.to(device), sigma) for y, sigma in parts])
 
     def _climb(self, denoiser: Denoiser, y: Tensor, sigma: Tensor) -> Tensor:
-        """Integrates from `sigma`, (B,), up. y: (B, *shape); returns log p(y)/d, (B,), on the CPU."""
+        """Integrates from `sigma`, (B,), up. y: (B, *shape); returns log p(y)/d, (B,), on the
+        CPU."""
         top, d = Karras().sigma_max, y[0].numel()
-        rng = Rng.keyed("observation-likelihood", items=[hashlib.blake2b(row.cpu().numpy().tobytes()).hexdigest() for row in y])
+        rng = Rng.keyed(
+            "observation-likelihood",
+            items=[hashlib.blake2b(row.cpu().numpy().tobytes()).hexdigest() for row in y],
+        )
         u, h = sigma.log(), (math.log(top) - sigma.log()) / self.steps
         x, step, gained = y, level(h, y), torch.zeros_like(sigma)
         for _ in range(self.steps):
@@ -111,11 +126,14 @@ class ObservationLikelihood(Metric):
             end = _low_rank(flat, flat.new_full((1, d), top**2), flat.new_zeros(1, d, 0))
         else:
             prior = prior.to("cpu", torch.float64)
-            end = _low_rank(flat - prior.mean.flatten(), (prior.cov.diag + top**2)[None], prior.cov.factor[None])
+            end = _low_rank(
+                flat - prior.mean.flatten(), (prior.cov.diag + top**2)[None], prior.cov.factor[None]
+            )
         return (end + gained - d / 2 * math.log(2 * math.pi)) / d
 
     def _slope(self, denoiser: Denoiser, x: Tensor, u: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Returns x - x_hat, (B, *shape), and d - tr J, (B,), on the CPU, at the level exp(u). x: (B, *shape), u: (B,)."""
+        """Returns x - x_hat, (B, *shape), and d - tr J, (B,), on the CPU, at the level exp(u). x:
+        (B, *shape), u: (B,)."""
         d = x[0].numel()
         with torch.enable_grad():
             x_t = x.detach().requires_grad_()
@@ -123,26 +141,39 @@ class ObservationLikelihood(Metric):
         if self.probes < d:
             probes = [rng.normal_like(x).sign() for _ in range(self.probes)]
         else:
-            probes = [e.expand_as(x) for e in torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, *x.shape[1:])]
+            probes = [
+                e.expand_as(x)
+                for e in torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, *x.shape[1:])
+            ]
         trace = torch.zeros_like(u)
         for v in probes:
             (pulled,) = torch.autograd.grad(x_hat, x_t, v, retain_graph=True)
-            trace = trace + (pulled * v).flatten(1).sum(1).cpu().double() / (self.probes if self.probes < d else 1)
+            trace = trace + (pulled * v).flatten(1).sum(1).cpu().double() / (
+                self.probes if self.probes < d else 1
+            )
         return x - x_hat.detach(), d - trace
 
 
 def _gaussian(prior: Gaussian, m: Measurement) -> Tensor:
-    """Returns log N(y; A mean, A C A^T + S) over the entries that are seen, divided by their number, shape (N,)."""
+    """Returns log N(y; A mean, A C A^T + S) over the entries that are seen, divided by their
+    number, shape (N,)."""
     entrywise = bool(m.provides & {"mask", "identity"})
     size, d = m.y[0].numel(), prior.mean.numel()
     low = entrywise and 2 * prior.cov.factor.shape[1] < size
     common = _spread(prior, m[0]) if not low and m.alike else None
     if size > LARGEST and not entrywise and common is None:
-        raise Unsupported(f"observation-likelihood solves a dense system for each operator: {size} entries are more than {LARGEST}")
+        raise Unsupported(
+            f"observation-likelihood solves a dense system for each operator: {size} entries are"
+            f" more than {LARGEST}"
+        )
     values = []
-    for rows in torch.split(torch.arange(len(m)), max(1, min(CHUNK, ENTRIES // (size * max(size, d))))):
+    for rows in torch.split(
+        torch.arange(len(m)), max(1, min(CHUNK, ENTRIES // (size * max(size, d))))
+    ):
         part = m[rows]
-        seen = (torch.ones_like(part.y) if part.A.seen is None else part.A.seen.expand_as(part.y)).flatten(1)
+        seen = (
+            torch.ones_like(part.y) if part.A.seen is None else part.A.seen.expand_as(part.y)
+        ).flatten(1)
         count = seen.sum(1)
         r = part.residual(prior.mean.expand(len(part), *prior.shape)).flatten(1)
         # An entry that is not seen has a residual of 0 and a variance of 1, and adds log 1.
@@ -154,9 +185,19 @@ def _gaussian(prior: Gaussian, m: Measurement) -> Tensor:
             a = part.A(torch.ones(len(part), *prior.shape, dtype=r.dtype)).flatten(1)
             r, var, a = (v.gather(1, first) for v in (r, var, a))
             if low:
-                value = _low_rank(r, a.square() * prior.cov.diag[first] + var, a[..., None] * prior.cov.factor[first])
+                value = _low_rank(
+                    r,
+                    a.square() * prior.cov.diag[first] + var,
+                    a[..., None] * prior.cov.factor[first],
+                )
             else:
-                value = _dense(r, a[:, :, None] * prior.cov.dense()[first[:, :, None], first[:, None]] * a[:, None], var)
+                value = _dense(
+                    r,
+                    a[:, :, None]
+                    * prior.cov.dense()[first[:, :, None], first[:, None]]
+                    * a[:, None],
+                    var,
+                )
         else:
             value = _dense(r, _spread(prior, part), var)
         values.append((value - 0.5 * math.log(2 * math.pi) * count) / count.clamp(min=1))
@@ -172,11 +213,14 @@ def _spread(prior: Gaussian, m: Measurement) -> Tensor:
 
 
 def _dense(r: Tensor, cov: Tensor, var: Tensor) -> Tensor:
-    """Returns log N(r; 0, cov + diag(var)) but for the power of 2 pi, shape (B,). r: (B, m), cov: (1 or B, m, m), var: (1 or B, m)."""
+    """Returns log N(r; 0, cov + diag(var)) but for the power of 2 pi, shape (B,). r: (B, m), cov:
+    (1 or B, m, m), var: (1 or B, m)."""
     try:
         root = torch.linalg.cholesky(cov + torch.diag_embed(var))
     except _LinAlgError:
-        raise NumericalError("observation-likelihood: the covariance of y is not positive definite") from None
+        raise NumericalError(
+            "observation-likelihood: the covariance of y is not positive definite"
+        ) from None
     if len(root) == 1:
         white = torch.linalg.solve_triangular(root[0], r.T, upper=False).T
     else:
@@ -186,10 +230,15 @@ def _dense(r: Tensor, cov: Tensor, var: Tensor) -> Tensor:
 
 
 def _low_rank(r: Tensor, diag: Tensor, factor: Tensor) -> Tensor:
-    """Returns the same of diag(D) + F F^T by Woodbury, shape (B,). r: (B, m), D: (1 or B, m), F: (1 or B, m, k)."""
+    """Returns the same of diag(D) + F F^T by Woodbury, shape (B,). r: (B, m), D: (1 or B, m), F: (1
+    or B, m, k)."""
     scaled = factor / diag[..., None]
-    root = torch.linalg.cholesky(scaled.mT @ factor + torch.eye(factor.shape[2], dtype=r.dtype, device=r.device))
+    root = torch.linalg.cholesky(
+        scaled.mT @ factor + torch.eye(factor.shape[2], dtype=r.dtype, device=r.device)
+    )
     inner = torch.linalg.solve_triangular(root, (scaled.mT @ r[..., None]), upper=False)[..., 0]
     squares = (r.square() / diag).sum(1) - inner.square().sum(1)
-    value: Tensor = -0.5 * squares - 0.5 * diag.log().sum(1) - root.diagonal(dim1=1, dim2=2).log().sum(1)
+    value: Tensor = (
+        -0.5 * squares - 0.5 * diag.log().sum(1) - root.diagonal(dim1=1, dim2=2).log().sum(1)
+    )
     return value

@@ -12,12 +12,13 @@ from invem import Metric, Outcome, Unsupported
 
 @dataclass(frozen=True, kw_only=True)
 class PSNR(Metric):
-    """20 log10(peak) - 10 log10(mean squared error); the peak is the width of the range. Nothing is clipped.
+    """20 log10(peak) - 10 log10(mean squared error); the peak is the width of the range. Nothing is
+    clipped.
 
     Attributes:
-        of: "mean" for the mean of the K posterior draws, the estimate with the least squared error; "draw"
-            for the average over draws of the ratio of each. A perfect posterior scores about 3 dB less by
-            "draw". Never the best of K.
+        of: "mean" for the mean of the K posterior draws, the estimate with the least squared error;
+            "draw" for the average over draws of the ratio of each. A perfect posterior scores about
+            3 dB less by "draw". Never the best of K.
     """
 
     of: Literal["mean", "draw"] = "mean"

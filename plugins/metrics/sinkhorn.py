@@ -13,7 +13,8 @@ from invem import Metric, Outcome, Unsupported
 
 ENTRIES = 2**18  # of the matrix of all pairs that are in memory at once
 PAIRS = 2**23  # that a plan without its negligible pairs may have
-REACH = 30.0  # pairs with less than exp(-REACH) times the mass that independence gives them are negligible
+# Pairs with less than exp(-REACH) times the mass that independence gives them are negligible.
+REACH = 30.0
 COARSE = 2e-2  # how far marginals may be off while epsilon falls
 TRUST = 3.0  # how far a Newton step may change the logarithm of the mass of a pair
 PASSES, STEPS, ITERATIONS = 200, 20, 1000
@@ -21,27 +22,35 @@ PASSES, STEPS, ITERATIONS = 200, 20, 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Sinkhorn(Metric):
-    """OT(a, b) - OT(a, a)/2 - OT(b, b)/2, where OT is the entropic cost of transport between two sets of points of equal weights,
+    """OT(a, b) - OT(a, a)/2 - OT(b, b)/2, where OT is the entropic cost of transport between two
+    sets of points of equal weights,
 
         OT(a, b) = min_P <P, C> + epsilon KL(P | a b^T),   C_ij = |x_i - y_j|^2:
 
-    the debiased divergence of J. Feydy et al. (AISTATS 2019, arXiv 1810.08278, eq. 3). The cost is the squared distance, not half of it,
-    as in the code of DiEM (arXiv 2405.13712), whose epsilon is 0.001. The value is in squared units of the data, summed over
-    pixels: a translation by c has |c|^2, whatever epsilon is, and as epsilon falls the value tends to the squared 2-Wasserstein distance.
-    Two sets drawn from one law have a value above 0 that falls with their sizes: compare values of equal sizes only. (The published
-    number is <P, C> between 16,384 samples and as many true points, less that between two sets of true points, and at least 1e-6.)
+    the debiased divergence of J. Feydy et al. (AISTATS 2019, arXiv 1810.08278, eq. 3). The cost is
+    the squared distance, not half of it, as in the code of DiEM (arXiv 2405.13712), whose epsilon
+    is 0.001. The value is in squared units of the data, summed over pixels: a translation by c has
+    |c|^2, whatever epsilon is, and as epsilon falls the value tends to the squared 2-Wasserstein
+    distance. Two sets drawn from one law have a value above 0 that falls with their sizes: compare
+    values of equal sizes only. (The published number is <P, C> between 16,384 samples and as many
+    true points, less that between two sets of true points, and at least 1e-6.)
 
-    Computed in float64, in the logarithmic domain, without a matrix of all pairs. Epsilon falls from the squared diameter by factors of
-    4, with an iteration of Sinkhorn at each level. Once enough pairs are negligible they are left out (as by B. Schmitzer, SIAM J. Sci.
-    Comput. 41, 2019), and Newton's method on the semi-dual finishes a level, where plain iterations would take a number that grows with
-    (diameter)^2/epsilon. It ends when an iteration on all pairs finds the marginals right.
+    Computed in float64, in the logarithmic domain, without a matrix of all pairs. Epsilon falls
+    from the squared diameter by factors of 4, with an iteration of Sinkhorn at each level. Once
+    enough pairs are negligible they are left out (as by B. Schmitzer, SIAM J. Sci. Comput. 41,
+    2019), and Newton's method on the semi-dual finishes a level, where plain iterations would take
+    a number that grows with (diameter)^2/epsilon. It ends when an iteration on all pairs finds the
+    marginals right.
 
     Attributes:
-        epsilon: The regularisation, in squared units of the data; null is a hundredth of the variance of the reference, summed over pixels.
-        samples: The number of points of each set that are compared, the first ones; the work is quadratic in it.
-        clip: Points with a coordinate whose absolute value is not below it are left out first, in units of the data (DiEM: 3), which
-            flatters a prior that has some; null keeps them.
-        tol: How far the marginals of the plan may be off, as the sum of their absolute differences from weights that sum to 1.
+        epsilon: The regularisation, in squared units of the data; null is a hundredth of the
+            variance of the reference, summed over pixels.
+        samples: The number of points of each set that are compared, the first ones; the work is
+            quadratic in it.
+        clip: Points with a coordinate whose absolute value is not below it are left out first, in
+            units of the data (DiEM: 3), which flatters a prior that has some; null keeps them.
+        tol: How far the marginals of the plan may be off, as the sum of their absolute differences
+            from weights that sum to 1.
     """
 
     epsilon: Annotated[float, Gt(0)] | None = None
@@ -51,16 +60,23 @@ class Sinkhorn(Metric):
     needs: ClassVar[frozenset[str]] = frozenset({"samples", "reference"})
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns the divergence in squared units of the data, shape (); not a number if no point is left, a point is not finite, or the
-        marginals are not right after 200 passes over all pairs."""
+        """Returns the divergence in squared units of the data, shape (); not a number if no point
+        is left, a point is not finite, or the marginals are not right after 200 passes over all
+        pairs."""
         if outcome.samples is None or outcome.reference is None:
             raise Unsupported("sinkhorn needs samples of the prior and reference signals")
         x, y = (self._points(z) for z in (outcome.samples, outcome.reference))
         if not (len(x) and len(y) and bool(x.isfinite().all() and y.isfinite().all())):
             return torch.tensor(math.nan)
-        epsilon = max(float((y - y.mean(0)).square().sum(1).mean()) / 100, 1e-12) if self.epsilon is None else self.epsilon
+        epsilon = (
+            max(float((y - y.mean(0)).square().sum(1).mean()) / 100, 1e-12)
+            if self.epsilon is None
+            else self.epsilon
+        )
         f, g = transport(x, y, epsilon, self.tol)
-        return (f - symmetric(x, epsilon, self.tol)).mean() + (g - symmetric(y, epsilon, self.tol)).mean()
+        return (f - symmetric(x, epsilon, self.tol)).mean() + (
+            g - symmetric(y, epsilon, self.tol)
+        ).mean()
 
     def _points(self, x: Tensor) -> Tensor:
         x = x.flatten(1).cpu().double()
@@ -70,10 +86,12 @@ class Sinkhorn(Metric):
 
 
 def symmetric(x: Tensor, epsilon: float, tol: float) -> Tensor:
-    """Returns f with OT(a, a) = 2 mean(f), shape (N,), not numbers if it does not converge. x: (N, d), float64.
+    """Returns f with OT(a, a) = 2 mean(f), shape (N,), not numbers if it does not converge. x: (N,
+    d), float64.
 
-    The mean of an iterate and its image converges in a few iterations, from zero (Feydy et al., section 3.1). Both together are dual
-    feasible, so that the error of the value is of second order in `tol`.
+    The mean of an iterate and its image converges in a few iterations, from zero (Feydy et al.,
+    section 3.1). Both together are dual feasible, so that the error of the value is of second order
+    in `tol`.
     """
     f = torch.zeros(len(x), dtype=x.dtype)
     for _ in range(PASSES):
@@ -85,7 +103,8 @@ def symmetric(x: Tensor, epsilon: float, tol: float) -> Tensor:
 
 
 def transport(x: Tensor, y: Tensor, epsilon: float, tol: float) -> tuple[Tensor, Tensor]:
-    """Returns the potentials f, g of OT(a, b) = mean(f) + mean(g), shapes (N,) and (M,), not numbers if they do not converge.
+    """Returns the potentials f, g of OT(a, b) = mean(f) + mean(g), shapes (N,) and (M,), not
+    numbers if they do not converge.
 
     Args:
         x: Points, shape (N, d), float64.
@@ -110,11 +129,14 @@ def _levels(x: Tensor, y: Tensor, epsilon: float) -> list[float]:
     """Returns decreasing levels above epsilon, the first about the squared diameter."""
     both = torch.cat([x, y])
     widest = float((both.max(0).values - both.min(0).values).square().sum())
-    return [epsilon * 4.0**k for k in range(math.ceil(math.log(max(widest / epsilon, 1.0), 4)), 0, -1)]
+    return [
+        epsilon * 4.0**k for k in range(math.ceil(math.log(max(widest / epsilon, 1.0), 4)), 0, -1)
+    ]
 
 
 def _factors(x: Tensor, y: Tensor, g: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Returns matrices whose product is (g_j - |x_i - y_j|^2 + |x_i|^2)/epsilon, shapes (N, d + 1) and (d + 1, M)."""
+    """Returns matrices whose product is (g_j - |x_i - y_j|^2 + |x_i|^2)/epsilon, shapes (N, d + 1)
+    and (d + 1, M)."""
     right = torch.cat([2 / epsilon * y.T, ((g - y.square().sum(1)) / epsilon)[None]])
     return torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1), right
 
@@ -122,17 +144,21 @@ def _factors(x: Tensor, y: Tensor, g: Tensor, epsilon: float) -> tuple[Tensor, T
 def _softmin(x: Tensor, y: Tensor, g: Tensor, epsilon: float) -> Tensor:
     """Returns -epsilon log mean_j exp((g_j - |x_i - y_j|^2)/epsilon), shape (N,)."""
     left, right = _factors(x, y, g, epsilon)
-    total = torch.cat([(part @ right).logsumexp(1) for part in left.split(max(ENTRIES // len(y), 1))])
+    total = torch.cat(
+        [(part @ right).logsumexp(1) for part in left.split(max(ENTRIES // len(y), 1))]
+    )
     return x.square().sum(1) - epsilon * (total - math.log(len(y)))
 
 
 def _off(g: Tensor, image: Tensor, epsilon: float) -> float:
-    """How far one marginal is off where the other is right, by what an iteration makes of the potential."""
+    """How far one marginal is off where the other is right, by what an iteration makes of the
+    potential."""
     return float(torch.expm1(((g - image) / epsilon).clamp(max=100)).abs().mean())
 
 
 class _Plan:
-    """P_ij = exp((f_i + g_j - C_ij)/epsilon)/(N M) without its negligible pairs, in the order of rows and in that of columns.
+    """P_ij = exp((f_i + g_j - C_ij)/epsilon)/(N M) without its negligible pairs, in the order of
+    rows and in that of columns.
 
     Where the others are too many for the memory, `sparse` is False and nothing else is there.
     """
@@ -180,10 +206,11 @@ def _sums(values: Tensor, ends: Tensor) -> Tensor:
 
 
 def _newton(x: Tensor, y: Tensor, f: Tensor, g: Tensor, epsilon: float, tol: float) -> Tensor:
-    """Improves g on the pairs that are not negligible; returns it as it is where these are too many.
+    """Improves g on the pairs that are not negligible; returns it as it is where these are too
+    many.
 
-    The semi-dual mean_i log(N sum_j P_ij exp(v_j)) - mean(v) of the plan P is minimised by Newton's method with a backtracking line
-    search, its system solved by conjugate gradients.
+    The semi-dual mean_i log(N sum_j P_ij exp(v_j)) - mean(v) of the plan P is minimised by Newton's
+    method with a backtracking line search, its system solved by conjugate gradients.
     """
     plan = _Plan(x, y, f, g, epsilon)
     v = torch.zeros_like(g)
@@ -197,7 +224,9 @@ def _newton(x: Tensor, y: Tensor, f: Tensor, g: Tensor, epsilon: float, tol: flo
         t, slope = min(1.0, TRUST / float(change.abs().max())), float((r * dv).sum())
         while t > 1e-3:
             values = plan.values * (t * change).exp()
-            fall = float((len(x) * _sums(values, plan.row_ends)).log().mean() - t * (du.mean() + dv.mean()))
+            fall = float(
+                (len(x) * _sums(values, plan.row_ends)).log().mean() - t * (du.mean() + dv.mean())
+            )
             if fall < -1e-4 * t * slope:
                 break
             t /= 2
@@ -209,7 +238,8 @@ def _newton(x: Tensor, y: Tensor, f: Tensor, g: Tensor, epsilon: float, tol: flo
 
 
 def _solve(product: Callable[[Tensor], Tensor], b: Tensor, diagonal: Tensor) -> Tensor:
-    """Solves a positive semi-definite system to a tenth of its residual by conjugate gradients with a diagonal preconditioner."""
+    """Solves a positive semi-definite system to a tenth of its residual by conjugate gradients with
+    a diagonal preconditioner."""
     x, r, p = torch.zeros_like(b), b, b / diagonal
     first = last = float((r * p).sum())
     for _ in range(ITERATIONS):

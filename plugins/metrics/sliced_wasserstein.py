@@ -12,14 +12,16 @@ from invem import Metric, Outcome, Rng, Unsupported, directions, sliced_wasserst
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedWasserstein(Metric):
-    """The root mean square over directions of the 2-Wasserstein distance between the projections of two sets.
+    """The root mean square over directions of the 2-Wasserstein distance between the projections of
+    two sets.
 
-    Directions are unit vectors, orthogonal within groups of d (M. Rowland et al., AISTATS 2019, arXiv
-    1903.03784), which leaves the mean over directions as it is and lowers its variance. As the mean of
-    <theta, v>^2 is |v|^2 / d, the value is in units of the data per pixel: adding c to every pixel of one set
-    makes it about c (exactly c if d divides `projections`). Sets of different sizes are compared by their
-    quantile functions, linear between order statistics. Two sets drawn from one law have a value above 0 that
-    falls with their sizes: compare values of equal sizes only.
+    Directions are unit vectors, orthogonal within groups of d (M. Rowland et al., AISTATS 2019,
+    arXiv 1903.03784), which leaves the mean over directions as it is and lowers its variance. As
+    the mean of <theta, v>^2 is |v|^2 / d, the value is in units of the data per pixel: adding c to
+    every pixel of one set makes it about c (exactly c if d divides `projections`). Sets of
+    different sizes are compared by their quantile functions, linear between order statistics. Two
+    sets drawn from one law have a value above 0 that falls with their sizes: compare values of
+    equal sizes only.
 
     Attributes:
         projections: The number of directions.
@@ -35,5 +37,7 @@ class SlicedWasserstein(Metric):
         if outcome.samples is None or outcome.reference is None:
             raise Unsupported("sliced-wasserstein needs samples of the prior and reference signals")
         x, y = outcome.samples.flatten(1), outcome.reference.flatten(1)
-        theta = directions(x.shape[1], self.projections, Rng.generator("sliced-wasserstein", self.seed))
+        theta = directions(
+            x.shape[1], self.projections, Rng.generator("sliced-wasserstein", self.seed)
+        )
         return sliced_wasserstein(x, y, theta.to(x))

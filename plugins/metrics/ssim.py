@@ -15,15 +15,17 @@ CHUNK = 256
 
 @dataclass(frozen=True, kw_only=True)
 class SSIM(Metric):
-    """Mean structural similarity, Z. Wang et al. (IEEE Trans. Image Process. 13, 2004), eq. 13, in [-1, 1].
+    """Mean structural similarity, Z. Wang et al. (IEEE Trans. Image Process. 13, 2004), eq. 13, in
+    [-1, 1].
 
-    K1 = 0.01, K2 = 0.03, dynamic range L = width of the range of signals, Gaussian window of 11 x 11 pixels
-    with a standard deviation of 1.5 pixels, averaged over the windows that fit in the image and over
-    channels. An image less than 11 pixels high or wide gets the largest odd window that fits.
+    K1 = 0.01, K2 = 0.03, dynamic range L = width of the range of signals, Gaussian window of 11 x
+    11 pixels with a standard deviation of 1.5 pixels, averaged over the windows that fit in the
+    image and over channels. An image less than 11 pixels high or wide gets the largest odd window
+    that fits.
 
     Attributes:
-        of: "mean" for the mean of the K posterior draws, "draw" for the average over draws of the similarity
-            of each.
+        of: "mean" for the mean of the K posterior draws, "draw" for the average over draws of the
+            similarity of each.
     """
 
     of: Literal["mean", "draw"] = "mean"
@@ -44,7 +46,9 @@ class SSIM(Metric):
         x = outcome.draws.mean(1, keepdim=True) if self.of == "mean" else outcome.draws
         n, k = x.shape[:2]
         a, b = x.flatten(0, 1), outcome.truth.repeat_interleave(k, 0)
-        values = [_similarity(a[i : i + CHUNK], b[i : i + CHUNK], width) for i in range(0, n * k, CHUNK)]
+        values = [
+            _similarity(a[i : i + CHUNK], b[i : i + CHUNK], width) for i in range(0, n * k, CHUNK)
+        ]
         return torch.cat(values).reshape(n, k).mean(1)
 
 

@@ -11,15 +11,18 @@ from invem import RecipeError
 
 
 class ConvNet(nn.Module):
-    """Convolutions at full resolution with residual connections, each modulated by the noise level, and nothing that would bring in the
-    rest of the image: no pooling, no attention, no normalisation. An output sees 1 + sum (k - 1) pixels in each direction, so that an
-    image holds as many examples as pixels, and few images teach it what is true of patches.
+    """Convolutions at full resolution with residual connections, each modulated by the noise level,
+    and nothing that would bring in the rest of the image: no pooling, no attention, no
+    normalisation. An output sees 1 + sum (k - 1) pixels in each direction, so that an image holds
+    as many examples as pixels, and few images teach it what is true of patches.
 
     Args:
         shape: (C, H, W).
-        kernels: The edge of each convolution, odd; the first enters, the others are added to what they act on.
+        kernels: The edge of each convolution, odd; the first enters, the others are added to what
+            they act on.
         width: The channels between them.
-        condition: Tensors of the signal's shape that the network is given beside x_t, for a conditional objective.
+        condition: Tensors of the signal's shape that the network is given beside x_t, for a
+            conditional objective.
     """
 
     def __init__(
@@ -32,22 +35,36 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(shape) != 3:
-            raise RecipeError(f"convnet acts on images (channels, height, width), not on signals of shape {shape}; try mlp")
+            raise RecipeError(
+                "convnet acts on images (channels, height, width), not on signals of shape"
+                f" {shape}; try mlp"
+            )
         if even := [k for k in kernels if k % 2 == 0]:
             raise RecipeError(f"convnet: kernels are odd, got {even[0]}")
         self.condition = condition
-        self.register_buffer("frequencies", torch.exp(torch.linspace(-1.5, 3.5, 16)), persistent=False)
-        self.level = nn.Sequential(nn.Linear(32, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU())
-        self.enter = nn.Conv2d((1 + condition) * shape[0], width, kernels[0], padding=kernels[0] // 2)
+        self.register_buffer(
+            "frequencies", torch.exp(torch.linspace(-1.5, 3.5, 16)), persistent=False
+        )
+        self.level = nn.Sequential(
+            nn.Linear(32, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU()
+        )
+        self.enter = nn.Conv2d(
+            (1 + condition) * shape[0], width, kernels[0], padding=kernels[0] // 2
+        )
         self.blocks = nn.ModuleList(Block(width, k) for k in kernels[1:])
         self.leave = nn.Conv2d(width, shape[0], 1)
         nn.init.zeros_(self.leave.weight)
         nn.init.constant_(self.leave.bias, 0.0)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Maps (B, C, H, W), c_noise (B,) and cond (B, condition, C, H, W), zeros if None, to (B, C, H, W)."""
+        """Maps (B, C, H, W), c_noise (B,) and cond (B, condition, C, H, W), zeros if None, to (B,
+        C, H, W)."""
         if self.condition:
-            given = x.new_zeros(len(x), self.condition, *x.shape[1:]) if cond is None else cond.to(x.dtype)
+            given = (
+                x.new_zeros(len(x), self.condition, *x.shape[1:])
+                if cond is None
+                else cond.to(x.dtype)
+            )
             x = torch.cat([x, given.flatten(1, 2)], 1)
         angle = c_noise[:, None] * self.get_buffer("frequencies")
         level = self.level(torch.cat([angle.cos(), angle.sin()], 1))

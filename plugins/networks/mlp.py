@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Residual blocks of two linear layers on the flattened signal, each modulated by the noise level.
+    """Residual blocks of two linear layers on the flattened signal, each modulated by the noise
+    level.
 
     Args:
         shape: The shape of one signal.
         width: The width of the hidden layers.
         depth: The number of residual blocks.
-        condition: Tensors of the signal's shape that the network is given beside x_t, for a conditional objective.
+        condition: Tensors of the signal's shape that the network is given beside x_t, for a
+            conditional objective.
     """
 
     def __init__(
@@ -29,7 +31,9 @@ class MLP(nn.Module):
         super().__init__()
         d = math.prod(shape)
         self.condition = condition
-        self.register_buffer("frequencies", torch.exp(torch.linspace(-1.5, 3.5, 16)), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.exp(torch.linspace(-1.5, 3.5, 16)), persistent=False
+        )
         self.level = nn.Sequential(nn.Linear(32, width), nn.SiLU())
         self.enter = nn.Linear((1 + condition) * d, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
@@ -38,12 +42,17 @@ class MLP(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Maps (B, *shape), c_noise (B,) and cond (B, condition, *shape), zeros if None, to (B, *shape)."""
+        """Maps (B, *shape), c_noise (B,) and cond (B, condition, *shape), zeros if None, to (B,
+        *shape)."""
         angle = c_noise[:, None] * self.get_buffer("frequencies")
         level = self.level(torch.cat([angle.cos(), angle.sin()], 1))
         flat = x.flatten(1)
         if self.condition:
-            given = flat.new_zeros(len(x), self.condition * flat.shape[1]) if cond is None else cond.flatten(1).to(x.dtype)
+            given = (
+                flat.new_zeros(len(x), self.condition * flat.shape[1])
+                if cond is None
+                else cond.flatten(1).to(x.dtype)
+            )
             flat = torch.cat([flat, given], 1)
         h = self.enter(flat)
         for block in self.blocks:
@@ -64,5 +73,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
         scale, shift = self.film(level).chunk(2, 1)
-        inner: Tensor = self.second(nn.functional.silu(self.first(self.norm(h)) * (1 + scale) + shift))
+        inner: Tensor = self.second(
+            nn.functional.silu(self.first(self.norm(h)) * (1 + scale) + shift)
+        )
         return h + inner

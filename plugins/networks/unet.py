@@ -5,24 +5,35 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Interval, MinLen
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
+from torch.nn.functional import (
+    interpolate,
+    pad,
+    pixel_shuffle,
+    pixel_unshuffle,
+    scaled_dot_product_attention,
+    silu,
+)
 
 from invem import RecipeError
 
 
 class UNet(nn.Module):
-    """A U-Net of residual blocks with GroupNorm, each modulated by the noise level (Ho et al. 2020, arXiv 2006.11239; scale and shift
-    as in Nichol & Dhariwal 2021, arXiv 2102.09672). Any number of channels and any size.
+    """A U-Net of residual blocks with GroupNorm, each modulated by the noise level (Ho et al. 2020,
+    arXiv 2006.11239; scale and shift as in Nichol & Dhariwal 2021, arXiv 2102.09672). Any number of
+    channels and any size.
 
     Args:
         shape: (C, H, W).
-        channels: The width of each level, from the finest; each further level halves the resolution.
+        channels: The width of each level, from the finest; each further level halves the
+            resolution.
         blocks: Residual blocks a level.
         attention: The levels (0 = finest) whose blocks are followed by self-attention.
         heads: Attention heads.
         dropout: The share of activations dropped in training.
-        patch: The edge of the square patches that the input is cut into; 2 computes at half the resolution.
-        condition: Tensors of the signal's shape that the network is given beside x_t, for a conditional objective.
+        patch: The edge of the square patches that the input is cut into; 2 computes at half the
+            resolution.
+        condition: Tensors of the signal's shape that the network is given beside x_t, for a
+            conditional objective.
     """
 
     def __init__(
@@ -39,16 +50,27 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(shape) != 3:
-            raise RecipeError(f"unet acts on images (channels, height, width), not on signals of shape {shape}; try mlp")
+            raise RecipeError(
+                f"unet acts on images (channels, height, width), not on signals of shape {shape};"
+                " try mlp"
+            )
         if any(not 0 <= i < len(channels) for i in attention):
-            raise RecipeError(f"unet: attention names levels 0 to {len(channels) - 1}, got {attention}")
+            raise RecipeError(
+                f"unet: attention names levels 0 to {len(channels) - 1}, got {attention}"
+            )
         if any(channels[i] % heads for i in attention):
-            raise RecipeError(f"unet: heads must divide the channels of the levels with attention, got {heads}")
+            raise RecipeError(
+                f"unet: heads must divide the channels of the levels with attention, got {heads}"
+            )
         self.patch, self.condition = patch, condition
         pixels = shape[0] * patch**2
         width = 4 * channels[0]
-        self.register_buffer("frequencies", torch.exp(torch.linspace(-1.5, 3.5, 16)), persistent=False)
-        self.level = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.register_buffer(
+            "frequencies", torch.exp(torch.linspace(-1.5, 3.5, 16)), persistent=False
+        )
+        self.level = nn.Sequential(
+            nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
         self.enter = nn.Conv2d((1 + condition) * pixels, channels[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         before = channels[0]
@@ -68,10 +90,15 @@ class UNet(nn.Module):
         nn.init.constant_(self.leave.bias, 0.0)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Maps (B, C, H, W), c_noise (B,) and cond (B, condition, C, H, W), zeros if None, to (B, C, H, W)."""
+        """Maps (B, C, H, W), c_noise (B,) and cond (B, condition, C, H, W), zeros if None, to (B,
+        C, H, W)."""
         height, width = x.shape[-2:]
         if self.condition:
-            given = x.new_zeros(len(x), self.condition, *x.shape[1:]) if cond is None else cond.to(x.dtype)
+            given = (
+                x.new_zeros(len(x), self.condition, *x.shape[1:])
+                if cond is None
+                else cond.to(x.dtype)
+            )
             x = torch.cat([x, given.flatten(1, 2)], 1)
         x = pad(x, (0, -width % self.patch, 0, -height % self.patch))
         angle = c_noise[:, None] * self.get_buffer("frequencies")
@@ -85,7 +112,9 @@ class UNet(nn.Module):
             skips.append(h)
         for blocks in self.up:
             skip = skips.pop()
-            h = torch.cat([h if h.shape[-2:] == skip.shape[-2:] else interpolate(h, skip.shape[-2:]), skip], 1)
+            h = torch.cat(
+                [h if h.shape[-2:] == skip.shape[-2:] else interpolate(h, skip.shape[-2:]), skip], 1
+            )
             for block in blocks:  # type: ignore[union-attr]
                 h = block(h, level)
         out: Tensor = pixel_shuffle(self.leave(silu(self.norm(h))), self.patch)
@@ -124,8 +153,12 @@ class Block(nn.Module):
         h = self.skip(x) + h
         if self.heads:
             b, c, height, width = h.shape
-            qkv = self.qkv(self.attention_norm(h)).reshape(b, 3, self.heads, c // self.heads, height * width)
+            qkv = self.qkv(self.attention_norm(h)).reshape(
+                b, 3, self.heads, c // self.heads, height * width
+            )
             q, k, v = qkv.transpose(-1, -2).unbind(1)
-            mixed = scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, height, width)
+            mixed = (
+                scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, height, width)
+            )
             h = h + self.project(mixed)
         return h

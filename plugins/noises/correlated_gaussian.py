@@ -26,16 +26,24 @@ class CorrelatedGaussian(NoiseModel):
     def sample(self, clean: Tensor, rng: Generator) -> Tensor:
         m, r = self.cov.factor.shape
         z = torch.randn(len(clean), m + r, generator=rng, dtype=clean.dtype).to(clean.device)
-        return clean + (z[:, :m] * self.cov.diag.sqrt() + z[:, m:] @ self.cov.factor.T).reshape(clean.shape)
+        return clean + (z[:, :m] * self.cov.diag.sqrt() + z[:, m:] @ self.cov.factor.T).reshape(
+            clean.shape
+        )
 
     def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
         gap = (y - clean).flatten(1)
-        return -0.5 * ((gap * self.cov.solve(gap)).sum(1) + self.cov.logdet() + gap.shape[1] * math.log(2 * math.pi))
+        return -0.5 * (
+            (gap * self.cov.solve(gap)).sum(1)
+            + self.cov.logdet()
+            + gap.shape[1] * math.log(2 * math.pi)
+        )
 
 
 def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
     m = math.prod(shape)
-    np.savez(folder / "noise.npz", diag=np.full(m, 0.01), factor=np.linspace(0, 0.2, 2 * m).reshape(m, 2))
+    np.savez(
+        folder / "noise.npz", diag=np.full(m, 0.01), factor=np.linspace(0, 0.2, 2 * m).reshape(m, 2)
+    )
     return {"file": str(folder / "noise.npz")}
 
 
@@ -50,8 +58,9 @@ def correlated_gaussian(
     along: Literal["rows", "columns"] = "rows",
     file: str | None = None,
 ) -> CorrelatedGaussian:
-    """Adds white noise and stripes: an offset for each row or column of the measurement, as read-out electronics leave it; or noise of any
-    covariance of low rank plus diagonal, from a file.
+    """Adds white noise and stripes: an offset for each row or column of the measurement, as
+    read-out electronics leave it; or noise of any covariance of low rank plus diagonal, from a
+    file.
 
     Args:
         n: The number of observations; the law is the same for all.
@@ -59,9 +68,10 @@ def correlated_gaussian(
         rng: Not used.
         sigma: The standard deviation of the white noise, in units of the data.
         stripes: The standard deviation of the offsets, in units of the data.
-        along: Whether the "rows" share an offset or the "columns"; a measurement that is a vector has one for all entries.
-        file: A .npz file with `diag`, shape (m,), and `factor`, shape (m, r), for measurements of m entries; `sigma` and `stripes` do not
-            count then.
+        along: Whether the "rows" share an offset or the "columns"; a measurement that is a vector
+            has one for all entries.
+        file: A .npz file with `diag`, shape (m,), and `factor`, shape (m, r), for measurements of m
+            entries; `sigma` and `stripes` do not count then.
 
     Raises:
         DataError: If the file cannot be read.
@@ -71,15 +81,24 @@ def correlated_gaussian(
     if file is not None:
         try:
             with np.load(Path(file).expanduser(), allow_pickle=False) as arrays:
-                diag, factor = (torch.from_numpy(np.asarray(arrays[name], np.float32)) for name in ("diag", "factor"))
+                diag, factor = (
+                    torch.from_numpy(np.asarray(arrays[name], np.float32))
+                    for name in ("diag", "factor")
+                )
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"correlated-gaussian: {file} cannot be read: {error}") from None
         if diag.shape != (m,) or factor.ndim != 2 or len(factor) != m or not bool((diag > 0).all()):
-            raise RecipeError(f"correlated-gaussian: {file} must hold diag ({m},), positive, and factor ({m}, r)")
+            raise RecipeError(
+                f"correlated-gaussian: {file} must hold diag ({m},), positive, and factor ({m}, r)"
+            )
     else:
         height, width = (shape[-2], shape[-1]) if len(shape) > 1 else (1, m)
         rest = m // (height * width)
-        one, other = (torch.eye(height), torch.ones(width, 1)) if along == "rows" else (torch.ones(height, 1), torch.eye(width))
+        one, other = (
+            (torch.eye(height), torch.ones(width, 1))
+            if along == "rows"
+            else (torch.ones(height, 1), torch.eye(width))
+        )
         stripe = torch.kron(one, other)
         diag, factor = torch.full((m,), sigma**2), stripes * torch.kron(torch.eye(rest), stripe)
     return CorrelatedGaussian(DPLR(diag, factor))

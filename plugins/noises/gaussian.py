@@ -16,13 +16,16 @@ class Gaussian(NoiseModel):
     """y = A(x) + sigma z.
 
     Attributes:
-        sigma: The standard deviation, in units of the data, shape (B, 1, ...) or (B, *measurement shape).
+        sigma: The standard deviation, in units of the data, shape (B, 1, ...) or (B, *measurement
+            shape).
     """
 
     sigma: Tensor
 
     def sample(self, clean: Tensor, rng: Generator) -> Tensor:
-        return clean + self.sigma * torch.randn(clean.shape, generator=rng, dtype=clean.dtype).to(clean.device)
+        return clean + self.sigma * torch.randn(clean.shape, generator=rng, dtype=clean.dtype).to(
+            clean.device
+        )
 
     def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
         z = (y - clean) / self.sigma
@@ -48,8 +51,8 @@ def gaussian(
         n: The number of observations.
         shape: The shape of one measurement.
         rng: The source of the levels, where they vary.
-        sigma: The standard deviation, in units of the data (images span 2 units, from -1 to 1); or two, between which it is drawn
-            uniformly on a logarithmic scale.
+        sigma: The standard deviation, in units of the data (images span 2 units, from -1 to 1); or
+            two, between which it is drawn uniformly on a logarithmic scale.
         per: Whether a drawn level is that of a "sample" or of each "pixel".
 
     Raises:
@@ -59,6 +62,8 @@ def gaussian(
         return Gaussian(torch.full((n, *[1] * len(shape)), float(sigma)))
     low, high = sigma
     if not 0 < low <= high:
-        raise RecipeError(f"gaussian: sigma as a range is two positive numbers in order, got {sigma}")
+        raise RecipeError(
+            f"gaussian: sigma as a range is two positive numbers in order, got {sigma}"
+        )
     drawn = torch.rand(n, *(shape if per == "pixel" else [1] * len(shape)), generator=rng)
     return Gaussian(low * (high / low) ** drawn)

@@ -29,13 +29,16 @@ class Laplace(NoiseModel):
         return -((y - clean).abs() / self.scale + (2 * self.scale).log()).flatten(1).sum(1)
 
 
-def laplace(n: int, shape: tuple[int, ...], rng: Generator, *, scale: Annotated[float, Gt(0)] = 0.05) -> Laplace:
+def laplace(
+    n: int, shape: tuple[int, ...], rng: Generator, *, scale: Annotated[float, Gt(0)] = 0.05
+) -> Laplace:
     """Adds noise with heavy tails.
 
     Args:
         n: The number of observations.
         shape: The shape of one measurement.
         rng: Not used.
-        scale: The mean absolute deviation, in units of the data; the standard deviation is 1.41 times as much.
+        scale: The mean absolute deviation, in units of the data; the standard deviation is 1.41
+            times as much.
     """
     return Laplace(torch.full((n, *[1] * len(shape)), scale))

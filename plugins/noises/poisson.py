@@ -14,7 +14,8 @@ FLOOR = 1e-3  # photons: below it the rate is taken as constant, so that the log
 
 @dataclass(frozen=True, eq=False)
 class Poisson(NoiseModel):
-    """y = 2 k/peak - 1 with k ~ Poisson(peak (A(x) + 1)/2): counts of photons, brought back to the range of the data.
+    """y = 2 k/peak - 1 with k ~ Poisson(peak (A(x) + 1)/2): counts of photons, brought back to the
+    range of the data.
 
     Attributes:
         peak: The mean count of a pixel of value 1, shape (B, 1, ...).
@@ -31,7 +32,9 @@ class Poisson(NoiseModel):
 
     def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
         rate, counts = self._rate(clean), self.peak * (y + 1) / 2
-        return (counts * rate.log() - rate - torch.lgamma(counts.clamp(min=0) + 1)).flatten(1).sum(1)
+        return (
+            (counts * rate.log() - rate - torch.lgamma(counts.clamp(min=0) + 1)).flatten(1).sum(1)
+        )
 
 
 @examples({"peak": 5.0})

@@ -15,8 +15,9 @@ from invem import NoiseModel, examples
 class PoissonGaussian(NoiseModel):
     """y = 2 k/peak - 1 + sigma z with k ~ Poisson(peak (A(x) + 1)/2).
 
-    The density has no closed form. `log_prob` is that of a Gaussian with the same mean and variance, which depend on A(x) (Foi et al.
-    2008); it is good above some ten photons, or where sigma peak/2 is above one.
+    The density has no closed form. `log_prob` is that of a Gaussian with the same mean and
+    variance, which depend on A(x) (Foi et al. 2008); it is good above some ten photons, or where
+    sigma peak/2 is above one.
 
     Attributes:
         peak: The mean count of a pixel of value 1, shape (B, 1, ...).

@@ -13,11 +13,13 @@ from invem import NoiseModel
 
 @dataclass(frozen=True, eq=False)
 class SaltPepper(NoiseModel):
-    """Each entry is, with probability p, replaced by -1 or 1, and otherwise measured with a little Gaussian noise.
+    """Each entry is, with probability p, replaced by -1 or 1, and otherwise measured with a little
+    Gaussian noise.
 
     Attributes:
         p: The probability, shape (B, 1, ...).
-        sigma: The standard deviation of the noise of the entries, broken ones too, in units of the data, shape (B, 1, ...).
+        sigma: The standard deviation of the noise of the entries, broken ones too, in units of the
+            data, shape (B, 1, ...).
     """
 
     p: Tensor
@@ -33,7 +35,9 @@ class SaltPepper(NoiseModel):
         def density(centre: Tensor | float, share: Tensor) -> Tensor:
             return share.log() - 0.5 * ((y - centre) / self.sigma) ** 2
 
-        parts = torch.stack([density(clean, 1 - self.p), density(-1.0, self.p / 2), density(1.0, self.p / 2)])
+        parts = torch.stack(
+            [density(clean, 1 - self.p), density(-1.0, self.p / 2), density(1.0, self.p / 2)]
+        )
         scale = self.sigma.log() + 0.5 * math.log(2 * math.pi)
         return (torch.logsumexp(parts, 0) - scale).flatten(1).sum(1)
 

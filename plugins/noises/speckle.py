@@ -12,7 +12,8 @@ from invem import NoiseModel, examples
 
 @dataclass(frozen=True, eq=False)
 class Speckle(NoiseModel):
-    """(y + 1)/2 = g (A(x) + 1)/2 with g ~ Gamma(looks, 1/looks), of mean one: the intensity of radar or ultrasound, averaged over looks.
+    """(y + 1)/2 = g (A(x) + 1)/2 with g ~ Gamma(looks, 1/looks), of mean one: the intensity of
+    radar or ultrasound, averaged over looks.
 
     Attributes:
         looks: The number of looks L, shape (B, 1, ...); the variance of g is 1/L.
@@ -24,7 +25,8 @@ class Speckle(NoiseModel):
         return ((clean + 1) / 2).clamp(min=1e-3)
 
     def sample(self, clean: Tensor, rng: Generator) -> Tensor:
-        # The sum of L exponential variables, so that the stream of the generator is all there is to the draw.
+        # The sum of L exponential variables, so that the stream of the generator is all there is to
+        # the draw.
         looks = int(self.looks.max())
         u = torch.rand(looks, *clean.shape, generator=rng, dtype=torch.float64).to(clean)
         kept = torch.arange(looks, device=clean.device).reshape(-1, *[1] * clean.ndim) < self.looks
@@ -34,12 +36,19 @@ class Speckle(NoiseModel):
     def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
         looks, mean = self.looks, self._intensity(clean)
         seen = ((y + 1) / 2).clamp(min=torch.finfo(y.dtype).tiny)
-        density = looks * (looks / mean).log() + (looks - 1) * seen.log() - looks * seen / mean - torch.lgamma(looks)
+        density = (
+            looks * (looks / mean).log()
+            + (looks - 1) * seen.log()
+            - looks * seen / mean
+            - torch.lgamma(looks)
+        )
         return (density - torch.log(torch.tensor(2.0))).flatten(1).sum(1)
 
 
 @examples({"looks": 1})
-def speckle(n: int, shape: tuple[int, ...], rng: Generator, *, looks: Annotated[int, Ge(1)] = 10) -> Speckle:
+def speckle(
+    n: int, shape: tuple[int, ...], rng: Generator, *, looks: Annotated[int, Ge(1)] = 10
+) -> Speckle:
     """Multiplies the intensity (x + 1)/2 by gamma noise of mean one.
 
     Args:

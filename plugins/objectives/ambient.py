@@ -29,32 +29,39 @@ _HIDDEN = 1e6  # the noise level that a hidden pixel counts as
 
 @dataclass(frozen=True, kw_only=True)
 class Ambient(Objective):
-    """E w |S (D(M x_t, sigma, M) - y)|^2 / d for masks S that differ between observations (Ambient Diffusion, Daras et al. 2023,
-    arXiv 2305.19256, eq. 3.2): M hides a share `delta` of what S shows too, and the network, which is given M x_t and M, predicts all
-    that is measured. Where each pixel is, given M, at times among those that S shows, the minimiser is E[x | M x_t, M] in all
-    pixels. What no S that contains M shows stays undetermined: a pixel that no observation shows, the other half where S are halves.
+    """E w |S (D(M x_t, sigma, M) - y)|^2 / d for masks S that differ between observations (Ambient
+    Diffusion, Daras et al. 2023, arXiv 2305.19256, eq. 3.2): M hides a share `delta` of what S
+    shows too, and the network, which is given M x_t and M, predicts all that is measured. Where
+    each pixel is, given M, at times among those that S shows, the minimiser is E[x | M x_t, M] in
+    all pixels. What no S that contains M shows stays undetermined: a pixel that no observation
+    shows, the other half where S are halves.
 
-    With noise s_y in y, x_t = y + sqrt(sigma^2 - s_y^2) z for sigma > s_y. In the pixels of M the residual is that of Ambient Tweedie
-    (Daras et al. 2024, arXiv 2404.10177), a D + (1 - a) x_t - y with a = 1 - s_y^2/sigma^2: the noise of y is a part of that of x_t, and
-    the mean of y given x_t is not that of x. Of a pixel that M hides the noise is independent of what the network is given, and D - y is
-    without bias as it is; the corrected residual would be too, with the noise s_y^2/a in place of s_y^2. Nothing is learned of levels
-    below s_y: there the network extrapolates.
+    With noise s_y in y, x_t = y + sqrt(sigma^2 - s_y^2) z for sigma > s_y. In the pixels of M the
+    residual is that of Ambient Tweedie (Daras et al. 2024, arXiv 2404.10177), a D + (1 - a) x_t - y
+    with a = 1 - s_y^2/sigma^2: the noise of y is a part of that of x_t, and the mean of y given x_t
+    is not that of x. Of a pixel that M hides the noise is independent of what the network is given,
+    and D - y is without bias as it is; the corrected residual would be too, with the noise s_y^2/a
+    in place of s_y^2. Nothing is learned of levels below s_y: there the network extrapolates.
 
-    The law and the weight of sigma are those of EDM (arXiv 2206.00364, table 1), the law cut off below at s_y. A departure: a hidden
-    pixel has the weight, and in `AmbientDenoiser` the scale, of an infinite level. The published code gives it those of sigma, which
-    where sigma is small asks the network for outputs of order 1/sigma with weights of order 1/sigma^2.
+    The law and the weight of sigma are those of EDM (arXiv 2206.00364, table 1), the law cut off
+    below at s_y. A departure: a hidden pixel has the weight, and in `AmbientDenoiser` the scale, of
+    an infinite level. The published code gives it those of sigma, which where sigma is small asks
+    the network for outputs of order 1/sigma with weights of order 1/sigma^2.
 
-    `target: given` is Measurement Score-based Diffusion (MSM, Park et al. 2025, arXiv 2505.11853): the loss is on the pixels of M alone,
-    and the network denoises what it is given and fills in nothing. With `delta: 0` M is all of S, as published. What MSM does below s_y,
-    by SURE, is not done.
+    `target: given` is Measurement Score-based Diffusion (MSM, Park et al. 2025, arXiv 2505.11853):
+    the loss is on the pixels of M alone, and the network denoises what it is given and fills in
+    nothing. With `delta: 0` M is all of S, as published. What MSM does below s_y, by SURE, is not
+    done.
 
-    Clean images are fitted with masks of independent pixels, each of the density of one of the denoiser's masks.
+    Clean images are fitted with masks of independent pixels, each of the density of one of the
+    denoiser's masks.
 
     Attributes:
         delta: The share of the measured pixels that the network is not given.
-        target: Whether the loss is on all pixels that are measured ("seen") or on those alone that the network is given ("given").
-        masks: The masks over which the stored denoiser averages (`AmbientDenoiser`), one call of the network each; with `target: given`
-            there are more if these do not show every pixel.
+        target: Whether the loss is on all pixels that are measured ("seen") or on those alone that
+            the network is given ("given").
+        masks: The masks over which the stored denoiser averages (`AmbientDenoiser`), one call of
+            the network each; with `target: given` there are more if these do not show every pixel.
         p_mean: The mean of log sigma before it is cut off, sigma in units of the data.
         p_std: Its standard deviation.
     """
@@ -83,17 +90,22 @@ class Ambient(Objective):
         x_t = y + (sigma**2 - var).clamp(min=0).sqrt() * rng.normal_like(y)
         x_hat = denoiser(_hide(x_t, given, denoiser.moments), sigma, given.expand_as(y)[:, None])
         a = 1 - given * var / sigma**2
-        weight = edm_weight(denoiser, torch.where(given > 0, sigma, _HIDDEN)) * (seen if self.target == "seen" else given)
+        weight = edm_weight(denoiser, torch.where(given > 0, sigma, _HIDDEN)) * (
+            seen if self.target == "seen" else given
+        )
         return torch.mean((weight * (a * x_hat + (1 - a) * x_t - y).square()).flatten(1), dim=1)
 
-    def wrap(self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None) -> Denoiser:
+    def wrap(
+        self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None
+    ) -> Denoiser:
         return AmbientDenoiser(denoiser, torch.zeros(0) if m is None else self._chosen(m))
 
     def _fewer(self, seen: Tensor, rng: Rng) -> Tensor:
         return seen * (rng.uniform(*seen.shape[1:]).to(seen) >= self.delta)
 
     def _like_those_of(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Tensor:
-        """Returns masks of independent pixels, each of the density of one of the denoiser's masks, or of 1 - delta if it has none."""
+        """Returns masks of independent pixels, each of the density of one of the denoiser's masks,
+        or of 1 - delta if it has none."""
         known: Tensor | None = getattr(denoiser, "masks", None)
         if known is None or not len(known):
             return self._fewer(torch.ones_like(x), rng)
@@ -102,14 +114,17 @@ class Ambient(Objective):
         return (rng.uniform(*known.shape[1:]).to(x) < density).to(x)
 
     def _chosen(self, m: Measurement) -> Tensor:
-        """Returns masks of the law of M, shape (K, ...): of some hundreds, each time the one that shows most of what is not yet shown."""
+        """Returns masks of the law of M, shape (K, ...): of some hundreds, each time the one that
+        shows most of what is not yet shown."""
         generator = Rng.generator("ambient", len(m))
         few = max(self.masks, min(512, 2**24 // math.prod(m.shape)))
         seen = _seen(m[torch.randperm(len(m), generator=generator)[:few].to(m.y.device)]).cpu()
         candidates = seen * (torch.rand(seen.shape, generator=generator) >= self.delta)
         shown, times = candidates.amax(0) > 0, torch.zeros_like(candidates[0], dtype=torch.float64)
         chosen: list[Tensor] = []
-        while len(chosen) < self.masks or (self.target == "given" and bool((shown & (times == 0)).any())):
+        while len(chosen) < self.masks or (
+            self.target == "given" and bool((shown & (times == 0)).any())
+        ):
             news = (candidates * (1 / times.numel()) ** times).flatten(1).sum(1)
             chosen.append(candidates[news.argmax()])
             times = times + chosen[-1]
@@ -117,12 +132,15 @@ class Ambient(Objective):
 
 
 class AmbientDenoiser(Denoiser):
-    """The mean of E[x | M x_t, M] over K masks M: a stand-in for E[x | x_t], which masked data do not teach.
+    """The mean of E[x | M x_t, M] over K masks M: a stand-in for E[x | x_t], which masked data do
+    not teach.
 
-    Each pixel is averaged over the masks that show it, and over all where none does. Those that hide it know nothing of its x_t, and to
-    average over them too takes more variance from the samples the more masks there are. One mask is the sampler of Ambient Diffusion
-    (arXiv 2305.19256, eq. 3.3), and the average over those that show a pixel that of MSM (arXiv 2505.11853), which draws new masks at each
-    step. Hidden pixels are set to the mean of the moments, so that the network sees zeros.
+    Each pixel is averaged over the masks that show it, and over all where none does. Those that
+    hide it know nothing of its x_t, and to average over them too takes more variance from the
+    samples the more masks there are. One mask is the sampler of Ambient Diffusion (arXiv
+    2305.19256, eq. 3.3), and the average over those that show a pixel that of MSM (arXiv
+    2505.11853), which draws new masks at each step. Hidden pixels are set to the mean of the
+    moments, so that the network sees zeros.
 
     Args:
         inner: The network, which is given one mask, 1 where x_t is shown.
@@ -156,7 +174,8 @@ class AmbientDenoiser(Denoiser):
         self.inner.sigma_data = value  # type: ignore[assignment]
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        """Returns the mean over the masks, or with `cond`, shape (B, 1, *shape), what the network predicts with that mask."""
+        """Returns the mean over the masks, or with `cond`, shape (B, 1, *shape), what the network
+        predicts with that mask."""
         if cond is not None:
             return self._one(x_t, sigma, cond[:, 0])
         masks = [mask.to(x_t).expand(x_t.shape) for mask in self.masks]
@@ -187,5 +206,7 @@ def _seen(m: Measurement) -> Tensor:
 
 def _hide(x: Tensor, mask: Tensor, moments: Gaussian | None) -> Tensor:
     """Returns x with the mean in the pixels that the mask does not show."""
-    mean = torch.zeros((), dtype=x.dtype, device=x.device) if moments is None else moments.mean.to(x)
+    mean = (
+        torch.zeros((), dtype=x.dtype, device=x.device) if moments is None else moments.mean.to(x)
+    )
     return torch.where(mask > 0, x, mean)

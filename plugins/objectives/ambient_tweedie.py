@@ -7,7 +7,18 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, edm_weight, examples, matching, noise_levels
+from invem import (
+    Denoiser,
+    Example,
+    Measurement,
+    Objective,
+    RecipeError,
+    Rng,
+    edm_weight,
+    examples,
+    matching,
+    noise_levels,
+)
 
 _REACH = 2.0  # the consistency term begins at levels between that of the data and so many times it
 
@@ -15,32 +26,41 @@ _REACH = 2.0  # the consistency term begins at levels between that of the data a
 @examples({"consistency": 1.0, "branch_steps": 2})
 @dataclass(frozen=True, kw_only=True)
 class AmbientTweedie(Objective):
-    """E w |a D(x_t, sigma) + (1 - a) x_t - y|^2 / d with x_t = y + sqrt(sigma^2 - s_n^2) e and a = 1 - s_n^2/sigma^2, at levels sigma
-    above the noise s_n of the observation (Ambient Tweedie, Daras et al. 2024, arXiv 2404.10177). A level for each observation, so that
-    images of several qualities are learned from together (Ambient-o, arXiv 2506.10038), clean ones by s_n = 0 (arXiv 2411.02780).
+    """E w |a D(x_t, sigma) + (1 - a) x_t - y|^2 / d with x_t = y + sqrt(sigma^2 - s_n^2) e and a =
+    1 - s_n^2/sigma^2, at levels sigma above the noise s_n of the observation (Ambient Tweedie,
+    Daras et al. 2024, arXiv 2404.10177). A level for each observation, so that images of several
+    qualities are learned from together (Ambient-o, arXiv 2506.10038), clean ones by s_n = 0 (arXiv
+    2411.02780).
 
-    a D + (1 - a) x_t is E[y | x_t] where D is E[x | x_t]; the gradient is a^2 times that of the loss on the clean signals. The law and
-    the weight of sigma are those of EDM (arXiv 2206.00364, table 1), the law cut off below at s_n; the code of
-    arXiv 2411.02780 moves what is below to s_n itself, where a = 0 and nothing is learned.
+    a D + (1 - a) x_t is E[y | x_t] where D is E[x | x_t]; the gradient is a^2 times that of the
+    loss on the clean signals. The law and the weight of sigma are those of EDM (arXiv 2206.00364,
+    table 1), the law cut off below at s_n; the code of arXiv 2411.02780 moves what is below to s_n
+    itself, where a = 0 and nothing is learned.
 
-    The loss does not depend on D below s_n. There `consistency` adds w (D' - D).(D'' - D) / d, whose mean is w |E[D(x_s, s) | x_t] - D(x_t,
-    sigma)|^2 / d: D along the true reverse diffusion is a martingale. D' and D'' are two independent branches: x_s is reached from one x_t
-    by `branch_steps` ancestral steps of the network itself, through which no gradient flows. The product is that of the released code; the
-    square of the mean of a few branches (arXiv 2411.02780) adds their variance. sigma is log-uniform between s_n and 2 s_n, because nothing
-    fixes D at s_n itself, and s log-uniform between `end` and s_n, so that every level is asked for. Each step has the right mean and lacks
-    the variance of x given x_t: a bias of order 1/branch_steps, and none on a Gaussian, where D is linear.
+    The loss does not depend on D below s_n. There `consistency` adds w (D' - D).(D'' - D) / d,
+    whose mean is w |E[D(x_s, s) | x_t] - D(x_t, sigma)|^2 / d: D along the true reverse diffusion
+    is a martingale. D' and D'' are two independent branches: x_s is reached from one x_t by
+    `branch_steps` ancestral steps of the network itself, through which no gradient flows. The
+    product is that of the released code; the square of the mean of a few branches (arXiv
+    2411.02780) adds their variance. sigma is log-uniform between s_n and 2 s_n, because nothing
+    fixes D at s_n itself, and s log-uniform between `end` and s_n, so that every level is asked
+    for. Each step has the right mean and lacks the variance of x given x_t: a bias of order
+    1/branch_steps, and none on a Gaussian, where D is linear.
 
-    D(x_t, sigma) is a goal through which no gradient flows either, as in the released code without its option `with_grad`. In that of
-    arXiv 2411.02780 one flows, which moves D above s_n, where a^2 is small, to agree with what is below; on a mixture in one dimension that
-    made samples worse than no such term.
+    D(x_t, sigma) is a goal through which no gradient flows either, as in the released code without
+    its option `with_grad`. In that of arXiv 2411.02780 one flows, which moves D above s_n, where
+    a^2 is small, to agree with what is below; on a mixture in one dimension that made samples worse
+    than no such term.
 
     Attributes:
         p_mean: The mean of log sigma before it is cut off, sigma in units of the data.
         p_std: Its standard deviation.
-        consistency: The weight of the consistency term; 0 leaves D below s_n to chance, so that samples must stop there.
-        branch_steps: Reverse steps of each branch of the consistency term: 2 branch_steps - 1 calls of the network without gradient,
-            beside two with.
-        end: The lowest level of the consistency term, in units of the data. Observations with less noise are left out of it.
+        consistency: The weight of the consistency term; 0 leaves D below s_n to chance, so that
+            samples must stop there.
+        branch_steps: Reverse steps of each branch of the consistency term: 2 branch_steps - 1 calls
+            of the network without gradient, beside two with.
+        end: The lowest level of the consistency term, in units of the data. Observations with less
+            noise are left out of it.
     """
 
     p_mean: float = -1.2
@@ -52,8 +72,14 @@ class AmbientTweedie(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "identity", "var"})
 
     def __post_init__(self) -> None:
-        if not self.consistency and (self.branch_steps, self.end) != (AmbientTweedie.branch_steps, AmbientTweedie.end):
-            raise RecipeError("ambient-tweedie: branch_steps and end belong to the consistency term: give its weight, `consistency`")
+        if not self.consistency and (self.branch_steps, self.end) != (
+            AmbientTweedie.branch_steps,
+            AmbientTweedie.end,
+        ):
+            raise RecipeError(
+                "ambient-tweedie: branch_steps and end belong to the consistency term: give its"
+                " weight, `consistency`"
+            )
 
     def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
         m = batch.measurement
@@ -67,30 +93,48 @@ class AmbientTweedie(Objective):
         x_t, share = _noisier(m.y, least, sigma, rng)
         error = share * denoiser(x_t, sigma) + (1 - share) * x_t - m.y
         loss = torch.mean((edm_weight(denoiser, sigma) * error.square()).flatten(1), dim=1)
-        return loss + self.consistency * self._consistency(denoiser, m, least, rng) if self.consistency else loss
+        return (
+            loss + self.consistency * self._consistency(denoiser, m, least, rng)
+            if self.consistency
+            else loss
+        )
 
     def _consistency(self, denoiser: Denoiser, m: Measurement, least: Tensor, rng: Rng) -> Tensor:
-        """Returns an unbiased estimate of w |E[D(x_s, s) | x_t] - D(x_t, sigma)|^2 / d, w the weight at sigma, shape (B,)."""
+        """Returns an unbiased estimate of w |E[D(x_s, s) | x_t] - D(x_t, sigma)|^2 / d, w the
+        weight at sigma, shape (B,)."""
         noisy = least > self.end
         floor = least.clamp(min=self.end)
-        up, down = rng.uniform(2, dtype=torch.float64).to(m.y).reshape(-1, 2, *[1] * (m.y.ndim - 1)).unbind(1)
+        up, down = (
+            rng.uniform(2, dtype=torch.float64)
+            .to(m.y)
+            .reshape(-1, 2, *[1] * (m.y.ndim - 1))
+            .unbind(1)
+        )
         sigma = floor * _REACH**up
         s = self.end * (floor / self.end) ** down
         x_t, _ = _noisier(m.y, least, sigma, rng)
         with torch.no_grad():
             x_hat = denoiser(x_t, sigma)
-        first, second = (denoiser(self._reverse(denoiser, x_t, x_hat, sigma, s, rng), s) - x_hat for _ in range(2))
+        first, second = (
+            denoiser(self._reverse(denoiser, x_t, x_hat, sigma, s, rng), s) - x_hat
+            for _ in range(2)
+        )
         loss = torch.mean((edm_weight(denoiser, sigma) * first * second).flatten(1), dim=1)
         return torch.where(noisy.flatten(), loss, 0.0)
 
     @torch.no_grad()
-    def _reverse(self, denoiser: Denoiser, x_t: Tensor, x_hat: Tensor, sigma: Tensor, end: Tensor, rng: Rng) -> Tensor:
-        """Steps from sigma to `end`, levels (B, 1, ...), at equal ratios; x_hat is D(x_t, sigma)."""
+    def _reverse(
+        self, denoiser: Denoiser, x_t: Tensor, x_hat: Tensor, sigma: Tensor, end: Tensor, rng: Rng
+    ) -> Tensor:
+        """Steps from sigma to `end`, levels (B, 1, ...), at equal ratios; x_hat is D(x_t,
+        sigma)."""
         ratio = (end / sigma) ** (1 / self.branch_steps)
         for k in range(self.branch_steps):
             x_hat = denoiser(x_t, sigma) if k else x_hat
             s = sigma * ratio
-            x_t = x_hat + ratio**2 * (x_t - x_hat) + s * (1 - ratio**2).sqrt() * rng.normal_like(x_t)
+            x_t = (
+                x_hat + ratio**2 * (x_t - x_hat) + s * (1 - ratio**2).sqrt() * rng.normal_like(x_t)
+            )
             sigma = s
         return x_t
 

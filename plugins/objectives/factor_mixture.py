@@ -1,4 +1,5 @@
-"""A mixture of factor analysers in closed form: a warm start with many modes, for images, that needs no clean image."""
+"""A mixture of factor analysers in closed form: a warm start with many modes, for images, that
+needs no clean image."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,7 +10,17 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Example, FactorMixture, Gaussian, MixtureDenoiser, Objective, RecipeError, Rng, wide
+from invem import (
+    Denoiser,
+    Example,
+    FactorMixture,
+    Gaussian,
+    MixtureDenoiser,
+    Objective,
+    RecipeError,
+    Rng,
+    wide,
+)
 
 LARGEST = 1024  # entries of a signal
 LLOYD = 15
@@ -17,24 +28,28 @@ LLOYD = 15
 
 @dataclass(frozen=True, kw_only=True)
 class FactorMixtureMoments(Objective):
-    """One iteration of stochastic EM on a mixture of factor analysers (Z. Ghahramani & G. Hinton, CRG-TR-96-1, 1996).
+    """One iteration of stochastic EM on a mixture of factor analysers (Z. Ghahramani & G. Hinton,
+    CRG-TR-96-1, 1996).
 
-    From measurements y = A x + n, linear with Gaussian noise, the E-step is one exact draw of signal and component for each (stochastic
-    EM, G. Celeux & J. Diebolt 1985), so that its Monte-Carlo error does not shrink from round to round; from signals it is the exact
-    probability of each component. The M-step is factor analysis in each component, with a diagonal that is common to all: one iteration
-    of its fixed point a round, three in the first.
+    From measurements y = A x + n, linear with Gaussian noise, the E-step is one exact draw of
+    signal and component for each (stochastic EM, G. Celeux & J. Diebolt 1985), so that its
+    Monte-Carlo error does not shrink from round to round; from signals it is the exact probability
+    of each component. The M-step is factor analysis in each component, with a diagonal that is
+    common to all: one iteration of its fixed point a round, three in the first.
 
-    It goes on from a mixture of as many components and factors. From any other prior it begins with what it is given, signals or draws
-    under the prior (under its Gaussian, if it is not a mixture of factor analysers), sorted into components by k-means: a few rounds of
-    gaussian-moments before it are the cheaper part of the work. For operators that differ between observations and are no masks, a system
-    as large as y is solved for each: choose a small `batch`.
+    It goes on from a mixture of as many components and factors. From any other prior it begins with
+    what it is given, signals or draws under the prior (under its Gaussian, if it is not a mixture
+    of factor analysers), sorted into components by k-means: a few rounds of gaussian-moments before
+    it are the cheaper part of the work. For operators that differ between observations and are no
+    masks, a system as large as y is solved for each: choose a small `batch`.
 
     Attributes:
         components: The number of components, at most that of the examples.
         rank: The number of factors of each.
-        pool: How many examples the covariance pooled over all components counts for in that of each: the fewer, the more each component
-            is left to its own.
-        floor: The smallest variance that the diagonal leaves to an entry, as a share of the mean variance of the prior.
+        pool: How many examples the covariance pooled over all components counts for in that of
+            each: the fewer, the more each component is left to its own.
+        floor: The smallest variance that the diagonal leaves to an entry, as a share of the mean
+            variance of the prior.
     """
 
     components: Annotated[int, Ge(1)] = 20
@@ -46,9 +61,16 @@ class FactorMixtureMoments(Objective):
 
     def refuses(self, shape: tuple[int, ...]) -> str | None:
         d = math.prod(shape)
-        return f"it is for signals of at most {LARGEST} entries, and these have {d}: use gaussian-moments" if d > LARGEST else None
+        return (
+            f"it is for signals of at most {LARGEST} entries, and these have {d}: use"
+            " gaussian-moments"
+            if d > LARGEST
+            else None
+        )
 
-    def solve(self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]) -> Denoiser:
+    def solve(
+        self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]
+    ) -> Denoiser:
         prior = getattr(denoiser, "prior", None)
         signals, shares = [], []
         goes_on = isinstance(prior, FactorMixture)
@@ -62,22 +84,35 @@ class FactorMixtureMoments(Objective):
                 x, k = prior.draw(m, rng)
                 share = torch.nn.functional.one_hot(k, len(prior.weights))
             else:
-                x, share = (denoiser.moments or Gaussian.standard(m.shape).to(m.y.device)).posterior(m, rng), None
+                x, share = (
+                    (denoiser.moments or Gaussian.standard(m.shape).to(m.y.device)).posterior(
+                        m, rng
+                    ),
+                    None,
+                )
             signals.append(x)
             if share is not None:
                 shares.append(wide(share))
         x = torch.cat(signals)
         flat = wide(x.flatten(1))
         components, rank = min(self.components, len(x)), min(self.rank, flat.shape[1])
-        goes_on = isinstance(prior, FactorMixture) and prior.factors.shape[::2] == (components, rank)
+        goes_on = isinstance(prior, FactorMixture) and prior.factors.shape[::2] == (
+            components,
+            rank,
+        )
         share = torch.cat(shares) if goes_on else _means(flat, components)
         diag = wide(prior.diag) if isinstance(prior, FactorMixture) and goes_on else None
         weights, means, factors, diag = self._step(flat, share, rank, diag)
-        found = FactorMixture(weights.to(x), means.reshape(components, *x.shape[1:]).to(x), factors.to(x), diag.to(x))
+        found = FactorMixture(
+            weights.to(x), means.reshape(components, *x.shape[1:]).to(x), factors.to(x), diag.to(x)
+        )
         return MixtureDenoiser(found)
 
-    def _step(self, x: Tensor, share: Tensor, rank: int, diag: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The M-step. x: (N, d), share: (N, K), diag: that of the mixture before; returns weights, means, factors and diag."""
+    def _step(
+        self, x: Tensor, share: Tensor, rank: int, diag: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The M-step. x: (N, d), share: (N, K), diag: that of the mixture before; returns weights,
+        means, factors and diag."""
         count = share.sum(0)
         weights = (count + 1e-3) / (count + 1e-3).sum()
         middle = x.mean(0)
@@ -101,14 +136,19 @@ class FactorMixtureMoments(Objective):
                 cov = (scatter(k) + self.pool * pooled) / (n + self.pool)
                 values, vectors = torch.linalg.eigh(cov / (root[:, None] * root))
                 lead = slice(len(root) - rank, None)
-                factors[k] = root[:, None] * vectors[:, lead] * (values[lead] - 1).clamp(min=0).sqrt()
-                left = left + (n + self.pool) / (count + self.pool).sum() * (cov.diagonal() - factors[k].square().sum(1))
+                factors[k] = (
+                    root[:, None] * vectors[:, lead] * (values[lead] - 1).clamp(min=0).sqrt()
+                )
+                left = left + (n + self.pool) / (count + self.pool).sum() * (
+                    cov.diagonal() - factors[k].square().sum(1)
+                )
             diag = left.clamp(min=least)
         return weights, means, factors, diag
 
 
 def _means(x: Tensor, components: int) -> Tensor:
-    """Sorts signals into components by k-means (Lloyd), from the first of them. x: (N, d); returns one-hot shares (N, K)."""
+    """Sorts signals into components by k-means (Lloyd), from the first of them. x: (N, d); returns
+    one-hot shares (N, K)."""
     centres = x[:components]
     for _ in range(LLOYD):
         share = torch.nn.functional.one_hot(torch.cdist(x, centres).argmin(1), components).to(x)

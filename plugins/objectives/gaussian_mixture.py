@@ -1,4 +1,5 @@
-"""A mixture of Gaussians in closed form: a prior with many modes, for signals of few dimensions, from measurements alone."""
+"""A mixture of Gaussians in closed form: a prior with many modes, for signals of few dimensions,
+from measurements alone."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +10,17 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Example, Gaussian, Mixture, MixtureDenoiser, Objective, RecipeError, Rng, wide
+from invem import (
+    Denoiser,
+    Example,
+    Gaussian,
+    Mixture,
+    MixtureDenoiser,
+    Objective,
+    RecipeError,
+    Rng,
+    wide,
+)
 
 LARGEST = 256  # entries of a signal
 ENTRIES = 2**23  # of the largest tensor of an E-step
@@ -17,23 +28,27 @@ ENTRIES = 2**23  # of the largest tensor of an E-step
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianMixture(Objective):
-    """EM on a mixture of Gaussians with full covariances (A. Dempster, N. Laird and D. Rubin, J. Royal Stat. Soc. B 39, 1977).
+    """EM on a mixture of Gaussians with full covariances (A. Dempster, N. Laird and D. Rubin, J.
+    Royal Stat. Soc. B 39, 1977).
 
-    From measurements y = A x + n, linear with Gaussian noise, responsibilities and the first two moments of p(x | y, k) are exact, and
-    the M-step has them in place of draws: an iteration never lowers the likelihood of the measurements (but for `floor`). From signals
-    it is EM for a mixture of what is given.
+    From measurements y = A x + n, linear with Gaussian noise, responsibilities and the first two
+    moments of p(x | y, k) are exact, and the M-step has them in place of draws: an iteration never
+    lowers the likelihood of the measurements (but for `floor`). From signals it is EM for a mixture
+    of what is given.
 
-    It goes on from a mixture of as many components. From any other prior it begins with the Gaussian of the prior's moments, whose
-    posterior draws for the first observations are the first means; with signals, with their own Gaussian and the first of them. The
-    work grows with the components, the observations and the cube of the entries of y, and the covariances have d^2 entries each: for
-    signals of a few dozen entries.
+    It goes on from a mixture of as many components. From any other prior it begins with the
+    Gaussian of the prior's moments, whose posterior draws for the first observations are the first
+    means; with signals, with their own Gaussian and the first of them. The work grows with the
+    components, the observations and the cube of the entries of y, and the covariances have d^2
+    entries each: for signals of a few dozen entries.
 
     Attributes:
         components: The number of components, at most that of the examples.
         iterations: Iterations of EM in a round.
-        spread: The first covariance of each component, as a share of the covariance of the Gaussian.
-        floor: What is added to each variance in an iteration, as a share of the mean variance of the prior, so that no component
-            shrinks to a point.
+        spread: The first covariance of each component, as a share of the covariance of the
+            Gaussian.
+        floor: What is added to each variance in an iteration, as a share of the mean variance of
+            the prior, so that no component shrinks to a point.
     """
 
     components: Annotated[int, Ge(1)] = 32
@@ -45,9 +60,16 @@ class GaussianMixture(Objective):
 
     def refuses(self, shape: tuple[int, ...]) -> str | None:
         d = math.prod(shape)
-        return f"it is for signals of at most {LARGEST} entries, and these have {d}: use gaussian-moments" if d > LARGEST else None
+        return (
+            f"it is for signals of at most {LARGEST} entries, and these have {d}: use"
+            " gaussian-moments"
+            if d > LARGEST
+            else None
+        )
 
-    def solve(self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]) -> Denoiser:
+    def solve(
+        self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]
+    ) -> Denoiser:
         prior = getattr(denoiser, "prior", None)
         components = min(self.components, sum(len(rng) for _, rng in batches()))
         if not isinstance(prior, Mixture) or len(prior.weights) != components:
@@ -56,7 +78,9 @@ class GaussianMixture(Objective):
             prior = self._step(prior, batches())
         return MixtureDenoiser(prior)
 
-    def _first(self, denoiser: Denoiser, batches: Iterable[tuple[Example, Rng]], components: int) -> Mixture:
+    def _first(
+        self, denoiser: Denoiser, batches: Iterable[tuple[Example, Rng]], components: int
+    ) -> Mixture:
         means: list[Tensor] = []
         gaussian = denoiser.moments
         for example, rng in batches:
@@ -72,7 +96,11 @@ class GaussianMixture(Objective):
             means.append(x)
         first = torch.cat(means)[:components]
         if example.x is not None:
-            gaussian = Gaussian.fit(torch.cat(means), first[0].numel()) if sum(map(len, means)) > 1 else Gaussian.standard(first.shape[1:])
+            gaussian = (
+                Gaussian.fit(torch.cat(means), first[0].numel())
+                if sum(map(len, means)) > 1
+                else Gaussian.standard(first.shape[1:])
+            )
             gaussian = gaussian.to(first.device)
         assert gaussian is not None
         cov = wide(gaussian.cov.dense())
@@ -83,14 +111,26 @@ class GaussianMixture(Objective):
     def _step(self, prior: Mixture, batches: Iterable[tuple[Example, Rng]]) -> Mixture:
         """One iteration of EM, its sums in float64."""
         mean, cov = wide(prior.means.flatten(1)), wide(prior.covs)
-        count, first, second = torch.zeros_like(wide(prior.weights)), torch.zeros_like(mean), torch.zeros_like(cov)
+        count, first, second = (
+            torch.zeros_like(wide(prior.weights)),
+            torch.zeros_like(mean),
+            torch.zeros_like(cov),
+        )
         for A, y, var in (part for example, _ in batches for part in _linear(example, prior)):
             AC = torch.einsum("bmi,kij->bkmj", A, cov)
-            chol = torch.linalg.cholesky(torch.einsum("bkmj,bnj->bkmn", AC, A) + torch.diag_embed(var)[:, None])
+            chol = torch.linalg.cholesky(
+                torch.einsum("bkmj,bnj->bkmn", AC, A) + torch.diag_embed(var)[:, None]
+            )
             r = y[:, None] - torch.einsum("bmi,ki->bkm", A, mean)
-            white = torch.linalg.solve_triangular(chol, torch.cat([AC, r[..., None]], -1), upper=False)
+            white = torch.linalg.solve_triangular(
+                chol, torch.cat([AC, r[..., None]], -1), upper=False
+            )
             gain, z = white[..., :-1], white[..., -1]
-            log = wide(prior.weights).log() - 0.5 * z.square().sum(-1) - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            log = (
+                wide(prior.weights).log()
+                - 0.5 * z.square().sum(-1)
+                - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            )
             share = log.softmax(-1)
             centre = mean + torch.einsum("bkmi,bkm->bki", gain, z)
             pulled = gain * share.sqrt()[..., None, None]
@@ -104,16 +144,24 @@ class GaussianMixture(Objective):
         covs = torch.where(count[:, None, None] > 1e-6, (covs + covs.mT) / 2, cov)
         weights = count.clamp(min=1e-6) / count.clamp(min=1e-6).sum()
         middle = means - weights @ means
-        whole = torch.einsum("k,kij->ij", weights, covs) + torch.einsum("k,ki,kj->ij", weights, middle, middle)
-        return Mixture(weights, means.reshape(prior.means.shape).to(prior.means), covs + self._lift(whole))
+        whole = torch.einsum("k,kij->ij", weights, covs) + torch.einsum(
+            "k,ki,kj->ij", weights, middle, middle
+        )
+        return Mixture(
+            weights, means.reshape(prior.means.shape).to(prior.means), covs + self._lift(whole)
+        )
 
     def _lift(self, whole: Tensor) -> Tensor:
-        """Returns what is added to a covariance: a share of the mean variance of the whole prior."""
-        return (self.floor * whole.diagonal().mean() + 1e-12) * torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
+        """Returns what is added to a covariance: a share of the mean variance of the whole
+        prior."""
+        return (self.floor * whole.diagonal().mean() + 1e-12) * torch.eye(
+            len(whole), dtype=whole.dtype, device=whole.device
+        )
 
 
 def _linear(example: Example, prior: Mixture) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields A (B, m, d), y (B, m) and the noise's variance (B, m), of a few examples at a time; of signals, A = I, y = x and 0."""
+    """Yields A (B, m, d), y (B, m) and the noise's variance (B, m), of a few examples at a time; of
+    signals, A = I, y = x and 0."""
     x, m, components = example.x, example.measurement, len(prior.weights)
     if x is not None:
         flat = wide(x.flatten(1))
@@ -124,7 +172,13 @@ def _linear(example: Example, prior: Mixture) -> Iterator[tuple[Tensor, Tensor, 
             yield eye.expand(len(part), d, d), part, torch.zeros_like(part)
         return
     assert m is not None
-    d, size = math.prod(m.shape), max(ENTRIES // (components * m.y[0].numel() * max(math.prod(m.shape) + 1, m.y[0].numel())), 1)
+    d, size = (
+        math.prod(m.shape),
+        max(
+            ENTRIES // (components * m.y[0].numel() * max(math.prod(m.shape) + 1, m.y[0].numel())),
+            1,
+        ),
+    )
     for index in torch.arange(len(m)).split(size):
         part = m[index]
         yield part.matrices(), wide(part.y.flatten(1)), prior.spread(part)

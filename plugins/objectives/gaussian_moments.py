@@ -13,15 +13,18 @@ from invem import Denoiser, Example, Gaussian, GaussianDenoiser, Objective, Reci
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianMoments(Objective):
-    """One EM iteration on a Gaussian prior with covariance diag(D) + F F^T (the initialisation of DiEM, arXiv 2405.13712, appendix).
+    """One EM iteration on a Gaussian prior with covariance diag(D) + F F^T (the initialisation of
+    DiEM, arXiv 2405.13712, appendix).
 
-    From measurements, the E-step is an exact draw of the Gaussian posterior for each (Matheron's rule); from signals there is none. The
-    M-step is the maximum-likelihood factor analysis of what was drawn.
+    From measurements, the E-step is an exact draw of the Gaussian posterior for each (Matheron's
+    rule); from signals there is none. The M-step is the maximum-likelihood factor analysis of what
+    was drawn.
 
     Attributes:
         rank: The number of factors F; 64 if null. Not with `shrink`, whose covariance has all.
-        shrink: For a few signals (granted clean images): the share of the covariance of a smooth field in theirs (`Gaussian.shrunken`),
-            between 0 and 1, or "auto"; null is factor analysis. For signals of at most 4,096 entries.
+        shrink: For a few signals (granted clean images): the share of the covariance of a smooth
+            field in theirs (`Gaussian.shrunken`), between 0 and 1, or "auto"; null is factor
+            analysis. For signals of at most 4,096 entries.
     """
 
     rank: Annotated[int, Ge(0)] | None = None
@@ -31,15 +34,22 @@ class GaussianMoments(Objective):
 
     def __post_init__(self) -> None:
         if self.shrink is not None and self.rank is not None:
-            raise RecipeError("gaussian-moments: rank is for shrink: null; a shrunken covariance has all factors")
+            raise RecipeError(
+                "gaussian-moments: rank is for shrink: null; a shrunken covariance has all factors"
+            )
 
     def refuses(self, shape: tuple[int, ...]) -> str | None:
         d = math.prod(shape)
         if self.shrink is None or d <= Gaussian.LARGEST:
             return None
-        return f"with shrink it is for signals of at most {Gaussian.LARGEST} entries, and these have {d}"
+        return (
+            f"with shrink it is for signals of at most {Gaussian.LARGEST} entries, and these"
+            f" have {d}"
+        )
 
-    def solve(self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]) -> Denoiser:
+    def solve(
+        self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]
+    ) -> Denoiser:
         drawn = []
         for example, rng in batches():
             m = example.measurement
@@ -53,4 +63,6 @@ class GaussianMoments(Objective):
         x = torch.cat(drawn)
         if self.shrink is None:
             return GaussianDenoiser(Gaussian.fit(x, 64 if self.rank is None else self.rank))
-        return GaussianDenoiser(Gaussian.shrunken(x, None if self.shrink == "auto" else self.shrink))
+        return GaussianDenoiser(
+            Gaussian.shrunken(x, None if self.shrink == "auto" else self.shrink)
+        )

@@ -7,30 +7,45 @@ import torch
 from annotated_types import Gt, Interval
 from torch import Tensor
 
-from invem import Denoiser, Example, Objective, RecipeError, Rng, edm_weight, examples, matching, noise_levels
+from invem import (
+    Denoiser,
+    Example,
+    Objective,
+    RecipeError,
+    Rng,
+    edm_weight,
+    examples,
+    matching,
+    noise_levels,
+)
 
 
 @examples({"seen": 0.5})
 @dataclass(frozen=True, kw_only=True)
 class GSURE(Objective):
-    """E w sum_i P_i [(f_i - ybar_i)^2 + 2 k_i^2 df_i/du_i - k_i^2] / (seen d) in the singular basis of A = U S V^T, for linear A and
-    Gaussian noise of one level for an observation (GSURE-Diffusion, Kawar et al. 2023, arXiv 2305.13128).
+    """E w sum_i P_i [(f_i - ybar_i)^2 + 2 k_i^2 df_i/du_i - k_i^2] / (seen d) in the singular basis
+    of A = U S V^T, for linear A and Gaussian noise of one level for an observation
+    (GSURE-Diffusion, Kawar et al. 2023, arXiv 2305.13128).
 
-    ybar = U^T y / s is V^T x with noise of standard deviation k = sigma_y/s. At a level sigma the coordinates with k_i <= sigma are seen,
-    P_i = 1, and u_i = ybar_i + sqrt(sigma^2 - k_i^2) e_i; the others are hidden and u_i = sigma e_i. The network is given x_t = V u, and
-    f = V^T D(x_t, sigma). u_i holds the noise of ybar_i with slope one, so that by Stein's lemma the bracket is without bias for
-    (f_i - (V^T x)_i)^2: the mean is the error in what is seen, and it may be negative. In the published coordinate sqrt(abar) x_t the
-    coefficient of the divergence is 2 k^2 sqrt(abar); the released code has 2 (1 - abar) 1e-4, which has another minimiser.
+    ybar = U^T y / s is V^T x with noise of standard deviation k = sigma_y/s. At a level sigma the
+    coordinates with k_i <= sigma are seen, P_i = 1, and u_i = ybar_i + sqrt(sigma^2 - k_i^2) e_i;
+    the others are hidden and u_i = sigma e_i. The network is given x_t = V u, and f = V^T D(x_t,
+    sigma). u_i holds the noise of ybar_i with slope one, so that by Stein's lemma the bracket is
+    without bias for (f_i - (V^T x)_i)^2: the mean is the error in what is seen, and it may be
+    negative. In the published coordinate sqrt(abar) x_t the coefficient of the divergence is 2 k^2
+    sqrt(abar); the released code has 2 (1 - abar) 1e-4, which has another minimiser.
 
-    The network is not told which coordinates are hidden: where all are seen its minimiser is E[x | x_t]; where some are, it is the mean of
-    coordinate i over those that see i, given an x_t whose hidden coordinates are noise about zero.
+    The network is not told which coordinates are hidden: where all are seen its minimiser is E[x |
+    x_t]; where some are, it is the mean of coordinate i over those that see i, given an x_t whose
+    hidden coordinates are noise about zero.
 
-    The law and the weight w of sigma are those of EDM (arXiv 2206.00364, table 1), the law cut off below at the least k of the observation.
-    The divergence takes one Hutchinson probe.
+    The law and the weight w of sigma are those of EDM (arXiv 2206.00364, table 1), the law cut off
+    below at the least k of the observation. The divergence takes one Hutchinson probe.
 
     Attributes:
-        seen: The share of coordinates that are seen, E[P], by which the loss is divided: `keep` of a random mask. The loss of a
-            measurement then counts for as much as that of a clean image.
+        seen: The share of coordinates that are seen, E[P], by which the loss is divided: `keep` of
+            a random mask. The loss of a measurement then counts for as much as that of a clean
+            image.
         p_mean: The mean of log sigma before it is cut off, sigma in units of the data.
         p_std: Its standard deviation.
     """
@@ -51,13 +66,20 @@ class GSURE(Objective):
         svd = m.A.svd()
         level, data = m.spectral_noise(svd), m.spectral_data(svd)
         least = level.amin(1)
-        sigma = noise_levels(rng, level, self.p_mean, self.p_std, torch.where(least.isfinite(), least, 0))
+        sigma = noise_levels(
+            rng, level, self.p_mean, self.p_std, torch.where(least.isfinite(), least, 0)
+        )
         seen = level <= sigma
         noise = torch.where(seen, level, 0).square()
         shape = (-1, *[1] * len(m.shape))
-        plain: Denoiser = getattr(denoiser, "_orig_mod", denoiser)  # a compiled network has no second derivative
+        plain: Denoiser = getattr(
+            denoiser, "_orig_mod", denoiser
+        )  # a compiled network has no second derivative
         with torch.enable_grad():
-            u = (torch.where(seen, data, 0) + (sigma**2 - noise).clamp(min=0).sqrt() * rng.normal_like(data)).requires_grad_()
+            u = (
+                torch.where(seen, data, 0)
+                + (sigma**2 - noise).clamp(min=0).sqrt() * rng.normal_like(data)
+            ).requires_grad_()
             f = svd.vt(plain(svd.v(u), sigma.reshape(shape)))
             probe = torch.where(rng.normal_like(u) < 0, -1.0, 1.0).to(u) * seen
             (product,) = torch.autograd.grad(f, u, noise * probe, create_graph=True)

@@ -1,4 +1,5 @@
-"""Posterior refinement: what a prior in closed form leaves out is learned from a few clean images."""
+"""Posterior refinement: what a prior in closed form leaves out is learned from a few clean
+images."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
@@ -32,22 +33,27 @@ _PRIOR = "prior_"
 
 @dataclass(frozen=True, kw_only=True)
 class Refine(Objective):
-    """E w |D(x + sigma z, sigma, [mu(y'), A^T y']) - x|^2 / d with y' ~ p(y | x) and mu(y') = E[x | y'] under the prior that the round
-    begins with, a Gaussian or a mixture. The minimiser is E[x | x_t, mu(y'), A^T y'], or with a network that sees patches the best
-    function of a patch of these, and the sampler `conditional` draws with it.
+    """E w |D(x + sigma z, sigma, [mu(y'), A^T y']) - x|^2 / d with y' ~ p(y | x) and mu(y') = E[x |
+    y'] under the prior that the round begins with, a Gaussian or a mixture. The minimiser is E[x |
+    x_t, mu(y'), A^T y'], or with a network that sees patches the best function of a patch of these,
+    and the sampler `conditional` draws with it.
 
-    It is a conditional diffusion of the residual x - mu (stochastic refinement, Whang et al. 2022, arXiv 2112.02475), with two
-    differences: the first estimate is the posterior mean of a prior that EM learned from the observations in closed form, and what is
-    learned on top of it can come from few clean images (`on: clean`), each measured anew in every step. mu holds what the image is as a
-    whole; what is left is fine detail, of which each image has as many examples as it has patches. That asks for a network that sees
-    no further than a patch (`convnet`): one that sees the whole image learns the few images by heart. A prior that was fitted to the same
-    clean images knows them a little too well: mu is nearer to them than to others.
+    It is a conditional diffusion of the residual x - mu (stochastic refinement, Whang et al. 2022,
+    arXiv 2112.02475), with two differences: the first estimate is the posterior mean of a prior
+    that EM learned from the observations in closed form, and what is learned on top of it can come
+    from few clean images (`on: clean`), each measured anew in every step. mu holds what the image
+    is as a whole; what is left is fine detail, of which each image has as many examples as it has
+    patches. That asks for a network that sees no further than a patch (`convnet`): one that sees
+    the whole image learns the few images by heart. A prior that was fitted to the same clean images
+    knows them a little too well: mu is nearer to them than to others.
 
-    Operator and noise are those of a training observation that is drawn at random (as `cond-dsm` has it). Where they are the same for all,
-    mu costs little; where they differ a system is solved for each image of a batch, which for masks of 256 pixels and a large mixture takes
-    seconds a step. Without a condition the denoiser is the prior in closed form, unchanged, and so is what an evaluation of the phase says:
-    a prior for all that `conditional` knows is fitted to its draws, in a phase of its own. The law and the weight of sigma are those of EDM
-    (arXiv 2206.00364, table 1), the weight with the standard deviation of x - mu as the prior has it.
+    Operator and noise are those of a training observation that is drawn at random (as `cond-dsm`
+    has it). Where they are the same for all, mu costs little; where they differ a system is solved
+    for each image of a batch, which for masks of 256 pixels and a large mixture takes seconds a
+    step. Without a condition the denoiser is the prior in closed form, unchanged, and so is what an
+    evaluation of the phase says: a prior for all that `conditional` knows is fitted to its draws,
+    in a phase of its own. The law and the weight of sigma are those of EDM (arXiv 2206.00364, table
+    1), the weight with the standard deviation of x - mu as the prior has it.
 
     Attributes:
         p_mean: The mean of log sigma, sigma in units of the data.
@@ -71,14 +77,19 @@ class Refine(Objective):
         if others is not None:
             m = others[(pick * len(others)).long()].to(x.device)
         if m is None:
-            raise RecipeError("refine measures signals anew, and was given no measurement that says how")
+            raise RecipeError(
+                "refine measures signals anew, and was given no measurement that says how"
+            )
         told = getattr(denoiser, "told_again", denoiser.told)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             cond = told(remeasure(m, x, rng)).to(x)
         return matching(denoiser, x, sigma, edm_weight(denoiser, sigma), rng, cond)
 
-    def wrap(self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None) -> Denoiser:
-        """Returns the network with the prior that it refines; it carries the training measurements while it is trained."""
+    def wrap(
+        self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None
+    ) -> Denoiser:
+        """Returns the network with the prior that it refines; it carries the training measurements
+        while it is trained."""
         if m is None:
             return RefinedDenoiser(denoiser)
         if before is None:
@@ -93,16 +104,18 @@ class Refine(Objective):
 
 
 class RefinedDenoiser(Denoiser):
-    """A prior in closed form, and beside it a network that knows E[x | x_t, mu, A^T y], mu = E[x | y] under that prior.
+    """A prior in closed form, and beside it a network that knows E[x | x_t, mu, A^T y], mu = E[x |
+    y] under that prior.
 
-    With a condition it is mu + q F((x_t - mu)/q, sigma/q) with q such that the residual has the standard deviation that the network is
-    scaled to; without one it is the prior's own denoiser. The moments are those of the prior; those that are given are the network's,
-    and without effect.
+    With a condition it is mu + q F((x_t - mu)/q, sigma/q) with q such that the residual has the
+    standard deviation that the network is scaled to; without one it is the prior's own denoiser.
+    The moments are those of the prior; those that are given are the network's, and without effect.
 
     Args:
         inner: The network, F.
         prior: A Gaussian or a mixture; None where it is loaded afterwards.
-        spread: The standard deviation of the residual x - mu as the prior has it, in units of the data.
+        spread: The standard deviation of the residual x - mu as the prior has it, in units of the
+            data.
     """
 
     condition = 2
@@ -122,7 +135,15 @@ class RefinedDenoiser(Denoiser):
         """The denoiser of the prior in closed form."""
         if not self._made:
             buffers = dict(self.named_buffers(recurse=False))
-            self._made = [prior_of({name.removeprefix(_PRIOR).replace("-", "."): buffers[name] for name in buffers if name != "spread"})]
+            self._made = [
+                prior_of(
+                    {
+                        name.removeprefix(_PRIOR).replace("-", "."): buffers[name]
+                        for name in buffers
+                        if name != "spread"
+                    }
+                )
+            ]
         return self._made[0]
 
     @property
@@ -155,7 +176,8 @@ class RefinedDenoiser(Denoiser):
         return torch.stack([self.posterior_mean(m), m.A.adjoint(m.y)], 1)
 
     def told_again(self, m: Measurement) -> Tensor:
-        """Returns the same for training measurements made anew; what A and the noise alone decide is kept, where all share them."""
+        """Returns the same for training measurements made anew; what A and the noise alone decide
+        is kept, where all share them."""
         law = self.prior
         if not self.alike or not isinstance(law, FactorMixture):
             return self.told(m)
@@ -182,7 +204,9 @@ class RefinedDenoiser(Denoiser):
         self._made, self._under = [], []
         for name, kept in state_dict.items():
             if name.startswith(prefix + _PRIOR):
-                self.register_buffer(name.removeprefix(prefix), torch.empty_like(kept, device=self.spread.device))
+                self.register_buffer(
+                    name.removeprefix(prefix), torch.empty_like(kept, device=self.spread.device)
+                )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

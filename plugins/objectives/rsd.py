@@ -1,4 +1,5 @@
-"""Restoration score distillation: a generator of one step, from a prior that was learned from corrupted observations."""
+"""Restoration score distillation: a generator of one step, from a prior that was learned from
+corrupted observations."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -8,41 +9,61 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from invem import Denoiser, Example, Gaussian, Measurement, Objective, RecipeError, Rng, Several, edm_weight, level, matching, noise_levels
+from invem import (
+    Denoiser,
+    Example,
+    Gaussian,
+    Measurement,
+    Objective,
+    RecipeError,
+    Rng,
+    Several,
+    edm_weight,
+    level,
+    matching,
+    noise_levels,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RSD(Objective):
-    """Distils the prior that the round begins with, the teacher f, into a generator x = G(z) of one call, so that the laws of x + sigma z'
-    and of the teacher agree at every level sigma above `least` (restoration score distillation, arXiv 2505.13377, by score identity
-    distillation, arXiv 2404.04057). A second network g learns E[x | x_t] under the generator's own law, by denoising score matching on
-    its signals, and is the denoiser that posterior samplers then use. With D = f(x_t) - g(x_t) and x_t = G(z) + sigma z' the generator
-    descends
+    """Distils the prior that the round begins with, the teacher f, into a generator x = G(z) of one
+    call, so that the laws of x + sigma z' and of the teacher agree at every level sigma above
+    `least` (restoration score distillation, arXiv 2505.13377, by score identity distillation, arXiv
+    2404.04057). A second network g learns E[x | x_t] under the generator's own law, by denoising
+    score matching on its signals, and is the denoiser that posterior samplers then use. With D =
+    f(x_t) - g(x_t) and x_t = G(z) + sigma z' the generator descends
 
         w ((1 - alpha) |D|^2 + D.(g(x_t) - G(z))) / d.
 
-    For alpha = 0 its mean is w |D|^2 / d where g is exact, the Fisher divergence of the two laws at sigma. Gradients run through f, g and
-    x_t to G alone: that g follows G is left out. On a Gaussian alpha = 1 moves mean and spread towards those of the teacher wherever they
-    are; alpha = 1.2, as published, does so faster where G is too narrow, and away from them where it is far too wide
-    (`tests/test_distillation.py` has both).
+    For alpha = 0 its mean is w |D|^2 / d where g is exact, the Fisher divergence of the two laws at
+    sigma. Gradients run through f, g and x_t to G alone: that g follows G is left out. On a
+    Gaussian alpha = 1 moves mean and spread towards those of the teacher wherever they are; alpha =
+    1.2, as published, does so faster where G is too narrow, and away from them where it is far too
+    wide (`tests/test_distillation.py` has both).
 
-    A teacher that knows E[x | x_t] only above the noise of the data, as `ambient-tweedie` without its consistency term learns it, is
-    enough: the laws of x + sigma z' at levels above it decide that of x. That is where samples of the generator can be better than those
-    of its teacher, whose reverse diffusion must go on to levels that it knows nothing of: give that noise as `least`.
+    A teacher that knows E[x | x_t] only above the noise of the data, as `ambient-tweedie` without
+    its consistency term learns it, is enough: the laws of x + sigma z' at levels above it decide
+    that of x. That is where samples of the generator can be better than those of its teacher, whose
+    reverse diffusion must go on to levels that it knows nothing of: give that noise as `least`.
 
-    Other than published: g is fitted to the generator's signals themselves and not to what A makes of them, which has the same minimiser
-    where the teacher is E[x | x_t] (after dsm, ambient-tweedie, EM), and less variance; the networks take their steps at once, g faster
-    (`pace`), and not in turn; the weight is that of EDM, a function of sigma alone, and not the error of each sample, which depends on
-    what it weighs.
+    Other than published: g is fitted to the generator's signals themselves and not to what A makes
+    of them, which has the same minimiser where the teacher is E[x | x_t] (after dsm,
+    ambient-tweedie, EM), and less variance; the networks take their steps at once, g faster
+    (`pace`), and not in turn; the weight is that of EDM, a function of sigma alone, and not the
+    error of each sample, which depends on what it weighs.
 
-    The observations are not looked at: all that is known of them is in the teacher. G(z) = net(mean + s z, s) with s = `init_sigma`; both
-    networks are like the teacher's, and begin with its weights where it is one.
+    The observations are not looked at: all that is known of them is in the teacher. G(z) = net(mean
+    + s z, s) with s = `init_sigma`; both networks are like the teacher's, and begin with its
+    weights where it is one.
 
     Attributes:
         alpha: How much of |D|^2 is taken off.
-        init_sigma: s, the noise level that the generator is called with, in units of the data (2.5, as in arXiv 2404.04057).
+        init_sigma: s, the noise level that the generator is called with, in units of the data (2.5,
+            as in arXiv 2404.04057).
         least: The lowest level at which the teacher is asked, in units of the data.
-        pace: The learning rate of the generator as a share of that of the denoiser, which must keep up with it.
+        pace: The learning rate of the generator as a share of that of the denoiser, which must keep
+            up with it.
         p_mean: The mean of log sigma before it is cut off at `least`, sigma in units of the data.
         p_std: Its standard deviation.
     """
@@ -57,13 +78,19 @@ class RSD(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "moments"})
     networks: ClassVar[int] = 2
 
-    def wrap(self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None) -> Denoiser:
+    def wrap(
+        self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None
+    ) -> Denoiser:
         """Returns the pair of networks as one prior; it carries the teacher while it is trained."""
         return Distilled(denoiser, self.init_sigma, before)
 
-    def rates(self, denoiser: Denoiser, parameters: list[nn.Parameter]) -> list[tuple[float, list[nn.Parameter]]]:
+    def rates(
+        self, denoiser: Denoiser, parameters: list[nn.Parameter]
+    ) -> list[tuple[float, list[nn.Parameter]]]:
         slow = {id(weight) for weight in denoiser.generator.parameters()}  # type: ignore[union-attr, operator]
-        first, second = ([w for w in parameters if (id(w) in slow) == which] for which in (False, True))
+        first, second = (
+            [w for w in parameters if (id(w) in slow) == which] for which in (False, True)
+        )
         return [(1.0, first), (self.pace, second)]
 
     def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:

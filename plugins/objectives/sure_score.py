@@ -7,25 +7,39 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Example, Objective, RecipeError, Rng, Unsupported, edm_weight, examples, matching, noise_levels
+from invem import (
+    Denoiser,
+    Example,
+    Objective,
+    RecipeError,
+    Rng,
+    Unsupported,
+    edm_weight,
+    examples,
+    matching,
+    noise_levels,
+)
 
 
 @examples({"through": False}, {"score": 0.0})
 @dataclass(frozen=True, kw_only=True)
 class SUREScore(Objective):
-    """w(s_n) SURE(h)/d + score E w(sigma) |D(h + sigma z, sigma) - h|^2 / d with h = D(y, s_n), s_n the noise of the observation
-    (SURE-Score, Aali et al. 2023, arXiv 2305.01166).
+    """w(s_n) SURE(h)/d + score E w(sigma) |D(h + sigma z, sigma) - h|^2 / d with h = D(y, s_n), s_n
+    the noise of the observation (SURE-Score, Aali et al. 2023, arXiv 2305.01166).
 
-    SURE(h) = |h - y|^2 + 2 s_n^2 div h - d s_n^2 is without bias for |h - x|^2 (Stein 1981), so that the first term is that of denoising
-    score matching at one level, and may be negative; div h by one Hutchinson probe and an exact product with the Jacobian
-    (the released code takes a difference). The second term learns all levels from h, which is the mean of x given y and not x: what is
-    learned lacks the covariance of x given y. The weights and the law of sigma are those of EDM (arXiv 2206.00364, table 1),
-    which puts both terms on one scale; published are 1, and 1/sigma^2 on a grid.
+    SURE(h) = |h - y|^2 + 2 s_n^2 div h - d s_n^2 is without bias for |h - x|^2 (Stein 1981), so
+    that the first term is that of denoising score matching at one level, and may be negative; div h
+    by one Hutchinson probe and an exact product with the Jacobian (the released code takes a
+    difference). The second term learns all levels from h, which is the mean of x given y and not x:
+    what is learned lacks the covariance of x given y. The weights and the law of sigma are those of
+    EDM (arXiv 2206.00364, table 1), which puts both terms on one scale; published are 1, and
+    1/sigma^2 on a grid.
 
     Attributes:
         score: The weight of the second term; 0 fits the level s_n alone.
-        through: Whether the gradient of the second term flows into h too, as published: h is then drawn to what is easily
-            denoised, which narrows it further. If not, the first term alone makes h.
+        through: Whether the gradient of the second term flows into h too, as published: h is then
+            drawn to what is easily denoised, which narrows it further. If not, the first term alone
+            makes h.
         p_mean: The mean of log sigma, sigma in units of the data.
         p_std: The standard deviation of log sigma.
     """
@@ -38,8 +52,15 @@ class SUREScore(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "identity", "var"})
 
     def __post_init__(self) -> None:
-        if not self.score and (self.through, self.p_mean, self.p_std) != (SUREScore.through, SUREScore.p_mean, SUREScore.p_std):
-            raise RecipeError("sure-score: through, p_mean and p_std belong to the second term: give its weight, `score`")
+        if not self.score and (self.through, self.p_mean, self.p_std) != (
+            SUREScore.through,
+            SUREScore.p_mean,
+            SUREScore.p_std,
+        ):
+            raise RecipeError(
+                "sure-score: through, p_mean and p_std belong to the second term: give its weight,"
+                " `score`"
+            )
 
     def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
         m = batch.measurement
@@ -49,16 +70,24 @@ class SUREScore(Objective):
             return self._match(denoiser, batch.x, rng)
         level = m.level("sure-score")
         if not bool((level > 0).all()):
-            raise Unsupported("sure-score needs noise of one level above zero for all entries of an observation")
+            raise Unsupported(
+                "sure-score needs noise of one level above zero for all entries of an observation"
+            )
         probe = torch.where(rng.normal_like(m.y) < 0, -1.0, 1.0).to(m.y)
-        plain: Denoiser = getattr(denoiser, "_orig_mod", denoiser)  # a compiled network has no second derivative
+        plain: Denoiser = getattr(
+            denoiser, "_orig_mod", denoiser
+        )  # a compiled network has no second derivative
         with torch.enable_grad():
             y = m.y.detach().requires_grad_()
             h = plain(y, level)
             (product,) = torch.autograd.grad(h, y, probe, create_graph=True)
         sure = (h - m.y).square() + level**2 * (2 * probe * product - 1)
         loss = torch.mean((edm_weight(denoiser, level) * sure).flatten(1), dim=1)
-        return loss + self.score * self._match(denoiser, h if self.through else h.detach(), rng) if self.score else loss
+        return (
+            loss + self.score * self._match(denoiser, h if self.through else h.detach(), rng)
+            if self.score
+            else loss
+        )
 
     def _match(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Tensor:
         sigma = noise_levels(rng, x, self.p_mean, self.p_std)

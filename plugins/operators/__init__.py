@@ -34,7 +34,9 @@ def invem_operators() -> dict[str, str]:
         "random-mask": "invem_plugins.operators.random_mask:random_mask",
         "random-projection": "invem_plugins.operators.random_projection:random_projection",
         "stack": "invem_plugins.operators.stack:beside",
-        "structured-projection": "invem_plugins.operators.structured_projection:structured_projection",
+        "structured-projection": (
+            "invem_plugins.operators.structured_projection:structured_projection"
+        ),
         "sum": "invem_plugins.operators.sum:added",
         "varying-blur": "invem_plugins.operators.varying_blur:varying_blur",
     }

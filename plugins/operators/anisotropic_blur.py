@@ -10,7 +10,10 @@ from torch import Generator
 from invem import LinearOperator, blur, examples
 
 
-@examples({"size": 5, "std": [0.6, 1.2], "boundary": "circular"}, {"size": 5, "angle": 0.5, "boundary": "zero"})
+@examples(
+    {"size": 5, "std": [0.6, 1.2], "boundary": "circular"},
+    {"size": 5, "angle": 0.5, "boundary": "zero"},
+)
 def anisotropic_blur(
     n: int,
     shape: tuple[int, ...],
@@ -30,7 +33,8 @@ def anisotropic_blur(
         std: The standard deviations along the two axes of the ellipse, in pixels.
         angle: The angle of the first axis in radians, or a random one for each observation.
         size: The width of the kernel, in pixels, odd.
-        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or nothing.
+        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or
+            nothing.
 
     Raises:
         RecipeError: If the size is even or too large.

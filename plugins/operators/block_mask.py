@@ -24,14 +24,18 @@ def block_mask(
         shape: (C, H, W).
         rng: The source of the masks.
         keep: The probability that a patch is measured.
-        size: The edge of a patch, in pixels; patches at the right and the lower border may be smaller.
+        size: The edge of a patch, in pixels; patches at the right and the lower border may be
+            smaller.
 
     Raises:
         RecipeError: If a patch is larger than the image.
     """
     _, height, width = image_shape("block-mask", shape)
     if size > min(height, width):
-        raise RecipeError(f"block-mask: size must be at most {min(height, width)} for images of {height}×{width}, got {size}")
+        raise RecipeError(
+            f"block-mask: size must be at most {min(height, width)} for images of {height}×{width},"
+            f" got {size}"
+        )
     blocks = (torch.rand(n, 1, -(-height // size), -(-width // size), generator=rng) < keep).float()
     mask = blocks.repeat_interleave(size, 2).repeat_interleave(size, 3)[..., :height, :width]
     return Mask(shape, mask.contiguous())

@@ -34,12 +34,18 @@ def box_mask(
     """
     _, height, width = image_shape("box-mask", shape)
     if size > min(height, width):
-        raise RecipeError(f"box-mask: size must be at most {min(height, width)} for images of {height}×{width}, got {size}")
+        raise RecipeError(
+            f"box-mask: size must be at most {min(height, width)} for images of {height}×{width},"
+            f" got {size}"
+        )
     if place == "random":
         top = torch.randint(height - size + 1, (n, 1, 1, 1), generator=rng)
         left = torch.randint(width - size + 1, (n, 1, 1, 1), generator=rng)
     else:
-        top, left = torch.full((n, 1, 1, 1), (height - size) // 2), torch.full((n, 1, 1, 1), (width - size) // 2)
+        top, left = (
+            torch.full((n, 1, 1, 1), (height - size) // 2),
+            torch.full((n, 1, 1, 1), (width - size) // 2),
+        )
     row, column = torch.arange(height)[:, None], torch.arange(width)
     inside = (row >= top) & (row < top + size) & (column >= left) & (column < left + size)
     return Mask(shape, (inside if hide == "outside" else ~inside).float())

@@ -26,7 +26,9 @@ class Clip(Operator):
         return self.gain * v * ((self.gain * x).abs() <= 1)
 
 
-def clip(n: int, shape: tuple[int, ...], rng: Generator, *, gain: Annotated[float, Gt(0)] = 2.0) -> Clip:
+def clip(
+    n: int, shape: tuple[int, ...], rng: Generator, *, gain: Annotated[float, Gt(0)] = 2.0
+) -> Clip:
     """Amplifies each signal and clips it to [-1, 1].
 
     Args:

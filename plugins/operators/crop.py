@@ -10,7 +10,9 @@ from invem import RecipeError, Separable, examples, image_shape
 
 
 @examples({"size": 5})
-def crop(n: int, shape: tuple[int, ...], rng: Generator, *, size: Annotated[int, Ge(1)]) -> Separable:
+def crop(
+    n: int, shape: tuple[int, ...], rng: Generator, *, size: Annotated[int, Ge(1)]
+) -> Separable:
     """Measures the square at the centre of each image.
 
     Args:
@@ -24,6 +26,11 @@ def crop(n: int, shape: tuple[int, ...], rng: Generator, *, size: Annotated[int,
     """
     _, height, width = image_shape("crop", shape)
     if size > min(height, width):
-        raise RecipeError(f"crop: size must be at most {min(height, width)} for images of {height}×{width}, got {size}")
+        raise RecipeError(
+            f"crop: size must be at most {min(height, width)} for images of {height}×{width}, got"
+            f" {size}"
+        )
     top, left = (height - size) // 2, (width - size) // 2
-    return Separable(shape, torch.eye(height)[top : top + size], torch.eye(width)[left : left + size])
+    return Separable(
+        shape, torch.eye(height)[top : top + size], torch.eye(width)[left : left + size]
+    )

@@ -9,7 +9,10 @@ from torch import Generator
 from invem import LinearOperator, blur, examples
 
 
-@examples({"size": 5, "radius": 1.5, "boundary": "circular"}, {"size": 3, "radius": 1.2, "boundary": "zero"})
+@examples(
+    {"size": 5, "radius": 1.5, "boundary": "circular"},
+    {"size": 3, "radius": 1.2, "boundary": "zero"},
+)
 def defocus_blur(
     n: int,
     shape: tuple[int, ...],
@@ -27,11 +30,14 @@ def defocus_blur(
         rng: Not used.
         radius: The radius of the disc, in pixels.
         size: The width of the kernel, in pixels, odd.
-        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or nothing.
+        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or
+            nothing.
 
     Raises:
         RecipeError: If the size is even or too large.
     """
     at = torch.arange(size, dtype=torch.float32) - size // 2
     kernel = (radius + 0.5 - torch.hypot(at, at[:, None])).clamp(0, 1)
-    return blur("defocus-blur", shape, (kernel / kernel.sum()).expand(n, size, size).contiguous(), boundary)
+    return blur(
+        "defocus-blur", shape, (kernel / kernel.sum()).expand(n, size, size).contiguous(), boundary
+    )

@@ -18,7 +18,8 @@ def _cubic(t: Tensor) -> Tensor:
 
 
 def _matrix(size: int, factor: int, method: str) -> Tensor:
-    """Returns the weights of the pixels in each measurement, shape (size / factor, size), rows that sum to one."""
+    """Returns the weights of the pixels in each measurement, shape (size / factor, size), rows that
+    sum to one."""
     centre = (torch.arange(size // factor, dtype=torch.float64) + 0.5) * factor - 0.5
     if method == "average":
         weights = ((torch.arange(size) - centre[:, None]).abs() < factor / 2).double()
@@ -27,8 +28,12 @@ def _matrix(size: int, factor: int, method: str) -> Tensor:
         source = centre.floor().long()[:, None] + torch.arange(-reach, reach + 1)
         each = _cubic((source - centre[:, None]) / factor)
         mirrored = torch.where(source < 0, -source - 1, source)
-        mirrored = torch.where(mirrored >= size, 2 * size - 1 - mirrored, mirrored).clamp(0, size - 1)
-        weights = torch.zeros(len(centre), size, dtype=torch.float64).scatter_add_(1, mirrored, each)
+        mirrored = torch.where(mirrored >= size, 2 * size - 1 - mirrored, mirrored).clamp(
+            0, size - 1
+        )
+        weights = torch.zeros(len(centre), size, dtype=torch.float64).scatter_add_(
+            1, mirrored, each
+        )
     return (weights / weights.sum(1, keepdim=True)).float()
 
 
@@ -48,13 +53,16 @@ def downsample(
         shape: (C, H, W); H and W are multiples of the factor.
         rng: Not used.
         factor: By how much.
-        method: "average" of the pixels that become one, or the anti-aliased "bicubic" kernel, as wide as the factor times four,
-            with the image mirrored at its borders.
+        method: "average" of the pixels that become one, or the anti-aliased "bicubic" kernel, as
+            wide as the factor times four, with the image mirrored at its borders.
 
     Raises:
         RecipeError: If the factor does not divide the size.
     """
     _, height, width = image_shape("downsample", shape)
     if height % factor or width % factor:
-        raise RecipeError(f"downsample: factor must divide the height and the width, {height}×{width}, got {factor}")
+        raise RecipeError(
+            f"downsample: factor must divide the height and the width, {height}×{width}, got"
+            f" {factor}"
+        )
     return Separable(shape, _matrix(height, factor, method), _matrix(width, factor, method))

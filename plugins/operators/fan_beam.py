@@ -7,12 +7,22 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Interval
 from torch import Generator, Tensor
 
-from invem import Geometry, LinearOperator, RecipeError, backproject, examples, image_shape, least_norm, project
+from invem import (
+    Geometry,
+    LinearOperator,
+    RecipeError,
+    backproject,
+    examples,
+    image_shape,
+    least_norm,
+    project,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class FanBeam(LinearOperator):
-    """A x = the means of x over the narrow wedges between a source and equiangular detectors, for each position of the source.
+    """A x = the means of x over the narrow wedges between a source and equiangular detectors, for
+    each position of the source.
 
     Attributes:
         geometry: The positions of the source, its distance, and the detectors.
@@ -42,7 +52,8 @@ def fan_beam(
     distance: Annotated[float, Gt(0.75)] = 2.0,
     detectors: Annotated[float, Interval(gt=0, le=4)] = 1.5,
 ) -> FanBeam:
-    """Projects each image from a source that goes around it (fan-beam tomography with an arc of equiangular detectors).
+    """Projects each image from a source that goes around it (fan-beam tomography with an arc of
+    equiangular detectors).
 
     Args:
         n: The number of observations; the operator is the same for all.
@@ -51,7 +62,8 @@ def fan_beam(
         angles: The number of positions of the source.
         limit: The range of positions, in degrees; 360 is a full turn.
         distance: The distance of the source from the centre, in units of the height of the image.
-        detectors: Detectors for each pixel of the height of the image; they cover the circle around it.
+        detectors: Detectors for each pixel of the height of the image; they cover the circle around
+            it.
 
     Raises:
         RecipeError: If the images are not square.
@@ -61,4 +73,6 @@ def fan_beam(
         raise RecipeError(f"fan-beam needs square images, got {height}×{width}")
     step = math.radians(limit) / angles
     positions = tuple(step * k for k in range(angles))
-    return FanBeam(shape, Geometry(height, positions, max(2, round(detectors * height)), distance * height))
+    return FanBeam(
+        shape, Geometry(height, positions, max(2, round(detectors * height)), distance * height)
+    )

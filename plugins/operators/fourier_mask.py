@@ -7,12 +7,22 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Generator, Tensor
 
-from invem import SVD, LinearOperator, RecipeError, examples, fourier, fourier_adjoint, image_shape, kspace_mask
+from invem import (
+    SVD,
+    LinearOperator,
+    RecipeError,
+    examples,
+    fourier,
+    fourier_adjoint,
+    image_shape,
+    kspace_mask,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class FourierMask(LinearOperator):
-    """A x = mask * F x for complex images, real and imaginary part as two channels; F is orthonormal, zero frequency at the centre.
+    """A x = mask * F x for complex images, real and imaginary part as two channels; F is
+    orthonormal, zero frequency at the centre.
 
     Attributes:
         mask: 1 where a frequency is measured, shape (B, 1, H, W).
@@ -38,7 +48,13 @@ class FourierMask(LinearOperator):
             return z.reshape(len(z), *self.shape)
 
         s = self.mask.expand(-1, *self.shape).flatten(1)
-        return SVD(s, whole, lambda y: y.flatten(1), lambda z: fourier_adjoint(whole(z)), lambda x: fourier(x).flatten(1))
+        return SVD(
+            s,
+            whole,
+            lambda y: y.flatten(1),
+            lambda z: fourier_adjoint(whole(z)),
+            lambda x: fourier(x).flatten(1),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +85,8 @@ def fourier_mask(
     pattern: Literal["random", "equispaced", "variable"] = "random",
     lines: Literal["columns", "points"] = "columns",
 ) -> LinearOperator:
-    """Measures a part of the Fourier coefficients of each image (Cartesian MRI with one coil), a new mask for each observation.
+    """Measures a part of the Fourier coefficients of each image (Cartesian MRI with one coil), a
+    new mask for each observation.
 
     Args:
         n: The number of observations.
@@ -77,15 +94,21 @@ def fourier_mask(
         rng: The source of the masks.
         acceleration: One over the share of the frequencies that is measured.
         centre: The share of the frequencies that are always measured, at the centre.
-        pattern: How the others are chosen: at "random", "equispaced" from a random offset, or with a "variable" density that falls with
-            the square of the distance from the centre.
+        pattern: How the others are chosen: at "random", "equispaced" from a random offset, or with
+            a "variable" density that falls with the square of the distance from the centre.
         lines: Whether whole "columns" are measured, or single "points".
 
     Raises:
-        RecipeError: If the images have more than two channels, or `pattern` equispaced is asked for with points.
+        RecipeError: If the images have more than two channels, or `pattern` equispaced is asked for
+            with points.
     """
     channels, height, width = image_shape("fourier-mask", shape)
     if channels > 2:
-        raise RecipeError(f"fourier-mask needs images of 1 channel (real) or 2 (real and imaginary part), got {channels}")
-    mask = kspace_mask("fourier-mask", n, (height, width), rng, acceleration, centre, pattern, lines)
+        raise RecipeError(
+            "fourier-mask needs images of 1 channel (real) or 2 (real and imaginary part), got"
+            f" {channels}"
+        )
+    mask = kspace_mask(
+        "fourier-mask", n, (height, width), rng, acceleration, centre, pattern, lines
+    )
     return FourierMask(shape, mask) if channels == 2 else RealFourierMask(shape, mask)

@@ -40,8 +40,11 @@ class Gain(LinearOperator):
         return SVD(self.gain.expand(1, prod(self.shape)), whole, flat, whole, flat)
 
 
-def gain(n: int, shape: tuple[int, ...], rng: Generator, *, gain: Annotated[float, Gt(0)] = 1.0) -> Gain:
-    """Measures the signal times a factor: the sensitivity of a device, to be calibrated in a chain with other operators.
+def gain(
+    n: int, shape: tuple[int, ...], rng: Generator, *, gain: Annotated[float, Gt(0)] = 1.0
+) -> Gain:
+    """Measures the signal times a factor: the sensitivity of a device, to be calibrated in a chain
+    with other operators.
 
     Args:
         n: The number of observations; the gain is the same for all.

@@ -11,7 +11,8 @@ from invem import Operator
 
 @dataclass(frozen=True, eq=False)
 class Gamma(Operator):
-    """A(x) = 2 u^gamma - 1 with u = (x + 1)/2, clipped to [0.0001, 1] so that the slope stays finite.
+    """A(x) = 2 u^gamma - 1 with u = (x + 1)/2, clipped to [0.0001, 1] so that the slope stays
+    finite.
 
     Attributes:
         gamma: The exponent.
@@ -27,7 +28,9 @@ class Gamma(Operator):
         return v * self.gamma * u.clamp(1e-4, 1) ** (self.gamma - 1) * ((u >= 1e-4) & (u <= 1))
 
 
-def gamma(n: int, shape: tuple[int, ...], rng: Generator, *, gamma: Annotated[float, Gt(0)] = 2.2) -> Gamma:
+def gamma(
+    n: int, shape: tuple[int, ...], rng: Generator, *, gamma: Annotated[float, Gt(0)] = 2.2
+) -> Gamma:
     """Measures each image through a power law, as a display or an old sensor does.
 
     Args:

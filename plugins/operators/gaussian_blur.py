@@ -27,7 +27,12 @@ def _matrix(size: int, std: float, reach: int, boundary: str) -> Tensor:
     return (matrix[reach : size - reach] if boundary == "valid" else matrix).float()
 
 
-@examples(*({"std": 1.0, "size": 3, "boundary": boundary} for boundary in ("reflect", "circular", "zero", "valid")))
+@examples(
+    *(
+        {"std": 1.0, "size": 3, "boundary": boundary}
+        for boundary in ("reflect", "circular", "zero", "valid")
+    )
+)
 def gaussian_blur(
     n: int,
     shape: tuple[int, ...],
@@ -37,7 +42,8 @@ def gaussian_blur(
     size: Annotated[int, Interval(ge=1, le=255)] = 9,
     boundary: Literal["reflect", "circular", "zero", "valid"] = "reflect",
 ) -> Separable:
-    """Blurs each channel with a truncated Gaussian kernel that sums to one. A Gaussian is separable: A x = R x C^T.
+    """Blurs each channel with a truncated Gaussian kernel that sums to one. A Gaussian is
+    separable: A x = R x C^T.
 
     Args:
         n: The number of observations; the blur is the same for all.
@@ -45,11 +51,12 @@ def gaussian_blur(
         rng: Not used.
         std: The standard deviation of the kernel, in pixels.
         size: The width of the kernel, in pixels, odd.
-        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or nothing, so that the measurement is
-            smaller by size - 1.
+        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or
+            nothing, so that the measurement is smaller by size - 1.
 
     Raises:
-        RecipeError: If the size is even, reaches beyond the mirrored image, or the signal is not an image.
+        RecipeError: If the size is even, reaches beyond the mirrored image, or the signal is not an
+            image.
     """
     _, height, width = image_shape("gaussian-blur", shape)
     if size % 2 == 0:
@@ -57,4 +64,6 @@ def gaussian_blur(
     reach = size // 2
     if reach >= min(height, width) or (boundary == "valid" and size > min(height, width)):
         raise RecipeError(f"gaussian-blur: size {size} needs larger images than {height}×{width}")
-    return Separable(shape, _matrix(height, std, reach, boundary), _matrix(width, std, reach, boundary))
+    return Separable(
+        shape, _matrix(height, std, reach, boundary), _matrix(width, std, reach, boundary)
+    )

@@ -41,7 +41,8 @@ class Mixing(LinearOperator):
 
 
 def grayscale(n: int, shape: tuple[int, ...], rng: Generator) -> Mixing:
-    """Measures the luma of colour images (ITU-R 601: 0.299 red + 0.587 green + 0.114 blue); of two or more than three channels, the mean.
+    """Measures the luma of colour images (ITU-R 601: 0.299 red + 0.587 green + 0.114 blue); of two
+    or more than three channels, the mean.
 
     Args:
         n: The number of observations.
@@ -54,4 +55,9 @@ def grayscale(n: int, shape: tuple[int, ...], rng: Generator) -> Mixing:
     channels, _, _ = image_shape("grayscale", shape)
     if channels < 2:
         raise RecipeError("grayscale needs images of at least 2 channels, got 1")
-    return Mixing(shape, torch.tensor([0.299, 0.587, 0.114]) if channels == 3 else torch.full((channels,), 1 / channels))
+    return Mixing(
+        shape,
+        torch.tensor([0.299, 0.587, 0.114])
+        if channels == 3
+        else torch.full((channels,), 1 / channels),
+    )

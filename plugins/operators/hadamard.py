@@ -11,7 +11,8 @@ from invem import SVD, LinearOperator, RecipeError, examples, image_shape
 
 
 def _hadamard(x: Tensor) -> Tensor:
-    """The orthonormal Walsh-Hadamard transform along the last axis, its own inverse. The length is a power of two."""
+    """The orthonormal Walsh-Hadamard transform along the last axis, its own inverse. The length is
+    a power of two."""
     n = x.shape[-1]
     z, step = x, 1
     while step < n:
@@ -37,7 +38,9 @@ class SubsampledHadamard(LinearOperator):
         return self._turn(x)[..., : self.measurements]
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._back(torch.cat([y, y.new_zeros(*y.shape[:2], self.order.shape[1] - self.measurements)], 2))
+        return self._back(
+            torch.cat([y, y.new_zeros(*y.shape[:2], self.order.shape[1] - self.measurements)], 2)
+        )
 
     def pinv(self, y: Tensor) -> Tensor:
         return self.adjoint(y)
@@ -74,14 +77,16 @@ def hadamard(
     share: Annotated[float, Interval(gt=0, le=1)] = 0.25,
     order: Literal["random", "first"] = "random",
 ) -> SubsampledHadamard:
-    """Measures a share of the Walsh-Hadamard coefficients of each channel, the constant pattern always among them (Duarte et al. 2008).
+    """Measures a share of the Walsh-Hadamard coefficients of each channel, the constant pattern
+    always among them (Duarte et al. 2008).
 
     Args:
         n: The number of observations.
         shape: (C, H, W), H times W a power of two.
         rng: The source of the patterns.
         share: The number of measurements as a share of the number of pixels.
-        order: "random" patterns for each observation, or the "first" ones of the natural order for all.
+        order: "random" patterns for each observation, or the "first" ones of the natural order for
+            all.
 
     Raises:
         RecipeError: If the number of pixels is not a power of two.
@@ -89,7 +94,14 @@ def hadamard(
     _, height, width = image_shape("hadamard", shape)
     d = height * width
     if d & (d - 1):
-        raise RecipeError(f"hadamard needs a power of two of pixels (8×8, 32×64, ...), got {height}×{width}; try structured-projection")
-    keys = torch.rand(n, d, generator=rng) if order == "random" else torch.arange(d, dtype=torch.float32).expand(n, d).clone()
+        raise RecipeError(
+            f"hadamard needs a power of two of pixels (8×8, 32×64, ...), got {height}×{width}; try"
+            " structured-projection"
+        )
+    keys = (
+        torch.rand(n, d, generator=rng)
+        if order == "random"
+        else torch.arange(d, dtype=torch.float32).expand(n, d).clone()
+    )
     keys[:, 0] = -1
     return SubsampledHadamard(shape, keys.argsort(1), max(1, round(share * d)))

@@ -10,7 +10,11 @@ from invem import Mask, examples, image_shape
 
 @examples({"side": "top"}, {"side": "random"})
 def half_mask(
-    n: int, shape: tuple[int, ...], rng: Generator, *, side: Literal["left", "right", "top", "bottom", "random"] = "right"
+    n: int,
+    shape: tuple[int, ...],
+    rng: Generator,
+    *,
+    side: Literal["left", "right", "top", "bottom", "random"] = "right",
 ) -> Mask:
     """Hides one half of each image.
 
@@ -21,8 +25,22 @@ def half_mask(
         side: The half that is hidden; "random" draws it for each observation.
     """
     _, height, width = image_shape("half-mask", shape)
-    row, column = torch.arange(height)[:, None].expand(height, width), torch.arange(width).expand(height, width)
-    hidden = torch.stack([column < width // 2, column >= width - width // 2, row < height // 2, row >= height - height // 2])
+    row, column = (
+        torch.arange(height)[:, None].expand(height, width),
+        torch.arange(width).expand(height, width),
+    )
+    hidden = torch.stack(
+        [
+            column < width // 2,
+            column >= width - width // 2,
+            row < height // 2,
+            row >= height - height // 2,
+        ]
+    )
     sides = ("left", "right", "top", "bottom")
-    chosen = torch.randint(4, (n,), generator=rng) if side == "random" else torch.full((n,), sides.index(side))
+    chosen = (
+        torch.randint(4, (n,), generator=rng)
+        if side == "random"
+        else torch.full((n,), sides.index(side))
+    )
     return Mask(shape, (~hidden[chosen, None]).float())

@@ -26,8 +26,8 @@ LUMINANCE = (
 class Quantised(Operator):
     """A(x) = D^T q round(D x / q) on blocks of 8 x 8 pixels, D the orthonormal cosine transform.
 
-    The slope of rounding is zero almost everywhere and of no use: `vjp` takes it for one ("straight through"), which makes it the
-    identity, and automatic differentiation of the call agrees.
+    The slope of rounding is zero almost everywhere and of no use: `vjp` takes it for one ("straight
+    through"), which makes it the identity, and automatic differentiation of the call agrees.
 
     Attributes:
         table: q, in units of the data, shape (8, 8).
@@ -41,7 +41,12 @@ class Quantised(Operator):
         cosine = _cosine(x)
         blocks = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-2, -3)
         z = cosine @ blocks @ cosine.T
-        y = (cosine.T @ (self.table * (z / self.table).round()) @ cosine).transpose(-2, -3).flatten(-4, -3).flatten(-2)
+        y = (
+            (cosine.T @ (self.table * (z / self.table).round()) @ cosine)
+            .transpose(-2, -3)
+            .flatten(-4, -3)
+            .flatten(-2)
+        )
         return x + (y - x).detach()
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
@@ -55,9 +60,14 @@ def _cosine(x: Tensor) -> Tensor:
 
 
 def jpeg(
-    n: int, shape: tuple[int, ...], rng: Generator, *, quality: Annotated[int, Interval(ge=1, le=100)] = 30
+    n: int,
+    shape: tuple[int, ...],
+    rng: Generator,
+    *,
+    quality: Annotated[int, Interval(ge=1, le=100)] = 30,
 ) -> Quantised:
-    """Quantises the cosine coefficients of each channel with the luminance table of JPEG (ITU-T T.81, annex K).
+    """Quantises the cosine coefficients of each channel with the luminance table of JPEG (ITU-T
+    T.81, annex K).
 
     Args:
         n: The number of observations; the operator is the same for all.
@@ -70,7 +80,9 @@ def jpeg(
     """
     _, height, width = image_shape("jpeg", shape)
     if height % 8 or width % 8:
-        raise RecipeError(f"jpeg needs images whose height and width are multiples of 8, got {height}×{width}")
+        raise RecipeError(
+            f"jpeg needs images whose height and width are multiples of 8, got {height}×{width}"
+        )
     scale = 50 / quality if quality < 50 else 2 - quality / 50
     table = (torch.tensor(LUMINANCE, dtype=torch.float32) * scale + 0.5).floor().clamp(1, 255)
     return Quantised(shape, table / 127.5)

@@ -31,9 +31,11 @@ def kernel_blur(
         n: The number of observations.
         shape: (C, H, W).
         rng: The source of the choice, where the file holds several kernels.
-        file: A .npy file with one kernel (h, w), or several (N, h, w), of which each observation gets a random one; h and w odd.
+        file: A .npy file with one kernel (h, w), or several (N, h, w), of which each observation
+            gets a random one; h and w odd.
         normalise: Whether each kernel is divided by its sum. If not, it must sum to one.
-        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or nothing.
+        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or
+            nothing.
 
     Raises:
         DataError: If the file is missing or cannot be read.
@@ -43,15 +45,29 @@ def kernel_blur(
         values = np.load(Path(file).expanduser(), allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"kernel-blur: {file} cannot be read: {error}") from None
-    kernels = torch.from_numpy(np.ascontiguousarray(values, np.float32)) if values.dtype.kind in "fiu" else torch.empty(0)
+    kernels = (
+        torch.from_numpy(np.ascontiguousarray(values, np.float32))
+        if values.dtype.kind in "fiu"
+        else torch.empty(0)
+    )
     kernels = kernels[None] if kernels.ndim == 2 else kernels
     if kernels.ndim != 3 or not kernels.numel() or not bool(kernels.isfinite().all()):
-        raise RecipeError(f"kernel-blur: {file} must hold finite numbers of shape (h, w) or (N, h, w), got {values.dtype} {values.shape}")
+        raise RecipeError(
+            f"kernel-blur: {file} must hold finite numbers of shape (h, w) or (N, h, w), got"
+            f" {values.dtype} {values.shape}"
+        )
     total = kernels.sum((1, 2), keepdim=True)
     if normalise and bool((total.abs() < 1e-6).any()):
-        raise RecipeError(f"kernel-blur: {file} has a kernel that sums to zero, which cannot be normalised")
+        raise RecipeError(
+            f"kernel-blur: {file} has a kernel that sums to zero, which cannot be normalised"
+        )
     if not normalise and bool(((total - 1).abs() > 1e-3).any()):
         wrong = float(total.flatten()[(total - 1).abs().flatten().argmax()])
-        raise RecipeError(f"kernel-blur: {file} has a kernel that sums to {wrong:.4g}, not to one; write normalise: true to divide by it")
+        raise RecipeError(
+            f"kernel-blur: {file} has a kernel that sums to {wrong:.4g}, not to one; write"
+            " normalise: true to divide by it"
+        )
     kernels = kernels / total if normalise else kernels
-    return blur("kernel-blur", shape, kernels[torch.randint(len(kernels), (n,), generator=rng)], boundary)
+    return blur(
+        "kernel-blur", shape, kernels[torch.randint(len(kernels), (n,), generator=rng)], boundary
+    )

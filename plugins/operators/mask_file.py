@@ -24,8 +24,8 @@ def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> M
         n: The number of observations.
         shape: (C, H, W).
         rng: The source of the choice, where the file holds several masks.
-        file: A PNG or TIFF image, or a .npy file with one mask (H, W), or with several (N, H, W), of which each observation gets a
-            random one.
+        file: A PNG or TIFF image, or a .npy file with one mask (H, W), or with several (N, H, W),
+            of which each observation gets a random one.
 
     Raises:
         DataError: If the file is missing or cannot be read.
@@ -44,7 +44,9 @@ def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> M
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3 or values.shape[1:] != (height, width) or not len(values):
-        raise RecipeError(f"mask-file: {file} has the shape {values.shape}, and the images are {height}×{width}")
+        raise RecipeError(
+            f"mask-file: {file} has the shape {values.shape}, and the images are {height}×{width}"
+        )
     masks = torch.from_numpy(np.ascontiguousarray(values != 0)).float()
     if not bool(masks.flatten(1).any(1).all()):
         raise RecipeError(f"mask-file: {file} has a mask in which nothing is measured")

@@ -23,16 +23,19 @@ def motion_blur(
     size: Annotated[int, Interval(ge=1, le=255)] = 15,
     boundary: Literal["reflect", "circular", "zero", "valid"] = "reflect",
 ) -> LinearOperator:
-    """Blurs each image along a path of its own: a point that goes at constant speed in a direction that does a random walk.
+    """Blurs each image along a path of its own: a point that goes at constant speed in a direction
+    that does a random walk.
 
     Args:
         n: The number of observations.
         shape: (C, H, W).
         rng: The source of the paths.
         length: The length of the path, in pixels; what leaves the kernel counts at its border.
-        turn: The standard deviation of the change of direction over the whole path, in radians; 0 is a straight line.
+        turn: The standard deviation of the change of direction over the whole path, in radians; 0
+            is a straight line.
         size: The width of the kernel, in pixels, odd.
-        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or nothing.
+        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or
+            nothing.
 
     Raises:
         RecipeError: If the size is even or too large.
@@ -47,7 +50,16 @@ def motion_blur(
     kernel = torch.zeros(n, size * size)
     for dy in (0, 1):
         for dx in (0, 1):
-            weight = (part[..., 0] if dy else 1 - part[..., 0]) * (part[..., 1] if dx else 1 - part[..., 1])
-            place = (corner[..., 0] + dy).clamp(max=size - 1) * size + (corner[..., 1] + dx).clamp(max=size - 1)
+            weight = (part[..., 0] if dy else 1 - part[..., 0]) * (
+                part[..., 1] if dx else 1 - part[..., 1]
+            )
+            place = (corner[..., 0] + dy).clamp(max=size - 1) * size + (corner[..., 1] + dx).clamp(
+                max=size - 1
+            )
             kernel.scatter_add_(1, place.long(), weight)
-    return blur("motion-blur", shape, (kernel / kernel.sum(1, keepdim=True)).reshape(n, size, size), boundary)
+    return blur(
+        "motion-blur",
+        shape,
+        (kernel / kernel.sum(1, keepdim=True)).reshape(n, size, size),
+        boundary,
+    )

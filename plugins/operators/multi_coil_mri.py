@@ -30,7 +30,8 @@ class MultiCoilMRI(LinearOperator):
 
     @cached_property
     def _phased(self) -> tuple[Tensor, Tensor]:
-        """Coils and mask times the phases that centre both sides of the transform, in place of two shifts of every image."""
+        """Coils and mask times the phases that centre both sides of the transform, in place of two
+        shifts of every image."""
         turns = []
         for n in self.shape[1:]:
             k = torch.arange(n, device=self.mask.device)
@@ -38,7 +39,10 @@ class MultiCoilMRI(LinearOperator):
             inner, outer = ((n // 2 * j % n).double() / n for j in (k, k - n // 2))
             turns.append((inner, outer))
         (row, row_out), (column, column_out) = turns
-        inner, outer = (torch.polar(torch.ones_like(t), 2 * torch.pi * t) for t in (row[:, None] + column, row_out[:, None] + column_out))
+        inner, outer = (
+            torch.polar(torch.ones_like(t), 2 * torch.pi * t)
+            for t in (row[:, None] + column, row_out[:, None] + column_out)
+        )
         s = self._complex(self.coils)
         return s * inner.to(s.dtype), self.mask * outer.to(s.dtype)
 
@@ -58,7 +62,8 @@ class MultiCoilMRI(LinearOperator):
 
 
 def _birdcage(coils: int, height: int, width: int) -> Tensor:
-    """Simulates a birdcage: coils on a circle of 1.5 times the half width, whose field falls with the distance and turns with the angle."""
+    """Simulates a birdcage: coils on a circle of 1.5 times the half width, whose field falls with
+    the distance and turns with the angle."""
     angle = 2 * math.pi * torch.arange(coils)[:, None, None] / coils
     row, column = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
     dy, dx = row - 1.5 * angle.sin(), column - 1.5 * angle.cos()
@@ -79,7 +84,8 @@ def multi_coil_mri(
     pattern: Literal["random", "equispaced", "variable"] = "equispaced",
     lines: Literal["columns", "points"] = "columns",
 ) -> MultiCoilMRI:
-    """Measures a part of the Fourier coefficients of what each coil of a simulated birdcage sees, a new mask for each observation.
+    """Measures a part of the Fourier coefficients of what each coil of a simulated birdcage sees, a
+    new mask for each observation.
 
     Args:
         n: The number of observations.
@@ -88,7 +94,8 @@ def multi_coil_mri(
         coils: The number of coils.
         acceleration: One over the share of the frequencies that is measured.
         centre: The share of the frequencies that are always measured, at the centre.
-        pattern: How the others are chosen: at "random", "equispaced" from a random offset, or with a "variable" density.
+        pattern: How the others are chosen: at "random", "equispaced" from a random offset, or with
+            a "variable" density.
         lines: Whether whole "columns" are measured, or single "points".
 
     Raises:
@@ -96,6 +103,11 @@ def multi_coil_mri(
     """
     channels, height, width = image_shape("multi-coil-mri", shape)
     if channels != 2:
-        raise RecipeError(f"multi-coil-mri needs complex images: 2 channels, real and imaginary part; got {channels}")
-    mask = kspace_mask("multi-coil-mri", n, (height, width), rng, acceleration, centre, pattern, lines)
+        raise RecipeError(
+            "multi-coil-mri needs complex images: 2 channels, real and imaginary part; got"
+            f" {channels}"
+        )
+    mask = kspace_mask(
+        "multi-coil-mri", n, (height, width), rng, acceleration, centre, pattern, lines
+    )
     return MultiCoilMRI(shape, mask, _birdcage(coils, height, width))

@@ -9,7 +9,9 @@ from torch import Generator
 from invem import Separable, image_shape
 
 
-def pad(n: int, shape: tuple[int, ...], rng: Generator, *, width: Annotated[int, Ge(0)] = 2) -> Separable:
+def pad(
+    n: int, shape: tuple[int, ...], rng: Generator, *, width: Annotated[int, Ge(0)] = 2
+) -> Separable:
     """Puts zeros around each image.
 
     Args:

@@ -37,16 +37,21 @@ class PhaseRetrieval(Operator):
 
 
 def phase_retrieval(
-    n: int, shape: tuple[int, ...], rng: Generator, *, oversampling: Annotated[float, Interval(ge=1, le=4)] = 2.0
+    n: int,
+    shape: tuple[int, ...],
+    rng: Generator,
+    *,
+    oversampling: Annotated[float, Interval(ge=1, le=4)] = 2.0,
 ) -> PhaseRetrieval:
-    """Measures the magnitude of the Fourier transform of each image, brought to [0, 1] and padded with zeros; the phase is lost.
+    """Measures the magnitude of the Fourier transform of each image, brought to [0, 1] and padded
+    with zeros; the phase is lost.
 
     Args:
         n: The number of observations; the operator is the same for all.
         shape: (C, H, W).
         rng: Not used.
-        oversampling: The size of the padded image over that of the image; 2 is the least that determines the image, up to shift and
-            reflection.
+        oversampling: The size of the padded image over that of the image; 2 is the least that
+            determines the image, up to shift and reflection.
     """
     _, height, width = image_shape("phase-retrieval", shape)
     down, right = (round((oversampling - 1) * size / 2) for size in (height, width))

@@ -25,7 +25,8 @@ def random_mask(
         shape: The shape of one signal.
         rng: The source of the masks.
         keep: The probability that a pixel is measured.
-        per: Whether the channels of a pixel are hidden together ("pixel") or one by one ("channel").
+        per: Whether the channels of a pixel are hidden together ("pixel") or one by one
+            ("channel").
     """
     drawn = (1, *shape[1:]) if per == "pixel" and len(shape) > 1 else shape
     return Mask(shape, (torch.rand(n, *drawn, generator=rng) < keep).float())

@@ -19,7 +19,8 @@ def _hartley(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class StructuredProjection(LinearOperator):
-    """A x = (H D x)[index]: random signs, a fast orthogonal transform, a random subset. Its rows are orthonormal.
+    """A x = (H D x)[index]: random signs, a fast orthogonal transform, a random subset. Its rows
+    are orthonormal.
 
     Attributes:
         signs: D, +1 or -1, shape (B, d).
@@ -35,7 +36,9 @@ class StructuredProjection(LinearOperator):
         return self._turn(x)[:, : self.measurements]
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._back(torch.cat([y, y.new_zeros(len(y), prod(self.shape) - self.measurements)], 1))
+        return self._back(
+            torch.cat([y, y.new_zeros(len(y), prod(self.shape) - self.measurements)], 1)
+        )
 
     def pinv(self, y: Tensor) -> Tensor:
         return self.adjoint(y)
@@ -55,11 +58,17 @@ class StructuredProjection(LinearOperator):
 
 
 def structured_projection(
-    n: int, shape: tuple[int, ...], rng: Generator, *, share: Annotated[float, Interval(gt=0, le=1)] = 0.25
+    n: int,
+    shape: tuple[int, ...],
+    rng: Generator,
+    *,
+    share: Annotated[float, Interval(gt=0, le=1)] = 0.25,
 ) -> StructuredProjection:
-    """Measures a random share of the coefficients of the signal, its signs flipped at random, in a fast orthogonal (Hartley) basis.
+    """Measures a random share of the coefficients of the signal, its signs flipped at random, in a
+    fast orthogonal (Hartley) basis.
 
-    It behaves as dense random projections do, at O(d log d) and with nothing but signs and places to store.
+    It behaves as dense random projections do, at O(d log d) and with nothing but signs and places
+    to store.
 
     Args:
         n: The number of observations.

@@ -28,5 +28,7 @@ def added(n: int, shape: tuple[int, ...], rng: Generator, *, of: list[OperatorLa
     parts = [law(n, shape, rng) for law in of]
     shapes = [tuple(part[0](torch.zeros(1, *shape)).shape[1:]) for part in parts]
     if len(set(shapes)) > 1:
-        raise RecipeError(f"sum: the measurements have different shapes: {', '.join(map(str, shapes))}")
+        raise RecipeError(
+            f"sum: the measurements have different shapes: {', '.join(map(str, shapes))}"
+        )
     return total(*parts)

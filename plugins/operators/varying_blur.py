@@ -12,7 +12,8 @@ from invem import Convolution, LinearOperator, RecipeError, examples, image_shap
 
 @dataclass(frozen=True, eq=False)
 class VaryingBlur(LinearOperator):
-    """A x = sum over k of w_k * (K_k conv x): a few kernels, mixed at each pixel by weights that sum to one (Nagy & O'Leary 1998).
+    """A x = sum over k of w_k * (K_k conv x): a few kernels, mixed at each pixel by weights that
+    sum to one (Nagy & O'Leary 1998).
 
     Attributes:
         kernels: K, shape (B, K, h, w).
@@ -23,13 +24,19 @@ class VaryingBlur(LinearOperator):
     weights: Tensor = shared()
 
     def _blurs(self) -> list[Convolution]:
-        return [Convolution(self.shape, kernel[:, None], "reflect") for kernel in self.kernels.unbind(1)]
+        return [
+            Convolution(self.shape, kernel[:, None], "reflect") for kernel in self.kernels.unbind(1)
+        ]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.stack([w * blur(x) for w, blur in zip(self.weights, self._blurs(), strict=True)]).sum(0)
+        return torch.stack(
+            [w * blur(x) for w, blur in zip(self.weights, self._blurs(), strict=True)]
+        ).sum(0)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return torch.stack([blur.adjoint(w * y) for w, blur in zip(self.weights, self._blurs(), strict=True)]).sum(0)
+        return torch.stack(
+            [blur.adjoint(w * y) for w, blur in zip(self.weights, self._blurs(), strict=True)]
+        ).sum(0)
 
 
 @examples({"size": 3, "std": [0.4, 1.0], "kernels": 2})
@@ -42,7 +49,8 @@ def varying_blur(
     kernels: Annotated[int, Interval(ge=2, le=16)] = 3,
     size: Annotated[int, Interval(ge=1, le=63)] = 9,
 ) -> VaryingBlur:
-    """Blurs each image with a Gaussian kernel whose width grows with the distance from the centre, as behind a simple lens.
+    """Blurs each image with a Gaussian kernel whose width grows with the distance from the centre,
+    as behind a simple lens.
 
     Args:
         n: The number of observations; the blur is the same for all.
@@ -57,7 +65,9 @@ def varying_blur(
     """
     _, height, width = image_shape("varying-blur", shape)
     if size % 2 == 0 or size // 2 >= min(height, width):
-        raise RecipeError(f"varying-blur: size must be odd and at most {2 * min(height, width) - 1}, got {size}")
+        raise RecipeError(
+            f"varying-blur: size must be odd and at most {2 * min(height, width) - 1}, got {size}"
+        )
     row, column = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
     place = torch.hypot(row, column) / 2**0.5 * (kernels - 1)
     weights = (1 - (place - torch.arange(kernels)[:, None, None]).abs()).clamp(min=0)

@@ -7,25 +7,39 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, Stepping, Unsupported, calls, integrate
+from invem import (
+    Denoiser,
+    Karras,
+    Measurement,
+    PosteriorSampler,
+    Rng,
+    Schedule,
+    Stepping,
+    Unsupported,
+    calls,
+    integrate,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional(PosteriorSampler):
-    """The E-step of DiffEM (arXiv 2510.12691): the network is the sampler, and nothing is approximated but E[x | x_t, c], c what the
-    denoiser is told of the measurement (`Denoiser.told`). Where c does not tell A and the noise, as of random projections or of kernels
-    and levels that differ between observations, the draws are those of p(x | c), which knows less than p(x | y).
+    """The E-step of DiffEM (arXiv 2510.12691): the network is the sampler, and nothing is
+    approximated but E[x | x_t, c], c what the denoiser is told of the measurement
+    (`Denoiser.told`). Where c does not tell A and the noise, as of random projections or of kernels
+    and levels that differ between observations, the draws are those of p(x | c), which knows less
+    than p(x | y).
 
-    The chain starts from x_T = x_hat + sigma (z/2 + sqrt(3)/2 z') with x_hat = D(mean + sigma z, sigma, y). At large sigma the slope of D
-    is Cov[x | y]/sigma^2, so that x_T has the mean E[x | y] and the covariance sigma^2 I + Cov[x | y] of a draw of the posterior plus
-    sigma z, up to terms of order 1/sigma^2.
+    The chain starts from x_T = x_hat + sigma (z/2 + sqrt(3)/2 z') with x_hat = D(mean + sigma z,
+    sigma, y). At large sigma the slope of D is Cov[x | y]/sigma^2, so that x_T has the mean E[x |
+    y] and the covariance sigma^2 I + Cov[x | y] of a draw of the posterior plus sigma z, up to
+    terms of order 1/sigma^2.
 
     Attributes:
         steps: Noise levels.
         stepping: How the reverse diffusion is run.
-        guidance: 1 is the posterior given c. Another g is classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598),
-            D(x_t) + g (D(x_t, y) - D(x_t)), at twice the cost: above 1 the draws agree with y more than they should and spread less; 0 is
-            the prior.
+        guidance: 1 is the posterior given c. Another g is classifier-free guidance (Ho & Salimans
+            2022, arXiv 2207.12598), D(x_t) + g (D(x_t, y) - D(x_t)), at twice the cost: above 1 the
+            draws agree with y more than they should and spread less; 0 is the prior.
         schedule: The noise levels.
     """
 
@@ -44,7 +58,10 @@ class Conditional(PosteriorSampler):
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         if denoiser.condition != 2:
-            raise Unsupported("conditional needs a denoiser that knows E[x | x_t, y]: fit it with an objective such as cond-dsm or refine")
+            raise Unsupported(
+                "conditional needs a denoiser that knows E[x | x_t, y]: fit it with an objective"
+                " such as cond-dsm or refine"
+            )
         cond = denoiser.told(m)
 
         def denoise(x_t: Tensor, sigma: float) -> Tensor:
@@ -61,5 +78,7 @@ class Conditional(PosteriorSampler):
             x_t = denoiser.begin + first * z
         else:
             mean = 0.0 if denoiser.moments is None else denoiser.moments.mean
-            x_t = denoise(mean + first * z, first) + first * (0.5 * z + 0.75**0.5 * rng.normal(*m.shape).to(cond))
+            x_t = denoise(mean + first * z, first) + first * (
+                0.5 * z + 0.75**0.5 * rng.normal(*m.shape).to(cond)
+            )
         return integrate(self.stepping, denoise, x_t, sigmas, rng)

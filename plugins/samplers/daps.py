@@ -7,23 +7,38 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, nearest_draw, reverse, sharpness, start
+from invem import (
+    Denoiser,
+    Karras,
+    Measurement,
+    PosteriorSampler,
+    Rng,
+    Schedule,
+    nearest_draw,
+    reverse,
+    sharpness,
+    start,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DAPS(PosteriorSampler):
-    """Decoupled annealing posterior sampling (Zhang et al. 2025, arXiv 2407.01521, algorithm 1), for any A and any noise with a density.
+    """Decoupled annealing posterior sampling (Zhang et al. 2025, arXiv 2407.01521, algorithm 1),
+    for any A and any noise with a density.
 
-    At each level x_t is taken to the clean point h by a few Euler steps of the probability flow, a draw z of N(h, sigma^2 I) p(y | z) is
-    sought by a chain that begins at h, and the next state is z + s noise. N(h, sigma^2 I) is not p(x | x_t): with an exact draw the
-    variance of what y does not see comes out doubled, with few steps of the chain it is that of the flow.
+    At each level x_t is taken to the clean point h by a few Euler steps of the probability flow, a
+    draw z of N(h, sigma^2 I) p(y | z) is sought by a chain that begins at h, and the next state is
+    z + s noise. N(h, sigma^2 I) is not p(x | x_t): with an exact draw the variance of what y does
+    not see comes out doubled, with few steps of the chain it is that of the flow.
 
     Attributes:
         steps: Noise levels of the outer loop.
         flow: Euler steps from each level to the last, one call of the denoiser each.
-        kernel: "langevin"; "hmc", Langevin with momentum; or "exact", which needs a linear A and Gaussian noise.
+        kernel: "langevin"; "hmc", Langevin with momentum; or "exact", which needs a linear A and
+            Gaussian noise.
         inner: Steps of the chain, each a gradient of log p(y | z), without the network.
-        rate: Their length as a share of 1/(curvature of log p(y | z) + 1/sigma^2), the curvature found for each observation.
+        rate: Their length as a share of 1/(curvature of log p(y | z) + 1/sigma^2), the curvature
+            found for each observation.
         friction: How much of the momentum "hmc" loses in a step.
         schedule: The noise levels.
     """
@@ -55,7 +70,11 @@ class DAPS(PosteriorSampler):
         for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             levels = Karras(sigma_max=sigma, sigma_min=min(sigmas[-1], 0.5 * sigma)).grid(self.flow)
             h = reverse(denoiser, x_t, levels, rng, eta=0.0)
-            z = nearest_draw(m, h, sigma, rng) if self.kernel == "exact" else self._chain(m, h, sigma, rng)
+            z = (
+                nearest_draw(m, h, sigma, rng)
+                if self.kernel == "exact"
+                else self._chain(m, h, sigma, rng)
+            )
             x_t = z + s * rng.normal_like(z) if s else z
         return x_t
 

@@ -24,15 +24,18 @@ from invem import (
 
 @dataclass(frozen=True, kw_only=True)
 class DAPSMM(PosteriorSampler):
-    """DAPS (arXiv 2407.01521) with N(x_hat, V), V = Cov[x | x_t], in place of N(h, sigma^2 I), for linear A and Gaussian noise.
+    """DAPS (arXiv 2407.01521) with N(x_hat, V), V = Cov[x | x_t], in place of N(h, sigma^2 I), for
+    linear A and Gaussian noise.
 
-    Each level draws x from N(x_hat, V) given y by Matheron's rule and goes on from x + s noise: all that a state keeps of the one before
-    is through x. Exact for a Gaussian prior at any number of steps.
+    Each level draws x from N(x_hat, V) given y by Matheron's rule and goes on from x + s noise: all
+    that a state keeps of the one before is through x. Exact for a Gaussian prior at any number of
+    steps.
 
     Attributes:
         steps: Noise levels, one call of the denoiser each.
         covariance: V as in `mmps`.
-        switch: The noise level above which "switch" uses the moments of the prior, in units of the data.
+        switch: The noise level above which "switch" uses the moments of the prior, in units of the
+            data.
         solver: "gmres" or "cg".
         iterations: Krylov iterations with the network; a draw of N(0, V) takes as many more.
         schedule: The noise levels.
@@ -49,12 +52,18 @@ class DAPSMM(PosteriorSampler):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"adjoint", "var"} | ({"moments"} if self.covariance != "jacobian" else set()))
+        return frozenset(
+            {"adjoint", "var"} | ({"moments"} if self.covariance != "jacobian" else set())
+        )
 
     @property
     def cost(self) -> tuple[int, int]:
         levels = self.schedule.grid(self.steps)
-        low = {"switch": float((levels <= self.switch).double().mean()), "jacobian": 1.0, "moments": 0.0}[self.covariance]
+        low = {
+            "switch": float((levels <= self.switch).double().mean()),
+            "jacobian": 1.0,
+            "moments": 0.0,
+        }[self.covariance]
         return self.steps, round(self.steps * low * (2 * self.iterations + (self.solver == "cg")))
 
     @torch.no_grad()

@@ -12,11 +12,14 @@ from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class DDNM(PosteriorSampler):
-    """Denoising diffusion null-space models (Wang et al. 2023, arXiv 2212.00490), for linear A. No product with the network.
+    """Denoising diffusion null-space models (Wang et al. 2023, arXiv 2212.00490), for linear A. No
+    product with the network.
 
-    The range of A^T is replaced by what y says of it: x_hat <- A^+ y + (I - A^+ A) x_hat (algorithm 1). With `plus`, in the singular basis
-    and for Gaussian noise of one level (DDNM+, algorithm 2): a coordinate is replaced fully while the diffusion is noisier than y there, in
-    part after that, and the noise that y brings is taken off the noise of the step. With `travel` steps are undone and taken again.
+    The range of A^T is replaced by what y says of it: x_hat <- A^+ y + (I - A^+ A) x_hat (algorithm
+    1). With `plus`, in the singular basis and for Gaussian noise of one level (DDNM+, algorithm 2):
+    a coordinate is replaced fully while the diffusion is noisier than y there, in part after that,
+    and the noise that y brings is taken off the noise of the step. With `travel` steps are undone
+    and taken again.
 
     Attributes:
         steps: Noise levels, one call of the denoiser each, times 1 + `travel`.
@@ -59,7 +62,13 @@ class DDNM(PosteriorSampler):
         def step(x_t: Tensor, sigma: float, s: float) -> Tensor:
             x_hat = denoiser(x_t, sigma)
             x = known + x_hat - m.A.pinv(m.A(x_hat))
-            return x + s * ((1 - self.eta**2) ** 0.5 * (x_t - x) / sigma + self.eta * rng.normal_like(x_t)) if s else x
+            return (
+                x
+                + s
+                * ((1 - self.eta**2) ** 0.5 * (x_t - x) / sigma + self.eta * rng.normal_like(x_t))
+                if s
+                else x
+            )
 
         return step
 
@@ -73,12 +82,16 @@ class DDNM(PosteriorSampler):
             level = s or sigma  # the last estimate is corrected at the last level
             free = kappa.isinf()
             fine = level >= kappa
-            share = torch.where(free, 0.0, torch.where(fine, 1.0, level * kept / kappa.clamp(min=1e-12)))
+            share = torch.where(
+                free, 0.0, torch.where(fine, 1.0, level * kept / kappa.clamp(min=1e-12))
+            )
             x = g + share * (known - g)
             if not s:
                 return svd.v(x)
             old = torch.where(free, s * kept / sigma * (z - g), 0.0)
-            new = torch.where(fine & ~free, (s**2 - kappa**2).clamp(min=0), (self.eta * s) ** 2).sqrt()
+            new = torch.where(
+                fine & ~free, (s**2 - kappa**2).clamp(min=0), (self.eta * s) ** 2
+            ).sqrt()
             return svd.v(x + old + new * rng.normal_like(x))
 
         return step

@@ -13,11 +13,13 @@ from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class DDS(PosteriorSampler):
-    """Decomposed diffusion sampling (Chung et al. 2024, arXiv 2303.05754, algorithm 1), for linear A. No product with the network.
+    """Decomposed diffusion sampling (Chung et al. 2024, arXiv 2303.05754, algorithm 1), for linear
+    A. No product with the network.
 
-    The clean estimate is `iterations` steps of conjugate gradients on (I + gamma A^T A) z = x_hat + gamma A^T y from x_hat; a step then
-    takes sqrt(1 - eta^2) of the predicted noise and eta of new noise. The level of the noise in y is not used: gamma stands for the ratio
-    of variances, which is right at one level only.
+    The clean estimate is `iterations` steps of conjugate gradients on (I + gamma A^T A) z = x_hat +
+    gamma A^T y from x_hat; a step then takes sqrt(1 - eta^2) of the predicted noise and eta of new
+    noise. The level of the noise in y is not used: gamma stands for the ratio of variances, which
+    is right at one level only.
 
     Attributes:
         steps: Noise levels, one call of the denoiser each.
@@ -56,6 +58,8 @@ class DDS(PosteriorSampler):
         x_t = start(denoiser, sigmas[0], rng, m.shape, m.y)
         for sigma, s in pairwise(sigmas):
             x_hat = denoiser(x_t, sigma)
-            noise = (1 - self.eta**2) ** 0.5 * (x_t - x_hat) / sigma + self.eta * rng.normal_like(x_t)
+            noise = (1 - self.eta**2) ** 0.5 * (x_t - x_hat) / sigma + self.eta * rng.normal_like(
+                x_t
+            )
             x_t = closer(x_hat) + s * noise
         return closer(denoiser(x_t, sigmas[-1]))

@@ -7,21 +7,32 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, nearest, reverse, start_given
+from invem import (
+    Denoiser,
+    Karras,
+    Measurement,
+    PosteriorSampler,
+    Rng,
+    Schedule,
+    nearest,
+    reverse,
+    start_given,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffPIR(PosteriorSampler):
-    """DiffPIR (Zhu et al. 2023, arXiv 2305.08995, algorithm 1), for linear A and Gaussian noise. No product with the network.
+    """DiffPIR (Zhu et al. 2023, arXiv 2305.08995, algorithm 1), for linear A and Gaussian noise. No
+    product with the network.
 
-    The clean estimate minimises |y - A z|^2/(2 var) + lam |z - x_hat|^2/(2 sigma^2); a step then keeps the share 1 - zeta of the noise
-    and renews the rest. The method is biased: the covariance of x given x_t is taken as sigma^2 I / lam, and a constant zeta does not
-    preserve the prior.
+    The clean estimate minimises |y - A z|^2/(2 var) + lam |z - x_hat|^2/(2 sigma^2); a step then
+    keeps the share 1 - zeta of the noise and renews the rest. The method is biased: the covariance
+    of x given x_t is taken as sigma^2 I / lam, and a constant zeta does not preserve the prior.
 
     Attributes:
         steps: Noise levels, one call of the denoiser each.
-        lam: The weight of the prior (paper: 7 to 8; the released code has the noise of y on [0, 1] and sigma on [-1, 1], so that its 7
-            is 1.75 here).
+        lam: The weight of the prior (paper: 7 to 8; the released code has the noise of y on [0, 1]
+            and sigma on [-1, 1], so that its 7 is 1.75 here).
         zeta: The share of the noise that a step renews.
         schedule: The noise levels.
     """
@@ -47,4 +58,6 @@ class DiffPIR(PosteriorSampler):
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
             return nearest(m, denoiser(x_t, sigma), sigma / self.lam**0.5)
 
-        return reverse(posterior, start_given(denoiser, float(sigmas[0]), rng, m), sigmas, rng, zeta=self.zeta)
+        return reverse(
+            posterior, start_given(denoiser, float(sigmas[0]), rng, m), sigmas, rng, zeta=self.zeta
+        )

@@ -11,7 +11,8 @@ from invem import Denoiser, Measurement, PosteriorSampler, Rng
 
 @dataclass(frozen=True, kw_only=True)
 class Exact(PosteriorSampler):
-    """Draws p(x | y) exactly where the prior is a Gaussian or a mixture of Gaussians, A is linear and the noise Gaussian.
+    """Draws p(x | y) exactly where the prior is a Gaussian or a mixture of Gaussians, A is linear
+    and the noise Gaussian.
 
     What every other sampler is measured against, and the E-step of exact EM on a Gaussian prior.
     """

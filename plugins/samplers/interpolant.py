@@ -8,17 +8,28 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Denoiser, Interpolant, Measurement, PosteriorSampler, Rng, Unsupported, calls, integrate
+from invem import (
+    Denoiser,
+    Interpolant,
+    Measurement,
+    PosteriorSampler,
+    Rng,
+    Unsupported,
+    calls,
+    integrate,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolantFlow(PosteriorSampler):
-    """Integrates dI/dt = (I - E[x | I_t])/t from I_1, what was measured plus the jitter of the fit, to I_0 = x.
+    """Integrates dI/dt = (I - E[x | I_t])/t from I_1, what was measured plus the jitter of the fit,
+    to I_0 = x.
 
-    After `sfbd-omni` (arXiv 2512.17051) the draws are of p(x | y); after `scsi` (arXiv 2512.10857) they have the law of x over all
-    observations, and no step that ties one to its y but the start.
+    After `sfbd-omni` (arXiv 2512.17051) the draws are of p(x | y); after `scsi` (arXiv 2512.10857)
+    they have the law of x over all observations, and no step that ties one to its y but the start.
 
-    The steps are t = cos(pi k/(2 steps)), finer near 1, where a small jitter grows to the spread of x.
+    The steps are t = cos(pi k/(2 steps)), finer near 1, where a small jitter grows to the spread of
+    x.
 
     Attributes:
         steps: Steps from t = 1 to 0 (SCSI: 64 equal ones of Euler's rule).
@@ -37,12 +48,17 @@ class InterpolantFlow(PosteriorSampler):
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         if not isinstance(denoiser, Interpolant):
-            raise Unsupported("interpolant needs a prior that an objective such as scsi or sfbd-omni was fitted to")
+            raise Unsupported(
+                "interpolant needs a prior that an objective such as scsi or sfbd-omni was"
+                " fitted to"
+            )
         cond = denoiser.told(m)
 
         def denoise(x_t: Tensor, t: float) -> Tensor:
             x_hat: Tensor = denoiser(x_t, t, cond)
             return x_hat
 
-        times = torch.cos(torch.arange(self.steps, dtype=torch.float64) * (math.pi / 2 / self.steps))
+        times = torch.cos(
+            torch.arange(self.steps, dtype=torch.float64) * (math.pi / 2 / self.steps)
+        )
         return integrate(self.stepping, denoise, denoiser.first(m, rng), times, rng)

@@ -7,16 +7,26 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from invem import Denoiser, Geometric, Measurement, PosteriorSampler, Rng, Schedule, sharpness, start
+from invem import (
+    Denoiser,
+    Geometric,
+    Measurement,
+    PosteriorSampler,
+    Rng,
+    Schedule,
+    sharpness,
+    start,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnealedLangevin(PosteriorSampler):
-    """Annealed Langevin dynamics for posteriors (Jalal et al. 2021, arXiv 2108.01368, algorithm 1), for any A and Gaussian noise.
+    """Annealed Langevin dynamics for posteriors (Jalal et al. 2021, arXiv 2108.01368, algorithm 1),
+    for any A and Gaussian noise.
 
-    At each level, `inner` times, x <- x + l ((x_hat - x)/sigma^2 + J_A^T (y - A(x))/(var + sigma^2)) + sqrt(2 l) noise, with
-    l = rate/(1/sigma^2 + |A|^2/(var + sigma^2)) for each observation. Exact as steps get small and many and the last level goes to
-    zero; slow.
+    At each level, `inner` times, x <- x + l ((x_hat - x)/sigma^2 + J_A^T (y - A(x))/(var +
+    sigma^2)) + sqrt(2 l) noise, with l = rate/(1/sigma^2 + |A|^2/(var + sigma^2)) for each
+    observation. Exact as steps get small and many and the last level goes to zero; slow.
 
     Attributes:
         steps: Noise levels.
@@ -45,10 +55,17 @@ class AnnealedLangevin(PosteriorSampler):
         var = m.noise.var().expand_as(m.y)
         x = start(denoiser, sigmas[0], rng, m.shape, m.y)
         for sigma in sigmas:
-            # The curvature of |y - A(x)|^2/(2 var), of which the widened likelihood has at most the share var/(var + sigma^2).
+            # The curvature of |y - A(x)|^2/(2 var), of which the widened likelihood has at most the
+            # share var/(var + sigma^2).
             share = (var / (var + sigma**2)).flatten(1).amax(1, keepdim=True)
-            length = self.rate / (1 / sigma**2 + share * sharpness(m, x, 5)).reshape(-1, *[1] * (x.ndim - 1))
+            length = self.rate / (1 / sigma**2 + share * sharpness(m, x, 5)).reshape(
+                -1, *[1] * (x.ndim - 1)
+            )
             for _ in range(self.inner):
                 data = m.A.vjp(x, (m.y - m.A(x)) / (var + sigma**2))
-                x = x + length * ((denoiser(x, sigma) - x) / sigma**2 + data) + (2 * length).sqrt() * rng.normal_like(x)
+                x = (
+                    x
+                    + length * ((denoiser(x, sigma) - x) / sigma**2 + data)
+                    + (2 * length).sqrt() * rng.normal_like(x)
+                )
         return denoiser(x, sigmas[-1])

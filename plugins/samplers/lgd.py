@@ -13,11 +13,14 @@ from invem import Denoise, Denoiser, GuidedSampler, Measurement, Rng, Stepping
 
 @dataclass(frozen=True, kw_only=True)
 class LGD(GuidedSampler):
-    """Loss-guided diffusion (Song et al. 2023, ICML, algorithm 1), for any differentiable A and any noise with a density.
+    """Loss-guided diffusion (Song et al. 2023, ICML, algorithm 1), for any differentiable A and any
+    noise with a density.
 
-    p(y | x_t) is taken as the mean of p(y | x_hat + r z) over `samples` draws of z, r = sigma/sqrt(1 + sigma^2), and its gradient goes
-    through the denoiser. With many measurements one draw outweighs the others, and the method becomes DPS at a random point. A pull is no
-    longer than the one that would end the misfit if A were linear along it: without that bound low noise makes the chain diverge.
+    p(y | x_t) is taken as the mean of p(y | x_hat + r z) over `samples` draws of z, r =
+    sigma/sqrt(1 + sigma^2), and its gradient goes through the denoiser. With many measurements one
+    draw outweighs the others, and the method becomes DPS at a random point. A pull is no longer
+    than the one that would end the misfit if A were linear along it: without that bound low noise
+    makes the chain diverge.
 
     Attributes:
         steps: Noise levels.
@@ -56,8 +59,12 @@ class LGD(GuidedSampler):
             flat = step.flatten(1).norm(dim=1).clamp(min=1e-12)
             way = (1e-2 / flat).reshape(-1, *[1] * (x_hat.ndim - 1))
             clean = m.A(x_hat)
-            along = ((m.A(x_hat + way * step) - clean) / way.reshape(-1, *[1] * (clean.ndim - 1))).flatten(1)
-            best = ((m.y - clean).flatten(1) * along).sum(1) / along.square().sum(1).clamp(min=1e-20)
+            along = (
+                (m.A(x_hat + way * step) - clean) / way.reshape(-1, *[1] * (clean.ndim - 1))
+            ).flatten(1)
+            best = ((m.y - clean).flatten(1) * along).sum(1) / along.square().sum(1).clamp(
+                min=1e-20
+            )
             return x_hat + best.clamp(0, 1).reshape(way.shape) * step
 
         return posterior

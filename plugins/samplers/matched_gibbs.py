@@ -25,16 +25,19 @@ from invem import (
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedGibbs(PosteriorSampler):
-    """Split Gibbs sampling (as arXiv 2405.18782) in which the step of z knows that rho stands for a part of the noise.
+    """Split Gibbs sampling (as arXiv 2405.18782) in which the step of z knows that rho stands for a
+    part of the noise.
 
-    z is drawn from N(z; x, rho^2 I) N(y; A z, S - rho^2 A A^T), which is a law for rho |S^-1/2 A| <= 1, so that y has the covariance S
-    given x: the law of x is the posterior itself at a fixed rho, with nothing to anneal. It mixes in about (spread of the posterior/rho)^2
-    sweeps, and so it begins with draws of DAPS-MM: a polish, for linear A and Gaussian noise.
+    z is drawn from N(z; x, rho^2 I) N(y; A z, S - rho^2 A A^T), which is a law for rho |S^-1/2 A|
+    <= 1, so that y has the covariance S given x: the law of x is the posterior itself at a fixed
+    rho, with nothing to anneal. It mixes in about (spread of the posterior/rho)^2 sweeps, and so it
+    begins with draws of DAPS-MM: a polish, for linear A and Gaussian noise.
 
     Attributes:
         sweeps: Sweeps of both steps.
         share: rho |S^-1/2 A|, below 1.
-        levels: Noise levels of the draw of x given z, one call of the denoiser and three products each.
+        levels: Noise levels of the draw of x given z, one call of the denoiser and three products
+            each.
         warm: Levels of the draws that the chain begins with, one call and up to six products each.
         end: The last noise level, in units of the data.
     """
@@ -65,5 +68,12 @@ class MatchedGibbs(PosteriorSampler):
         # Where y resolves next to nothing rho has no bound but the scale of the data.
         rho = rho.clamp(max=float(sigmas[0]))
         for _ in range(self.sweeps):
-            x = prior_draw(denoiser, nearest_draw(m, x, rho, rng, matched=True), rho, self.levels, 0.2 * self.end, rng)
+            x = prior_draw(
+                denoiser,
+                nearest_draw(m, x, rho, rng, matched=True),
+                rho,
+                self.levels,
+                0.2 * self.end,
+                rng,
+            )
         return x

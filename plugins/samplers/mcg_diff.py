@@ -13,12 +13,14 @@ from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class MCGDiff(PosteriorSampler):
-    """Monte Carlo guided diffusion (Cardoso et al. 2024, arXiv 2308.07983, algorithm 1), for linear A with a singular value decomposition
-    and Gaussian noise of one level. No product with the network.
+    """Monte Carlo guided diffusion (Cardoso et al. 2024, arXiv 2308.07983, algorithm 1), for linear
+    A with a singular value decomposition and Gaussian noise of one level. No product with the
+    network.
 
-    In the singular basis y is the state of the diffusion at the noise level kappa = noise/singular value of each coordinate. Above that
-    level a coordinate is drawn from the ancestral step times N(y; z, sigma^2 - kappa^2), and the particles are weighted by what y makes of
-    the step; at kappa it is y; below it is free. Exact as particles and steps grow; each draw has a filter of its own.
+    In the singular basis y is the state of the diffusion at the noise level kappa = noise/singular
+    value of each coordinate. Above that level a coordinate is drawn from the ancestral step times
+    N(y; z, sigma^2 - kappa^2), and the particles are weighted by what y makes of the step; at kappa
+    it is y; below it is free. Exact as particles and steps grow; each draw has a filter of its own.
 
     Attributes:
         steps: Noise levels; each takes one call of the denoiser for each particle.
@@ -43,7 +45,11 @@ class MCGDiff(PosteriorSampler):
         each = m.floored(sigmas[-1])[torch.arange(len(m)).repeat_interleave(k)]
         svd = each.A.svd()
         kappa, known = each.spectral_noise(svd), each.spectral_data(svd)
-        mean = svd.vt((denoiser.moments.mean if denoiser.moments is not None else torch.zeros(m.shape)).to(m.y).expand(len(each), *m.shape))
+        mean = svd.vt(
+            (denoiser.moments.mean if denoiser.moments is not None else torch.zeros(m.shape))
+            .to(m.y)
+            .expand(len(each), *m.shape)
+        )
 
         def normal() -> Tensor:
             return rng.normal(k, known.shape[1]).to(known).flatten(0, 1)
@@ -51,13 +57,20 @@ class MCGDiff(PosteriorSampler):
         def log_normal(gap: Tensor, var: Tensor) -> Tensor:
             return -0.5 * (gap.double().square() / var + var.log())
 
-        # At the first level the state is N(mean, sigma^2 I), times N(y; z, sigma^2 - kappa^2) where y is seen.
+        # At the first level the state is N(mean, sigma^2 I), times N(y; z, sigma^2 - kappa^2) where
+        # y is seen.
         first = torch.tensor(sigmas[0] ** 2, dtype=torch.float64)
         seen = kappa < sigmas[0]
         left = torch.where(seen, first - kappa.double() ** 2, 1.0)
         gain = torch.where(seen, first / (first + left), 0.0)
-        z = mean + (gain * (known - mean)).to(known) + ((1 - gain) * first).sqrt().to(known) * normal()
-        weight = torch.where(seen, log_normal(known - mean, first + left), 0.0).sum(1).reshape(-1, k)
+        z = (
+            mean
+            + (gain * (known - mean)).to(known)
+            + ((1 - gain) * first).sqrt().to(known) * normal()
+        )
+        weight = (
+            torch.where(seen, log_normal(known - mean, first + left), 0.0).sum(1).reshape(-1, k)
+        )
         for sigma, s in pairwise(sigmas):
             rows, weight = resample(weight, rng)
             z = z[rows]
@@ -65,7 +78,8 @@ class MCGDiff(PosteriorSampler):
             keep = s**2 / sigma**2
             q = torch.full_like(kappa, s**2 * (1 - keep), dtype=torch.float64)
             mu = g + keep * (z - g)
-            # Above kappa: the step times N(y; z_s, s^2 - kappa^2), over N(y; z_sigma, sigma^2 - kappa^2).
+            # Above kappa: the step times N(y; z_s, s^2 - kappa^2), over N(y; z_sigma, sigma^2 -
+            # kappa^2).
             above, now = kappa < s, (kappa < sigma) & (kappa > 0)
             crossing = now & ~above
             later = torch.where(above, s**2 - kappa.double() ** 2, 1.0)
@@ -77,11 +91,17 @@ class MCGDiff(PosteriorSampler):
             level = torch.where(crossing, kappa, s).double()
             share = (level / sigma) ** 2
             there = g + (share * (z - g)).to(g)
-            step = step + torch.where(crossing, log_normal(known - there, (level**2 * (1 - share)).clamp(min=1e-20)), 0.0)
+            step = step + torch.where(
+                crossing, log_normal(known - there, (level**2 * (1 - share)).clamp(min=1e-20)), 0.0
+            )
             rest = (s / level) ** 2
             centre = torch.where(crossing, g + (rest * (known - g)).to(g), centre)
             spread = torch.where(crossing, (s**2 * (1 - rest)).clamp(min=0).sqrt().to(g), spread)
-            before = torch.where(now, log_normal(known - z, torch.where(now, sigma**2 - kappa.double() ** 2, 1.0)), 0.0)
+            before = torch.where(
+                now,
+                log_normal(known - z, torch.where(now, sigma**2 - kappa.double() ** 2, 1.0)),
+                0.0,
+            )
             weight = weight + (step - before).sum(1).reshape(-1, k)
             z = centre + spread * normal()
         rows = choose(weight, rng)

@@ -31,31 +31,39 @@ from invem import (
 
 @dataclass(frozen=True, kw_only=True)
 class MMPS(PosteriorSampler):
-    """Moment-matching posterior sampling (Rozet et al. 2024, arXiv 2405.13712, algorithm 3), for linear A and Gaussian noise.
+    """Moment-matching posterior sampling (Rozet et al. 2024, arXiv 2405.13712, algorithm 3), for
+    linear A and Gaussian noise.
 
-    Given x_t, the clean signal is taken as N(x_hat, V) with V = Cov[x | x_t]; then E[x | x_t, y] is the linear update
+    Given x_t, the clean signal is taken as N(x_hat, V) with V = Cov[x | x_t]; then E[x | x_t, y] is
+    the linear update
 
         x_hat + V A^T u,   (S + A V A^T) u = y - A x_hat,
 
-    and any unconditional sampler runs on it. V = sigma^2 J with J the Jacobian of the denoiser (Tweedie), one vector-Jacobian
-    product for each Krylov iteration: V A^T u is read off the Krylov basis, so the published last product is saved.
+    and any unconditional sampler runs on it. V = sigma^2 J with J the Jacobian of the denoiser
+    (Tweedie), one vector-Jacobian product for each Krylov iteration: V A^T u is read off the Krylov
+    basis, so the published last product is saved.
 
-    Where sigma is large, J of a trained network is wrong by more than the Gaussian covariance (C^-1 + sigma^-2 I)^-1 of the prior's
-    own mean and covariance is, and that one costs no product: ``covariance="switch"`` uses it above `switch`.
+    Where sigma is large, J of a trained network is wrong by more than the Gaussian covariance (C^-1
+    + sigma^-2 I)^-1 of the prior's own mean and covariance is, and that one costs no product:
+    ``covariance="switch"`` uses it above `switch`.
 
     Attributes:
         steps: Noise levels.
-        stepping: "corrected" ancestral steps with a draw of N(E[x | x_t, y], Cov[x | x_t, y]), exact for Gaussian priors at any number of
-            steps; "isotropic" and "diagonal", which know that covariance by its trace or diagonal alone, from Hutchinson probes; or any
-            rule of the reverse diffusion on the mean: "heun", or plain "ancestral" as published, whose draws are too narrow by O(1/steps).
-        covariance: V by Jacobian products ("jacobian"), by the moments of the prior ("moments"), or by the one below and the other above
-            `switch` ("switch").
+        stepping: "corrected" ancestral steps with a draw of N(E[x | x_t, y], Cov[x | x_t, y]),
+            exact for Gaussian priors at any number of steps; "isotropic" and "diagonal", which know
+            that covariance by its trace or diagonal alone, from Hutchinson probes; or any rule of
+            the reverse diffusion on the mean: "heun", or plain "ancestral" as published, whose
+            draws are too narrow by O(1/steps).
+        covariance: V by Jacobian products ("jacobian"), by the moments of the prior ("moments"), or
+            by the one below and the other above `switch` ("switch").
         switch: The noise level above which "switch" uses the moments, in units of the data.
-        solver: "gmres", whose residual never grows, or "cg" as published, which stops a sample at negative curvature.
+        solver: "gmres", whose residual never grows, or "cg" as published, which stops a sample at
+            negative curvature.
         iterations: Krylov iterations with the network.
-        warm: Whether "cg" begins each solution with that of the step before, at the cost of one product more; not with "corrected" steps,
-            whose right-hand sides are drawn anew.
-        probes: Probes of "isotropic" and "diagonal", each a product more than a solution of the system.
+        warm: Whether "cg" begins each solution with that of the step before, at the cost of one
+            product more; not with "corrected" steps, whose right-hand sides are drawn anew.
+        probes: Probes of "isotropic" and "diagonal", each a product more than a solution of the
+            system.
         linearise: For an A that is not linear: its derivative at x_hat stands for it at each step.
         schedule: The noise levels. The noise of the data counts as at least the smallest of them.
     """
@@ -86,22 +94,34 @@ class MMPS(PosteriorSampler):
 
     def __post_init__(self) -> None:
         if self.warm and (self.solver != "cg" or self.stepping == "corrected"):
-            raise RecipeError("mmps: warm is for solver: cg, and for another stepping than corrected")
+            raise RecipeError(
+                "mmps: warm is for solver: cg, and for another stepping than corrected"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
         operator = "vjp" if self.linearise else "adjoint"
-        return frozenset({operator, "var"} | ({"moments"} if self.covariance != "jacobian" else set()))
+        return frozenset(
+            {operator, "var"} | ({"moments"} if self.covariance != "jacobian" else set())
+        )
 
     @property
     def cost(self) -> tuple[int, int]:
         draws = self.stepping in ("corrected", "isotropic", "diagonal")
         forwards = self.steps if draws else calls(self.stepping, self.steps)
         levels = self.schedule.grid(self.steps)
-        low = {"switch": float((levels <= self.switch).double().mean()), "jacobian": 1.0, "moments": 0.0}[self.covariance]
+        low = {
+            "switch": float((levels <= self.switch).double().mean()),
+            "jacobian": 1.0,
+            "moments": 0.0,
+        }[self.covariance]
         solve = self.iterations + (self.solver == "cg")
         first = solve + self.warm
-        more = {"corrected": self.iterations, "isotropic": self.probes * (1 + solve), "diagonal": self.probes * (1 + solve)}
+        more = {
+            "corrected": self.iterations,
+            "isotropic": self.probes * (1 + solve),
+            "diagonal": self.probes * (1 + solve),
+        }
         return forwards, round(forwards * low * (first + more.get(self.stepping, 0)))
 
     @torch.no_grad()
@@ -113,20 +133,34 @@ class MMPS(PosteriorSampler):
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
             here = local(denoiser, x_t, sigma, self.covariance, self.switch, self.iterations)
             m = linearised(given, here.mean) if self.linearise else given
-            exact = self.stepping == "corrected" or (here.cheap and self.stepping in ("isotropic", "diagonal"))
-            x = condition(here, m, rng if exact else None, self.solver, self.iterations, last if self.warm else None)
+            exact = self.stepping == "corrected" or (
+                here.cheap and self.stepping in ("isotropic", "diagonal")
+            )
+            x = condition(
+                here,
+                m,
+                rng if exact else None,
+                self.solver,
+                self.iterations,
+                last if self.warm else None,
+            )
             if exact or self.stepping not in ("isotropic", "diagonal"):
                 return x
             return x + self._variance(here, m, rng, sigma).sqrt() * rng.normal_like(x)
 
         first = float(sigmas[0])
-        x_t = start(denoiser, first, rng, m.shape, m.y) if self.linearise else start_given(denoiser, first, rng, given)
+        x_t = (
+            start(denoiser, first, rng, m.shape, m.y)
+            if self.linearise
+            else start_given(denoiser, first, rng, given)
+        )
         if self.stepping in ("corrected", "isotropic", "diagonal"):
             return reverse(posterior, x_t, sigmas, rng)
         return integrate(self.stepping, posterior, x_t, sigmas, rng)
 
     def _variance(self, here: Local, m: Measurement, rng: Rng, sigma: float) -> Tensor:
-        """The trace or the diagonal of Cov[x | x_t, y] = V - V A^T (A V A^T + S)^-1 A V, between 0 and sigma^2."""
+        """The trace or the diagonal of Cov[x | x_t, y] = V - V A^T (A V A^T + S)^-1 A V, between 0
+        and sigma^2."""
         total = torch.zeros_like(here.mean)
         for _ in range(self.probes):
             z = rng.normal_like(here.mean).sign()

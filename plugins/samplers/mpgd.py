@@ -13,14 +13,17 @@ from invem import Denoise, Denoiser, GuidedSampler, Measurement, Rng, Stepping
 
 @dataclass(frozen=True, kw_only=True)
 class MPGD(GuidedSampler):
-    """Manifold-preserving guided diffusion without an autoencoder (He et al. 2024, arXiv 2311.16424), for any differentiable A.
+    """Manifold-preserving guided diffusion without an autoencoder (He et al. 2024, arXiv
+    2311.16424), for any differentiable A.
 
-    The clean estimate is pulled along the gradient of the data misfit at x_hat, without a product with the network:
+    The clean estimate is pulled along the gradient of the data misfit at x_hat, without a product
+    with the network:
 
         x_hat <- x_hat - weight sqrt(1 + sigma^2) grad |y - A(x_hat)|
 
-    with the norm of one sample, and a step no longer than the one that would end the misfit if A were linear along it. Unobserved entries
-    feel the data only through the denoiser: weak where much is hidden.
+    with the norm of one sample, and a step no longer than the one that would end the misfit if A
+    were linear along it. Unobserved entries feel the data only through the denoiser: weak where
+    much is hidden.
 
     Attributes:
         steps: Noise levels.

@@ -11,15 +11,17 @@ from invem import Denoiser, Measurement, PosteriorSampler, Rng
 
 @dataclass(frozen=True, kw_only=True)
 class Observation(PosteriorSampler):
-    """y where it has the shape of the signal, A^T y otherwise: what EM begins with in SCSI (arXiv 2512.10857), and in EMDiffusion on masks
-    (arXiv 2407.01014, table 4, "preprocessed").
+    """y where it has the shape of the signal, A^T y otherwise: what EM begins with in SCSI (arXiv
+    2512.10857), and in EMDiffusion on masks (arXiv 2407.01014, table 4, "preprocessed").
 
-    Entries of y that no signal has a part in are set to zero. A^T y is J^T y with J the derivative of A at zero, which is A where A is
-    linear.
+    Entries of y that no signal has a part in are set to zero. A^T y is J^T y with J the derivative
+    of A at zero, which is A where A is linear.
 
     Attributes:
-        back: Whether A^T y is taken of every y, those of the shape of the signal too, as those in Fourier space can be.
-        scaled: Whether A^T y is multiplied by the number that makes A of it nearest to y: the adjoint alone does not keep brightness.
+        back: Whether A^T y is taken of every y, those of the shape of the signal too, as those in
+            Fourier space can be.
+        scaled: Whether A^T y is multiplied by the number that makes A of it nearest to y: the
+            adjoint alone does not keep brightness.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"vjp"})
@@ -38,5 +40,7 @@ class Observation(PosteriorSampler):
         if not self.scaled:
             return x
         shown = (m.A(x) - m.A(zero)).flatten(1)
-        scale = (shown * y.flatten(1)).sum(1) / shown.square().sum(1).clamp(min=torch.finfo(x.dtype).tiny)
+        scale = (shown * y.flatten(1)).sum(1) / shown.square().sum(1).clamp(
+            min=torch.finfo(x.dtype).tiny
+        )
         return scale.reshape(-1, *[1] * (x.ndim - 1)) * x

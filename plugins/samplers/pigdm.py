@@ -13,18 +13,21 @@ from invem import Denoise, Denoiser, GuidedSampler, Measurement, Rng, local, pul
 class PiGDM(GuidedSampler):
     """Pseudo-inverse-guided diffusion (Song et al. 2023, ICLR), for linear A and Gaussian noise.
 
-    p(x | x_t) is taken as N(x_hat, r^2 I), r^2 = v sigma^2/(v + sigma^2) with v the variance of the data (the paper: 1), so that
+    p(x | x_t) is taken as N(x_hat, r^2 I), r^2 = v sigma^2/(v + sigma^2) with v the variance of the
+    data (the paper: 1), so that
 
         E[x | x_t, y] = x_hat + sigma^2 J^T A^T (r^2 A A^T + S)^-1 (y - A x_hat).
 
-    Exact only if the covariance of the prior is v I. The publication multiplies the guidance of a step by a constant whatever the step is,
-    and diverges with many; here the rule of the reverse diffusion decides.
+    Exact only if the covariance of the prior is v I. The publication multiplies the guidance of a
+    step by a constant whatever the step is, and diverges with many; here the rule of the reverse
+    diffusion decides.
 
     Attributes:
         steps: Noise levels.
         stepping: How the reverse diffusion is run.
         schedule: The noise levels.
-        variance: v, in squared units of the data; null takes the mean variance of the prior's moments, or 1 without.
+        variance: v, in squared units of the data; null takes the mean variance of the prior's
+            moments, or 1 without.
     """
 
     variance: Annotated[float, Gt(0)] | None = None

@@ -6,12 +6,24 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, Stepping, calls, integrate, start
+from invem import (
+    Denoiser,
+    Karras,
+    Measurement,
+    PosteriorSampler,
+    Rng,
+    Schedule,
+    Stepping,
+    calls,
+    integrate,
+    start,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prior(PosteriorSampler):
-    """Ignores the measurement: what a sampler must be better than, and the test of a rule of the reverse diffusion by itself.
+    """Ignores the measurement: what a sampler must be better than, and the test of a rule of the
+    reverse diffusion by itself.
 
     Attributes:
         steps: Noise levels.
@@ -33,4 +45,10 @@ class Prior(PosteriorSampler):
 
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         sigmas = self.schedule.grid(self.steps)
-        return integrate(self.stepping, denoiser, start(denoiser, float(sigmas[0]), rng, m.shape, m.y), sigmas, rng).detach()
+        return integrate(
+            self.stepping,
+            denoiser,
+            start(denoiser, float(sigmas[0]), rng, m.shape, m.y),
+            sigmas,
+            rng,
+        ).detach()

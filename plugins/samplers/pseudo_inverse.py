@@ -11,10 +11,11 @@ from invem import Denoiser, Measurement, PosteriorSampler, Rng
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoInverse(PosteriorSampler):
-    """A^+ y: of all signals that fit y best, the one of least norm (Penrose 1955). A classical restoration for a first phase to begin with.
+    """A^+ y: of all signals that fit y best, the one of least norm (Penrose 1955). A classical
+    restoration for a first phase to begin with.
 
-    Noise in directions that A shows faintly is divided by what is shown of them, down to the operator's own cut: after a blur `wiener` is
-    the better beginning.
+    Noise in directions that A shows faintly is divided by what is shown of them, down to the
+    operator's own cut: after a blur `wiener` is the better beginning.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pinv"})

@@ -12,14 +12,17 @@ from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class REDDiff(PosteriorSampler):
-    """RED-diff (Mardani et al. 2024, arXiv 2305.04391, algorithm 1), for any differentiable A. No product with the network.
+    """RED-diff (Mardani et al. 2024, arXiv 2305.04391, algorithm 1), for any differentiable A. No
+    product with the network.
 
     A point mu is moved by Adam along the gradient of
 
-        |y - A(mu)|^2/2 + lam sigma <sg[z_hat - z], mu>,   z_hat = (x_t - x_hat(x_t))/sigma,   x_t = mu + sigma z,
+        |y - A(mu)|^2/2 + lam sigma <sg[z_hat - z], mu>,   z_hat = (x_t - x_hat(x_t))/sigma,   x_t =
+        mu + sigma z,
 
-    with one new z for each level, the levels taken once from the highest to the lowest. It seeks a mode and returns a point: what spread
-    its results have comes from z alone, and it is no posterior.
+    with one new z for each level, the levels taken once from the highest to the lowest. It seeks a
+    mode and returns a point: what spread its results have comes from z alone, and it is no
+    posterior.
 
     Attributes:
         steps: Noise levels, one call of the denoiser each.

@@ -12,13 +12,15 @@ from invem import Denoiser, Measurement, PosteriorSampler, Rng, prior_draw
 
 @dataclass(frozen=True, kw_only=True)
 class SFBD(PosteriorSampler):
-    """Tail denoising (SFBD, Lu et al. 2025, arXiv 2502.05446), for A = I and Gaussian noise of one level for an observation.
+    """Tail denoising (SFBD, Lu et al. 2025, arXiv 2502.05446), for A = I and Gaussian noise of one
+    level for an observation.
 
-    y is the state of the diffusion at the noise level of the data, so that p(x | y) is p(x | x_t): the reverse diffusion from there, with
-    no guidance and no bias but that of the prior.
+    y is the state of the diffusion at the noise level of the data, so that p(x | y) is p(x | x_t):
+    the reverse diffusion from there, with no guidance and no bias but that of the prior.
 
     Attributes:
-        steps: Noise levels from that of y down, one call of the denoiser and `iterations` products each.
+        steps: Noise levels from that of y down, one call of the denoiser and `iterations` products
+            each.
         end: The last noise level, in units of the data.
         iterations: Products of a draw of N(0, Cov[x | x_t]).
     """
@@ -36,4 +38,6 @@ class SFBD(PosteriorSampler):
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         sigma = m.level("sfbd").reshape(-1, 1).clamp(min=2 * self.end)
-        return prior_draw(denoiser, m.y, sigma, self.steps, self.end, rng, iterations=self.iterations)
+        return prior_draw(
+            denoiser, m.y, sigma, self.steps, self.end, rng, iterations=self.iterations
+        )

@@ -12,15 +12,18 @@ from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class SITCOM(PosteriorSampler):
-    """Step-wise triple-consistent sampling (Alkhouri et al. 2025, arXiv 2410.04479, algorithm 1), for any differentiable A.
+    """Step-wise triple-consistent sampling (Alkhouri et al. 2025, arXiv 2410.04479, algorithm 1),
+    for any differentiable A.
 
-    At each level the input v of the denoiser is moved from x_t by Adam to lessen |y - A(x_hat(v))|^2 + lam |v - x_t|^2, and the next state
-    is x_hat(v) + s noise. A sample stops moving when |y - A(x_hat)|^2 falls below the noise: (noise + 0.001)^2 for each entry of y. The
+    At each level the input v of the denoiser is moved from x_t by Adam to lessen |y -
+    A(x_hat(v))|^2 + lam |v - x_t|^2, and the next state is x_hat(v) + s noise. A sample stops
+    moving when |y - A(x_hat)|^2 falls below the noise: (noise + 0.001)^2 for each entry of y. The
     result is like a point: its spread is far below that of the posterior.
 
     Attributes:
         steps: Noise levels.
-        inner: Adam steps at each level, each a call of the denoiser and a product; the last level has one call more.
+        inner: Adam steps at each level, each a call of the denoiser and a product; the last level
+            has one call more.
         rate: Their size, in units of the scaled state x_t/sqrt(1 + sigma^2).
         lam: The weight of staying near x_t.
         schedule: The noise levels.
@@ -61,7 +64,9 @@ class SITCOM(PosteriorSampler):
                     (grad,) = torch.autograd.grad(loss.sum(), u)
                 live = live & (r.detach() > goal)
                 first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad.square()
-                step = self.rate * (first / (1 - 0.9**k)) / ((second / (1 - 0.999**k)).sqrt() + 1e-8)
+                step = (
+                    self.rate * (first / (1 - 0.9**k)) / ((second / (1 - 0.999**k)).sqrt() + 1e-8)
+                )
                 u = u.detach() - step * live.reshape(-1, *[1] * (step.ndim - 1))
             x_hat = denoiser(scale * u, sigma)
             x_t = x_hat + s * rng.normal_like(x_hat) if s else x_hat

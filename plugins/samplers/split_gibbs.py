@@ -12,18 +12,20 @@ from invem import Denoiser, Measurement, PosteriorSampler, Rng, nearest_draw, pr
 
 @dataclass(frozen=True, kw_only=True)
 class SplitGibbs(PosteriorSampler):
-    """PnP-DM (Wu et al. 2024, arXiv 2405.18782, algorithm 1), like DPnP (Xu & Chi 2024, arXiv 2403.17042), for any A and noise density.
+    """PnP-DM (Wu et al. 2024, arXiv 2405.18782, algorithm 1), like DPnP (Xu & Chi 2024, arXiv
+    2403.17042), for any A and noise density.
 
-    In turn z ~ N(z; x, rho^2 I) p(y | z) and x ~ p(x | x + rho noise = z), rho from `first` down to `last` by the factor `decay` a sweep.
-    At a fixed rho the law of x is the posterior with the noise covariance S + rho^2 A A^T: exact as rho goes to zero, where it mixes
-    slowly.
+    In turn z ~ N(z; x, rho^2 I) p(y | z) and x ~ p(x | x + rho noise = z), rho from `first` down to
+    `last` by the factor `decay` a sweep. At a fixed rho the law of x is the posterior with the
+    noise covariance S + rho^2 A A^T: exact as rho goes to zero, where it mixes slowly.
 
     Attributes:
         sweeps: Sweeps of both steps.
         first: The first rho, in units of the data.
         last: The last rho.
         decay: The factor of rho from sweep to sweep.
-        levels: Noise levels of the draw of x, from rho down; one call of the denoiser and three products each.
+        levels: Noise levels of the draw of x, from rho down; one call of the denoiser and three
+            products each.
         kernel: The draw of z: "exact", for a linear A and Gaussian noise, or "langevin".
         inner: Steps of "langevin", each a gradient of log p(y | z).
         end: The last noise level of the draw of x, in units of the data.
@@ -54,7 +56,11 @@ class SplitGibbs(PosteriorSampler):
         x = mean.to(m.y).expand(len(m), *m.shape) + self.first * rng.normal(*m.shape).to(m.y)
         for k in range(self.sweeps):
             rho = max(self.first * self.decay**k, self.last)
-            z = nearest_draw(m, x, rho, rng) if self.kernel == "exact" else self._langevin(m, x, rho, rng)
+            z = (
+                nearest_draw(m, x, rho, rng)
+                if self.kernel == "exact"
+                else self._langevin(m, x, rho, rng)
+            )
             x = prior_draw(denoiser, z, rho, self.levels, min(self.end, 0.5 * rho), rng)
         return x
 
@@ -62,5 +68,9 @@ class SplitGibbs(PosteriorSampler):
         length = 0.3 / (sharpness(m, x) + 1 / rho**2).reshape(-1, *[1] * (x.ndim - 1))
         z = x
         for _ in range(self.inner):
-            z = z + length * (m.score(z) - (z - x) / rho**2) + (2 * length).sqrt() * rng.normal_like(z)
+            z = (
+                z
+                + length * (m.score(z) - (z - x) / rho**2)
+                + (2 * length).sqrt() * rng.normal_like(z)
+            )
         return z

@@ -10,11 +10,14 @@ from invem import Denoise, Denoiser, GuidedSampler, Measurement, Rng, local
 
 @dataclass(frozen=True, kw_only=True)
 class TMPD(GuidedSampler):
-    """Tweedie moment projected diffusions (Boys et al. 2023, arXiv 2310.06721), for linear A and Gaussian noise.
+    """Tweedie moment projected diffusions (Boys et al. 2023, arXiv 2310.06721), for linear A and
+    Gaussian noise.
 
-    E[x | x_t, y] = x_hat + sigma^2 J^T A^T (y - A x_hat)/(S + c), where c, the sums of the rows of A V A^T, stands for its diagonal.
+    E[x | x_t, y] = x_hat + sigma^2 J^T A^T (y - A x_hat)/(S + c), where c, the sums of the rows of
+    A V A^T, stands for its diagonal.
 
-    Exact if A V A^T is diagonal; wrong where rows are correlated, as in a blur. Negative sums count as zero.
+    Exact if A V A^T is diagonal; wrong where rows are correlated, as in a blur. Negative sums count
+    as zero.
 
     Attributes:
         steps: Noise levels.

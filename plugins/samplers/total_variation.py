@@ -15,17 +15,21 @@ _EVERY = 10  # iterations between looks at the duality gap
 
 @dataclass(frozen=True, kw_only=True)
 class TotalVariation(PosteriorSampler):
-    """Minimises |y - A x|^2/2 in units of the noise plus weight TV(x) (Rudin, Osher & Fatemi 1992), for linear A and Gaussian noise.
+    """Minimises |y - A x|^2/2 in units of the noise plus weight TV(x) (Rudin, Osher & Fatemi 1992),
+    for linear A and Gaussian noise.
 
-    TV is the sum over entries of the length of the forward differences D x, along the last two axes of a signal (isotropic, each channel
-    by itself) or along its only one; differences across the border are zero. The primal-dual method of Chambolle & Pock (J. Math. Imaging
-    Vis. 40, 2011, algorithm 1, theta = 1) with both terms dualised: K = (S^-1/2 A/a, D/b), of norm at most sqrt(2), where a is the norm of
-    S^-1/2 A of each sample, by power iteration and one per cent more, and b = sqrt(4 axes) bounds that of D. The steps are
-    tau = 0.99/(sqrt(2) rho) and sigma = 0.99 rho/sqrt(2) with rho = 3 max(a, b weight), the size of the dual variables over that of x.
+    TV is the sum over entries of the length of the forward differences D x, along the last two axes
+    of a signal (isotropic, each channel by itself) or along its only one; differences across the
+    border are zero. The primal-dual method of Chambolle & Pock (J. Math. Imaging Vis. 40, 2011,
+    algorithm 1, theta = 1) with both terms dualised: K = (S^-1/2 A/a, D/b), of norm at most
+    sqrt(2), where a is the norm of S^-1/2 A of each sample, by power iteration and one per cent
+    more, and b = sqrt(4 axes) bounds that of D. The steps are tau = 0.99/(sqrt(2) rho) and sigma =
+    0.99 rho/sqrt(2) with rho = 3 max(a, b weight), the size of the dual variables over that of x.
 
-    A sample stops when its duality gap over the signals of at most twice the largest value of its iterate, looked at every 10 iterations,
-    is below `tol` times its objective. If the minimiser is among those signals the objective is nearer to its minimum than that.
-    The noise counts as at least 0.001.
+    A sample stops when its duality gap over the signals of at most twice the largest value of its
+    iterate, looked at every 10 iterations, is below `tol` times its objective. If the minimiser is
+    among those signals the objective is nearer to its minimum than that. The noise counts as at
+    least 0.001.
 
     Attributes:
         weight: How much TV counts: nats for a jump of one unit of the data.
@@ -47,7 +51,9 @@ class TotalVariation(PosteriorSampler):
         axes = range(-min(len(m.shape), 2), 0)
         b = math.sqrt(4 * len(axes))
         radius, rho = self.weight * b, 3 * a.clamp(min=self.weight * b)
-        (a_x, rho_x), (a_y, rho_y) = ((_wide(a, n), _wide(rho, n)) for n in (len(m.shape), m.y.ndim - 1))
+        (a_x, rho_x), (a_y, rho_y) = (
+            (_wide(a, n), _wide(rho, n)) for n in (len(m.shape), m.y.ndim - 1)
+        )
         white = m.noise.var().expand_as(m.y).rsqrt() * (1.0 if m.A.seen is None else m.A.seen)
         target, step = white * m.y / a_y, 0.99 / math.sqrt(2)
         x = last = m.A.adjoint(white * target) / a_x
@@ -55,7 +61,9 @@ class TotalVariation(PosteriorSampler):
         live = torch.ones_like(a_x, dtype=torch.bool)
         for k in range(1, self.iterations + 1):
             ahead = 2 * x - last
-            p = (p + step * rho_y * (white * m.A(ahead) / a_y - target)) / (1 + step * rho_y / a_y**2)
+            p = (p + step * rho_y * (white * m.A(ahead) / a_y - target)) / (
+                1 + step * rho_y / a_y**2
+            )
             q = q + step * rho_x[:, None] * _differences(ahead, axes) / b
             q = q / (q.norm(dim=1, keepdim=True) / radius).clamp(min=1)
             slope = m.A.adjoint(white * p) / a_x + _differences_adjoint(q, axes) / b
@@ -64,7 +72,11 @@ class TotalVariation(PosteriorSampler):
                 misfit = _total((a_y * (white * m.A(x) / a_y - target)).square()) / 2
                 primal = misfit + self.weight * _total(_differences(x, axes).norm(dim=1))
                 reach = 2 * x.flatten(1).abs().amax(1, keepdim=True)
-                dual = -_total((p / a_y).square()) / 2 - _total(p * target) - reach * _total(slope.abs())
+                dual = (
+                    -_total((p / a_y).square()) / 2
+                    - _total(p * target)
+                    - reach * _total(slope.abs())
+                )
                 live = live & _wide(primal - dual > self.tol * primal, len(m.shape))
                 if not bool(live.any()):
                     break
@@ -78,12 +90,21 @@ def _wide(t: Tensor, axes: int) -> Tensor:
 
 def _total(t: Tensor) -> Tensor:
     """Returns the sum over each sample in float64, shape (B, 1)."""
-    return t.flatten(1).sum(1, keepdim=True, dtype=torch.float32 if t.device.type == "mps" else torch.float64)
+    return t.flatten(1).sum(
+        1, keepdim=True, dtype=torch.float32 if t.device.type == "mps" else torch.float64
+    )
 
 
 def _differences(x: Tensor, axes: range) -> Tensor:
-    """Returns the forward differences along each axis, zero across the border, shape (B, axes, *shape)."""
-    return torch.stack([torch.cat([x.diff(dim=axis), torch.zeros_like(x.narrow(axis, 0, 1))], axis) for axis in axes], 1)
+    """Returns the forward differences along each axis, zero across the border, shape (B, axes,
+    *shape)."""
+    return torch.stack(
+        [
+            torch.cat([x.diff(dim=axis), torch.zeros_like(x.narrow(axis, 0, 1))], axis)
+            for axis in axes
+        ],
+        1,
+    )
 
 
 def _differences_adjoint(q: Tensor, axes: range) -> Tensor:

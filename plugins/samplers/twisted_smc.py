@@ -8,17 +8,31 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, cg, choose, local, resample
+from invem import (
+    Denoiser,
+    Karras,
+    Measurement,
+    PosteriorSampler,
+    Rng,
+    Schedule,
+    cg,
+    choose,
+    local,
+    resample,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwistedSMC(PosteriorSampler):
-    """The twisted diffusion sampler (Wu et al. 2023, arXiv 2306.17775, algorithm 1), for linear A and Gaussian noise.
+    """The twisted diffusion sampler (Wu et al. 2023, arXiv 2306.17775, algorithm 1), for linear A
+    and Gaussian noise.
 
-    `particles` states for each draw are moved by guided ancestral steps and weighted by base/proposal times psi_s/psi_sigma, where
-    psi = N(y; A x_hat, S + A C_sigma A^T), C_sigma the covariance of x given x_t of the Gaussian with the prior's moments, stands for
-    p(y | x_t). They are resampled, systematically, when the effective number falls below half. At the end psi is replaced by the likelihood
-    and one particle is drawn. Exact as particles and steps grow; each draw has a filter of its own, so that draws are independent.
+    `particles` states for each draw are moved by guided ancestral steps and weighted by
+    base/proposal times psi_s/psi_sigma, where psi = N(y; A x_hat, S + A C_sigma A^T), C_sigma the
+    covariance of x given x_t of the Gaussian with the prior's moments, stands for p(y | x_t). They
+    are resampled, systematically, when the effective number falls below half. At the end psi is
+    replaced by the likelihood and one particle is drawn. Exact as particles and steps grow; each
+    draw has a filter of its own, so that draws are independent.
 
     Attributes:
         steps: Noise levels; each takes one call of the denoiser and one product for each particle.

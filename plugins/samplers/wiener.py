@@ -12,19 +12,22 @@ from invem import Denoiser, Measurement, PosteriorSampler, Rng, cg
 
 @dataclass(frozen=True, kw_only=True)
 class Wiener(PosteriorSampler):
-    """The linear estimate of least mean squared error (Wiener 1949) under a stationary prior, for linear A and Gaussian noise.
+    """The linear estimate of least mean squared error (Wiener 1949) under a stationary prior, for
+    linear A and Gaussian noise.
 
         x = mean + C A^T u,   (A C A^T + S) u = y - A mean,
 
-    by conjugate gradients in float64 (float32 on a device that has no float64). C is std^2 I, or the circular covariance whose power at
-    the frequency f is proportional to |f|^-exponent, with std^2 the variance of an entry; the frequency zero counts as the lowest other
-    one. Frequencies are those of the last two axes of a signal, or of its only one; channels are independent.
+    by conjugate gradients in float64 (float32 on a device that has no float64). C is std^2 I, or
+    the circular covariance whose power at the frequency f is proportional to |f|^-exponent, with
+    std^2 the variance of an entry; the frequency zero counts as the lowest other one. Frequencies
+    are those of the last two axes of a signal, or of its only one; channels are independent.
 
     The classical restoration for a blur, for a first phase to begin with.
 
     Attributes:
         mean: The mean of the signals, in units of the data.
-        std: The standard deviation of an entry around it, in units of the data. The noise counts as at least a thousandth of it.
+        std: The standard deviation of an entry around it, in units of the data. The noise counts as
+            at least a thousandth of it.
         exponent: How fast the power falls: 0 is white, that of photographs is about 2 (Field 1987).
         tol: The residual at which a sample stops, relative to |y - A mean|.
         iterations: The most iterations, each an application of A and of its adjoint.
@@ -42,13 +45,19 @@ class Wiener(PosteriorSampler):
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         dtype = m.y.dtype
-        m = m.floored(1e-3 * self.std).to(dtype=torch.float32 if m.y.device.type == "mps" else torch.float64)
+        m = m.floored(1e-3 * self.std).to(
+            dtype=torch.float32 if m.y.device.type == "mps" else torch.float64
+        )
         var = m.noise.var().expand_as(m.y)
         power = self._power(m.shape).to(m.y)
         axes = tuple(range(-power.ndim, 0))
 
         def correlate(x: Tensor) -> Tensor:
-            return self.std**2 * (torch.fft.ifftn(power * torch.fft.fftn(x, dim=axes), dim=axes).real if self.exponent else x)
+            return self.std**2 * (
+                torch.fft.ifftn(power * torch.fft.fftn(x, dim=axes), dim=axes).real
+                if self.exponent
+                else x
+            )
 
         def matvec(u: Tensor) -> Tensor:
             u = u.reshape(m.y.shape)
@@ -59,7 +68,8 @@ class Wiener(PosteriorSampler):
         return (mean + correlate(m.A.adjoint(u.reshape(m.y.shape)))).to(dtype)
 
     def _power(self, shape: tuple[int, ...]) -> Tensor:
-        """Returns the power of each frequency of the last two axes, or of the only one, with mean one."""
+        """Returns the power of each frequency of the last two axes, or of the only one, with mean
+        one."""
         squares = torch.zeros((), dtype=torch.float64)
         for n in shape[-2:]:
             squares = squares.unsqueeze(-1) + torch.fft.fftfreq(n, dtype=torch.float64).square()

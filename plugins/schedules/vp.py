@@ -12,10 +12,12 @@ from invem import RecipeError, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class VP(Schedule):
-    """The levels of DDPM in the coordinate x_t = x + sigma z: sigma^2 = (1 - abar)/abar, abar(u) = exp(-beta_min u - (beta_max - beta_min)
-    u^2 / 2), in steps of equal u from 1 down to u_min (Ho et al. 2020, arXiv 2006.11239; Song et al. 2021, arXiv 2011.13456, eq. 33).
+    """The levels of DDPM in the coordinate x_t = x + sigma z: sigma^2 = (1 - abar)/abar, abar(u) =
+    exp(-beta_min u - (beta_max - beta_min) u^2 / 2), in steps of equal u from 1 down to u_min (Ho
+    et al. 2020, arXiv 2006.11239; Song et al. 2021, arXiv 2011.13456, eq. 33).
 
-    The defaults are the linear schedule of 1,000 steps with beta from 1e-4 to 0.02: sigma from 152 down to 0.01.
+    The defaults are the linear schedule of 1,000 steps with beta from 1e-4 to 0.02: sigma from 152
+    down to 0.01.
 
     Attributes:
         beta_min: The rate at u = 0, 1,000 times the first beta of DDPM.
@@ -29,8 +31,12 @@ class VP(Schedule):
 
     def __post_init__(self) -> None:
         if self.beta_max < self.beta_min:
-            raise RecipeError(f"beta_min must be at most beta_max, got {self.beta_min} and {self.beta_max}")
+            raise RecipeError(
+                f"beta_min must be at most beta_max, got {self.beta_min} and {self.beta_max}"
+            )
 
     def sigma(self, t: Tensor) -> Tensor:
         u = 1 - t * (1 - self.u_min)
-        return torch.expm1(self.beta_min * u + (self.beta_max - self.beta_min) * u.square() / 2).sqrt()
+        return torch.expm1(
+            self.beta_min * u + (self.beta_max - self.beta_min) * u.square() / 2
+        ).sqrt()

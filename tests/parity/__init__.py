@@ -1,7 +1,9 @@
-"""The samplers beside the codes people know: one network, one operator, the same numbers for noise, the same steps, in one run.
+"""The samplers beside the codes people know: one network, one operator, the same numbers for noise,
+the same steps, in one run.
 
-Everything that can be is in float64, so that agreement means the same arithmetic and not a loose tolerance. A test whose name says "on
-purpose" is of a difference that is meant, and quotes the line of the paper that decides.
+Everything that can be is in float64, so that agreement means the same arithmetic and not a loose
+tolerance. A test whose name says "on purpose" is of a difference that is meant, and quotes the line
+of the paper that decides.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,16 @@ from invem_plugins.networks.unet import UNet
 from invem_plugins.noises.gaussian import Gaussian as Noise
 from torch import Tensor, nn
 
-from invem import Denoiser, Gaussian, GaussianDenoiser, LinearOperator, Measurement, Preconditioned, Rng, Schedule
+from invem import (
+    Denoiser,
+    Gaussian,
+    GaussianDenoiser,
+    LinearOperator,
+    Measurement,
+    Preconditioned,
+    Rng,
+    Schedule,
+)
 
 SHAPE = (1, 8, 8)
 NOISE = 0.1
@@ -29,7 +40,8 @@ class Numbers(Rng):
 
 
 class Bounded(Denoiser):
-    """A denoiser whose estimates lie strictly between -1 and 1, where a peer's clipping does nothing."""
+    """A denoiser whose estimates lie strictly between -1 and 1, where a peer's clipping does
+    nothing."""
 
     def __init__(self, inner):
         super().__init__()
@@ -49,11 +61,14 @@ class Levels(Schedule):
         raise NotImplementedError
 
     def grid(self, steps):
-        return torch.tensor(self.levels[:1] + self.levels[-1:] if steps == 2 else self.levels, dtype=torch.float64)
+        return torch.tensor(
+            self.levels[:1] + self.levels[-1:] if steps == 2 else self.levels, dtype=torch.float64
+        )
 
 
 def network(dtype=torch.float64):
-    """A U-Net of fixed weights, whose Jacobian is neither symmetric nor positive, as that of any network."""
+    """A U-Net of fixed weights, whose Jacobian is neither symmetric nor positive, as that of any
+    network."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Preconditioned(UNet(SHAPE, channels=[8, 16]), 0.5)
@@ -65,7 +80,10 @@ def network(dtype=torch.float64):
 def exact(dtype=torch.float64):
     """The exact denoiser of a Gaussian, whose Jacobian is symmetric and positive."""
     i = torch.arange(64, dtype=torch.float64)
-    prior = Gaussian.full(torch.linspace(-0.3, 0.3, 64, dtype=torch.float64).reshape(SHAPE), 0.8 ** (i[:, None] - i).abs())
+    prior = Gaussian.full(
+        torch.linspace(-0.3, 0.3, 64, dtype=torch.float64).reshape(SHAPE),
+        0.8 ** (i[:, None] - i).abs(),
+    )
     denoiser = GaussianDenoiser(prior.to(dtype=dtype))
     denoiser.moments = prior.to(dtype=dtype)
     return denoiser
@@ -73,15 +91,20 @@ def exact(dtype=torch.float64):
 
 def normal(n, count=None, seed=0, dtype=torch.float64):
     """Standard normals (n, *shape), or `count` of them."""
-    numbers = torch.randn(count or 1, n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    numbers = torch.randn(
+        count or 1, n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
     return numbers.unbind() if count else numbers[0]
 
 
 def measured(A: LinearOperator, n: int, dtype=torch.float64) -> Measurement:
-    """A measurement of smooth signals with noise of one level, none in hidden entries: the norms of the peers count it, ours do not."""
+    """A measurement of smooth signals with noise of one level, none in hidden entries: the norms of
+    the peers count it, ours do not."""
     A = A.to(dtype=dtype)
     ramp = torch.linspace(-0.6, 0.6, 8, dtype=dtype)
-    x = (ramp[:, None] * ramp * torch.arange(1, n + 1, dtype=dtype)[:, None, None, None] / n).expand(n, *SHAPE)
+    x = (
+        ramp[:, None] * ramp * torch.arange(1, n + 1, dtype=dtype)[:, None, None, None] / n
+    ).expand(n, *SHAPE)
     noise = Noise(torch.full((n, 1, 1, 1), NOISE, dtype=dtype))
     y = noise.sample(A(x), torch.Generator().manual_seed(1))
     return Measurement(y if A.seen is None else y * A.seen, A, noise)

@@ -1,4 +1,5 @@
-"""`mmps`, `dps`, `tmpd`, `diffpir` and `pigdm` beside azula's, and `dps` beside the update that DPS and EMDiffusion released."""
+"""`mmps`, `dps`, `tmpd`, `diffpir` and `pigdm` beside azula's, and `dps` beside the update that DPS
+and EMDiffusion released."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -85,8 +86,12 @@ def walk(sampler, x_t, levels):
 def test_mmps_is_azulas_with_a_product_less(m, sigma, iterations):
     net, x_t = network(), sigma * normal(3)
     products = []
-    ours = condition(_counted(local(net, x_t, sigma, "jacobian"), products), m, iterations=iterations)
-    theirs = mmps(Theirs(net), m, "gmres", iterations)(x_t, torch.tensor(sigma, dtype=torch.float64)).mean
+    ours = condition(
+        _counted(local(net, x_t, sigma, "jacobian"), products), m, iterations=iterations
+    )
+    theirs = mmps(Theirs(net), m, "gmres", iterations)(
+        x_t, torch.tensor(sigma, dtype=torch.float64)
+    ).mean
     assert len(products) == iterations
     assert gap(ours, theirs) < 1e-8
     assert gap(ours, net(x_t, sigma)) > 1e-3
@@ -100,13 +105,16 @@ def _counted(here, products):
 def test_mmps_by_conjugate_gradients_is_azulas(m, iterations):
     denoiser, x_t = exact(), normal(3)
     ours = condition(local(denoiser, x_t, 1.0, "jacobian"), m, solver="cg", iterations=iterations)
-    theirs = mmps(Theirs(denoiser), m, "cg", iterations)(x_t, torch.tensor(1.0, dtype=torch.float64)).mean
+    theirs = mmps(Theirs(denoiser), m, "cg", iterations)(
+        x_t, torch.tensor(1.0, dtype=torch.float64)
+    ).mean
     assert gap(ours, theirs) < 1e-8
 
 
 def test_at_negative_curvature_conjugate_gradients_differ_on_purpose():
-    """The MMPS paper solves (S + A V A^T) u = r by conjugate gradients because that matrix is symmetric and positive definite. With the
-    Jacobian of a network it may not be: azula then divides by the smallest number there is, ours keeps the last iterate, here x_hat."""
+    """The MMPS paper solves (S + A V A^T) u = r by conjugate gradients because that matrix is
+    symmetric and positive definite. With the Jacobian of a network it may not be: azula then
+    divides by the smallest number there is, ours keeps the last iterate, here x_hat."""
 
     class Wrong(nn.Module):
         moments = None
@@ -122,28 +130,36 @@ def test_at_negative_curvature_conjugate_gradients_differ_on_purpose():
 
 
 def test_images_differ_on_purpose_where_azulas_solvers_are_given_them_unflattened():
-    """(S + A V A^T) u = r is one system for the whole observation. azula reduces the last axis alone: an image is a system for each row."""
+    """(S + A V A^T) u = r is one system for the whole observation. azula reduces the last axis
+    alone: an image is a system for each row."""
     m, net, x_t = measured(OPERATORS["blur"](2), 2), network(), normal(2)
     ours = condition(local(net, x_t, 1.0, "jacobian"), m)
-    theirs = MMPSDenoiser(Theirs(net), m.y, m.A, VAR, "gmres", 3)(x_t, torch.tensor(1.0, dtype=torch.float64)).mean
+    theirs = MMPSDenoiser(Theirs(net), m.y, m.A, VAR, "gmres", 3)(
+        x_t, torch.tensor(1.0, dtype=torch.float64)
+    ).mean
     assert gap(theirs, ours) > 1e-3
 
 
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_a_run_of_mmps_is_azulas(monkeypatch, m, iterations):
-    net, sampler = network(), MMPS(stepping="ancestral", covariance="jacobian", iterations=iterations, steps=12)
+    net, sampler = (
+        network(),
+        MMPS(stepping="ancestral", covariance="jacobian", iterations=iterations, steps=12),
+    )
     levels = sampler.schedule.grid(12).tolist()
     z = normal(3, 13)
     ours = sampler(net, m, Numbers(*z))
     feed(monkeypatch, z[1:])
-    theirs = walk(DDPMSampler(mmps(Theirs(net), m, "gmres", iterations)), levels[0] * z[0], [*levels, 0.0])
+    theirs = walk(
+        DDPMSampler(mmps(Theirs(net), m, "gmres", iterations)), levels[0] * z[0], [*levels, 0.0]
+    )
     assert gap(ours, theirs) < 1e-8
 
 
 @pytest.mark.parametrize("schedule", [Karras(), VP()], ids=["karras", "vp"])
 def test_a_run_of_dps_is_azulas_at_batch_1(monkeypatch, schedule):
-    """azula steps the variance-preserving state of the publication, ours x + sigma z: line 7 of algorithm 1 takes the gradient in the
-    former."""
+    """azula steps the variance-preserving state of the publication, ours x + sigma z: line 7 of
+    algorithm 1 takes the gradient in the former."""
     m, net, z = measured(OPERATORS["mask"](1), 1), network(), normal(1, 25)
     levels = schedule.grid(24).tolist()
     ours = DPS(steps=24, weight=0.4, schedule=schedule)(net, m, Numbers(*z))
@@ -156,8 +172,9 @@ def test_a_run_of_dps_is_azulas_at_batch_1(monkeypatch, schedule):
 
 
 def test_a_batch_of_dps_differs_on_purpose(monkeypatch):
-    """DPS, algorithm 1, line 7: x_{i-1} = x'_{i-1} - zeta_i grad |y - A(x_hat)|^2 with zeta_i = zeta'/|y - A(x_hat)|, of the one image that
-    it restores. azula's norm is of the batch: each image is pulled |r|/|r of the batch| times as much, so less the larger the batch."""
+    """DPS, algorithm 1, line 7: x_{i-1} = x'_{i-1} - zeta_i grad |y - A(x_hat)|^2 with zeta_i =
+    zeta'/|y - A(x_hat)|, of the one image that it restores. azula's norm is of the batch: each
+    image is pulled |r|/|r of the batch| times as much, so less the larger the batch."""
     m, net, z = measured(OPERATORS["mask"](2), 2), network(), normal(2, 13)
     levels = Karras().grid(12).tolist()
     ours = DPS(steps=12, weight=0.4)(net, m, Numbers(*z))
@@ -180,8 +197,9 @@ def test_a_batch_of_dps_differs_on_purpose(monkeypatch):
 
 
 def released(net, m, zeta, sigmas, z, each):
-    """The update that DPS (condition_methods.py, "ps") and EMDiffusion released, in the state of DDPM: an ancestral step by the posterior
-    mean and variance of Ho et al. (eq. 7), less zeta times the gradient of the norm. EMDiffusion also clips x_hat to [-1, 1]."""
+    """The update that DPS (condition_methods.py, "ps") and EMDiffusion released, in the state of
+    DDPM: an ancestral step by the posterior mean and variance of Ho et al. (eq. 7), less zeta times
+    the gradient of the norm. EMDiffusion also clips x_hat to [-1, 1]."""
     kept = [*(1 / (1 + s**2) for s in sigmas), 1.0]
     x = (1 - kept[0]) ** 0.5 * z[0]
     for (abar, after), noise in zip(pairwise(kept), z[1:], strict=True):
@@ -191,7 +209,9 @@ def released(net, m, zeta, sigmas, z, each):
         r = m.y - m.A(x_hat)
         norm = r.flatten(1).norm(dim=1).sum() if each else torch.linalg.norm(r)
         (grad,) = torch.autograd.grad(norm, x)
-        mean = (after**0.5 * beta * x_hat.detach() + (abar / after) ** 0.5 * (1 - after) * x.detach()) / (1 - abar)
+        mean = (
+            after**0.5 * beta * x_hat.detach() + (abar / after) ** 0.5 * (1 - after) * x.detach()
+        ) / (1 - abar)
         x = mean + (beta * (1 - after) / (1 - abar)) ** 0.5 * noise - zeta * grad
     return x
 
@@ -201,7 +221,10 @@ def test_a_run_of_dps_is_the_released_update():
     sigmas = VP().grid(30).tolist()
     ours = DPS(steps=30, weight=0.5, schedule=VP())(net, m, Numbers(*z))
     assert gap(ours, released(net, m, 0.5, sigmas, z, each=True)) < 1e-6
-    alone = [released(net, m[i], 0.5, sigmas, [part[i : i + 1] for part in z], each=False) for i in range(3)]
+    alone = [
+        released(net, m[i], 0.5, sigmas, [part[i : i + 1] for part in z], each=False)
+        for i in range(3)
+    ]
     assert gap(ours, torch.cat(alone)) < 1e-6
 
 
@@ -215,10 +238,13 @@ def test_a_batch_of_the_released_update_differs_on_purpose():
 
 @pytest.mark.parametrize("sigma", [1.0, 0.3, 0.05])
 def test_tmpd_is_azulas(m, sigma):
-    """With a positive Jacobian: a negative sum of a row, which cannot be a variance, ours counts as zero and azula's divides by."""
+    """With a positive Jacobian: a negative sum of a row, which cannot be a variance, ours counts as
+    zero and azula's divides by."""
     denoiser, x_t = exact(), sigma * normal(3)
     ours = TMPD().denoise(denoiser, m, Numbers(normal(3)))(x_t, sigma)
-    theirs = TMPDenoiser(Theirs(denoiser), m.y, m.A, NOISE**2)(x_t, torch.tensor(sigma, dtype=torch.float64)).mean
+    theirs = TMPDenoiser(Theirs(denoiser), m.y, m.A, NOISE**2)(
+        x_t, torch.tensor(sigma, dtype=torch.float64)
+    ).mean
     assert gap(ours, theirs) < 1e-8
 
 
@@ -233,14 +259,17 @@ def test_the_estimate_of_diffpir_is_azulas(m, sigma):
 
     A = lambda x: m.A(x.reshape(-1, *SHAPE)).flatten(1)  # noqa: E731
     denoiser = DiffPIRDenoiser(Theirs(Vectors()), m.y.flatten(1), A, NOISE**2, 7.0, "cg", 100)
-    theirs = denoiser(x_t.flatten(1), torch.tensor(sigma, dtype=torch.float64)).mean.reshape(x_t.shape)
+    theirs = denoiser(x_t.flatten(1), torch.tensor(sigma, dtype=torch.float64)).mean.reshape(
+        x_t.shape
+    )
     assert gap(ours, theirs) < 1e-4
 
 
 @pytest.mark.parametrize("s", [0.8, 0.2])
 def test_the_step_of_pigdm_differs_on_purpose(monkeypatch, s):
-    """PiGDM's score is grad log p(y | x_t) = J^T A^+ r/r_t^2: E[x | x_t, y] moves by sigma^2 of it, and a step of the diffusion from sigma
-    to s takes 1 - s/sigma of that. azula's adds J^T A^+ r however long the step is, as the published algorithm; in the same direction."""
+    """PiGDM's score is grad log p(y | x_t) = J^T A^+ r/r_t^2: E[x | x_t, y] moves by sigma^2 of it,
+    and a step of the diffusion from sigma to s takes 1 - s/sigma of that. azula's adds J^T A^+ r
+    however long the step is, as the published algorithm; in the same direction."""
     m, net, sigma = measured(OPERATORS["mask"](3), 3), network(), 1.0
     x_t = normal(3)
     feed(monkeypatch, [torch.zeros_like(x_t)] * 2)
