@@ -31,12 +31,12 @@ from invem import (
     RecipeError,
     Rng,
 )
-from invem.engine import catalog as catalogs
-from invem.engine import plan as plans
-from invem.engine import recipe as recipes
-from invem.engine import yaml
-from invem.engine.catalog import Catalog, Component
+from invem.config import catalog as catalogs
+from invem.config import recipe as recipes
+from invem.config import yaml
+from invem.config.catalog import Catalog, Component
 from invem.measurement import Measurement
+from invem.planning import plan as plans
 from invem.testing import _options
 
 PAGE = Path(__file__).parent.parent / "docs" / "combinations.md"

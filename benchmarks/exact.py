@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from invem.engine import bench, benchpage, problems, store
-from invem.engine.catalog import Catalog
+from invem import store
+from invem.bench import bench, benchpage, problems
+from invem.config.catalog import Catalog
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 PROBLEMS = (

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from invem.engine import benchpage
+from invem.bench import benchpage
 
 STYLE = (
     "text { font: 11px sans-serif; fill: #333 } .axis { stroke: #ddd; fill: none } .dash { stroke:"

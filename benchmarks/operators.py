@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
-from invem.engine.catalog import Catalog
+from invem.config.catalog import Catalog
 
 BATCH = 16
 

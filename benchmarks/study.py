@@ -65,7 +65,7 @@ def kept(name, seed):
 
 def keep(name, seed, runs):
     """Writes what the tables need of a finished run."""
-    from invem.engine.run import results
+    from invem.running.run import results
 
     found = results(runs / f"{name}-{seed}")
     stages = [row["name"] for row in found["evaluations"]]

@@ -35,7 +35,7 @@ class Contracts(pytest.Collector):
         self.names = names
 
     def collect(self) -> Iterator[pytest.Item]:
-        from invem.cli import components
+        from invem.cli.app import components
         from invem.errors import InvemError
         from invem.testing import KINDS
 

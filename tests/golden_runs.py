@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from invem.engine import store
-from invem.engine.catalog import Catalog
-from invem.engine.plan import make
-from invem.engine.recipe import load
-from invem.engine.run import run
+from invem import store
+from invem.config.catalog import Catalog
+from invem.config.recipe import load
+from invem.planning.plan import make
+from invem.running.run import run
 
 FOLDER = Path(__file__).parent / "golden"
 DIGESTS = FOLDER / "digests.json"

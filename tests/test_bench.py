@@ -24,11 +24,11 @@ from invem import (
     RecipeError,
     Rng,
 )
-from invem.engine import bench as benches
-from invem.engine import benchpage, problems
-from invem.engine.bench import FLOOR, LEVELS, METRICS, bench, document, settings
-from invem.engine.catalog import Catalog, Component
-from invem.engine.problems import NAMES, SUMMARIES, Isotropic, Posterior, build
+from invem.bench import bench as benches
+from invem.bench import benchpage, problems
+from invem.bench.bench import FLOOR, LEVELS, METRICS, bench, document, settings
+from invem.bench.problems import NAMES, SUMMARIES, Isotropic, Posterior, build
+from invem.config.catalog import Catalog, Component
 from invem.linear import Mask
 
 ROOT = Path(__file__).parent.parent
@@ -729,8 +729,8 @@ def _generate(*arguments):
 
 
 def test_the_held_out_observations_are_those_of_the_run(smoke):
+    from invem import store
     from invem.cli import _open
-    from invem.engine import store
 
     problem = problems.of_run(_open(smoke))
     truth = store.read(smoke / "truth" / "00000.safetensors")["x"]

@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 
-from invem.engine import store
-from invem.engine.catalog import Catalog
-from invem.engine.plan import make
-from invem.engine.recipe import load
-from invem.engine.run import Run, run
+from invem import store
+from invem.config.catalog import Catalog
+from invem.config.recipe import load
 from invem.errors import RecipeError
+from invem.planning.plan import make
+from invem.running.run import Run, run
 
 CATALOG = Catalog.load()
 RECIPE = """

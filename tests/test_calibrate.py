@@ -23,7 +23,7 @@ from invem import (
     Rng,
     Unsupported,
 )
-from invem.engine.calibrate import (
+from invem.analysis.calibrate import (
     Parameters,
     by_draws,
     by_moments,

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from invem.engine.catalog import KINDS, Catalog, Plugin, options_of
-from invem.engine.plan import resolve
-from invem.engine.recipe import load
+from invem.config.catalog import KINDS, Catalog, Plugin, options_of
+from invem.config.recipe import load
 from invem.errors import PluginError, RecipeError
+from invem.planning.plan import resolve
 
 CATALOG = Catalog.load()
 
@@ -93,8 +93,8 @@ def test_schedules_decrease():
 def test_a_schedule_that_cannot_be_imported_harms_no_recipe_without_it(tmp_path, monkeypatch):
     from pathlib import Path
 
-    from invem.engine import recipe
-    from invem.engine.plan import resolve
+    from invem.config import recipe
+    from invem.planning.plan import resolve
 
     (tmp_path / "bad.py").write_text(
         HEAD + "@hookimpl\ndef invem_schedules(): return {'bad': 'nope_module:Bad'}\n"
@@ -118,7 +118,7 @@ def test_the_defaults_of_operators_in_a_list_are_written_out(tmp_path):
 
 
 def test_a_sampler_that_does_not_fit_is_refused_with_those_that_do(tmp_path):
-    from invem.engine.plan import make
+    from invem.planning.plan import make
 
     path = tmp_path / "r.yaml"
     text = (

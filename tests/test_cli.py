@@ -16,8 +16,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from invem import cli
-from invem.engine import store
+from invem import cli, store
 
 ROOT = Path(__file__).parent.parent
 BLUR = str(ROOT / "recipes" / "blur.yaml")
@@ -107,11 +106,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after):
 
 
 def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
-    from invem.engine import recipe
-    from invem.engine.catalog import Catalog
-    from invem.engine.plan import make
-    from invem.engine.run import run
+    from invem.config import recipe
+    from invem.config.catalog import Catalog
     from invem.errors import Stopped
+    from invem.planning.plan import make
+    from invem.running.run import run
 
     plan = make(recipe.load(BLUR, smoke=True), Catalog.load())
     calls = iter(range(10**6))
@@ -125,11 +124,11 @@ def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
 
 
 def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
-    from invem.engine import recipe
-    from invem.engine.catalog import Catalog
-    from invem.engine.plan import make
-    from invem.engine.run import run
+    from invem.config import recipe
+    from invem.config.catalog import Catalog
     from invem.errors import Stopped
+    from invem.planning.plan import make
+    from invem.running.run import run
 
     plan = make(
         recipe.load(
@@ -227,10 +226,10 @@ def test_measurements_are_drawn_once(whole, tmp_path):
 
 def test_neither_step_can_read_the_truth(tmp_path, monkeypatch):
     """With the truth and the data set gone after the measurements, the same bytes are learned."""
-    from invem.engine import recipe
-    from invem.engine import run as engine
-    from invem.engine.catalog import Catalog
-    from invem.engine.plan import make
+    from invem.config import recipe
+    from invem.config.catalog import Catalog
+    from invem.planning.plan import make
+    from invem.running import run as engine
 
     words = ["evaluate.metrics=[]", "phases.em.rounds=2", "count=32"]
     plan = make(
@@ -359,9 +358,9 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
     from types import SimpleNamespace
 
     from invem import Operator, RecipeError, hookimpl
-    from invem.engine import recipe
-    from invem.engine.catalog import Catalog, Plugin
-    from invem.engine.plan import make
+    from invem.config import recipe
+    from invem.config.catalog import Catalog, Plugin
+    from invem.planning.plan import make
 
     class Square(Operator):
         def __call__(self, x):
@@ -418,10 +417,10 @@ def test_a_damaged_file_is_named(whole, tmp_path):
 def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
     """The path that CUDA takes by `auto`; here the compiler's front end alone, which needs no C++
     compiler."""
-    from invem.engine import recipe
-    from invem.engine.catalog import Catalog
-    from invem.engine.plan import make
-    from invem.engine.run import run
+    from invem.config import recipe
+    from invem.config.catalog import Catalog
+    from invem.planning.plan import make
+    from invem.running.run import run
 
     compiled = []
     compiler = torch.compile

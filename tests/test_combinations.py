@@ -23,8 +23,8 @@ from invem import (
     Rng,
     Several,
 )
-from invem.engine import plan as plans
-from invem.engine.run import run
+from invem.planning import plan as plans
+from invem.running.run import run
 from invem.testing import _options, _prior
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

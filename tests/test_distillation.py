@@ -29,8 +29,9 @@ from invem import (
     matching,
     noise_levels,
 )
-from invem.engine import catalog, plan, recipe
-from invem.engine.run import Run, run
+from invem.config import catalog, recipe
+from invem.planning import plan
+from invem.running.run import Run, run
 
 D, SIGMA, N = 3, 0.7, 200_000
 MEAN, STD = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([1.0, 0.5, 2.0])

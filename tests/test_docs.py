@@ -11,9 +11,9 @@ import torch
 import typer
 
 from invem import Rng
-from invem.engine import recipe, yaml
-from invem.engine.catalog import KINDS, Catalog
-from invem.engine.plan import make
+from invem.config import recipe, yaml
+from invem.config.catalog import KINDS, Catalog
+from invem.planning.plan import make
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -21,10 +21,10 @@ from invem import (
     RecipeError,
     Rng,
 )
-from invem.engine.catalog import Catalog
-from invem.engine.plan import make
-from invem.engine.recipe import load
-from invem.engine.run import Run, run
+from invem.config.catalog import Catalog
+from invem.config.recipe import load
+from invem.planning.plan import make
+from invem.running.run import Run, run
 
 torch.set_num_threads(1)
 SHAPE, D, K, Q = (1, 3, 4), 12, 3, 2

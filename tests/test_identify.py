@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from test_cli import invem
 
 from invem import Example, Mask, Matrix, Rng, Unsupported, chain
-from invem.engine import identify as module
-from invem.engine import recipe
-from invem.engine.catalog import Catalog
-from invem.engine.identify import identify
-from invem.engine.plan import make
+from invem.analysis import identify as module
+from invem.analysis.identify import identify
+from invem.config import recipe
+from invem.config.catalog import Catalog
+from invem.planning.plan import make
 
 ROOT = Path(__file__).parent.parent
 CATALOG = Catalog.load()

@@ -19,7 +19,7 @@ from invem import (
     fourier_adjoint,
     project,
 )
-from invem.engine.catalog import Catalog
+from invem.config.catalog import Catalog
 
 CATALOG = Catalog.load()
 

@@ -41,7 +41,7 @@ from invem import (
     principal,
     ranks,
 )
-from invem.engine import bench
+from invem.bench import bench
 
 torch.set_num_threads(1)
 RANGE = (-1.0, 1.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from invem import RecipeError
-from invem.engine import scaffold
+from invem.scaffold import scaffold
 
 ROOT = Path(__file__).parent.parent
 

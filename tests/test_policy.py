@@ -9,14 +9,13 @@ import pytest
 import torch
 from invem_plugins.objectives.dsm import DSM
 
-from invem import GaussianDenoiser, Rng
+from invem import GaussianDenoiser, Rng, store
+from invem.config.catalog import Catalog, Component, options_of
+from invem.config.recipe import Fit, load
 from invem.denoiser import Begun
-from invem.engine import store
-from invem.engine.catalog import Catalog, Component, options_of
-from invem.engine.plan import make
-from invem.engine.recipe import Fit, load
-from invem.engine.run import Run, _distance_says, _moved, _weight_says, run
 from invem.errors import DataError, NumericalError, PluginError, RecipeError
+from invem.planning.plan import make
+from invem.running.run import Run, _distance_says, _moved, _weight_says, run
 from invem.testing import _measure, _prior
 
 CATALOG = Catalog.load()

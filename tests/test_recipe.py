@@ -9,9 +9,9 @@ import time
 import pytest
 from pydantic import ValidationError
 
-from invem.engine import recipe as recipes
-from invem.engine import yaml
-from invem.engine.recipe import Compute, Evaluate, Fit, Part, Phase, Recipe
+from invem.config import recipe as recipes
+from invem.config import yaml
+from invem.config.recipe import Compute, Evaluate, Fit, Part, Phase, Recipe
 from invem.errors import RecipeError
 
 TEXT = """\

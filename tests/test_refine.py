@@ -33,9 +33,10 @@ from invem import (
     level,
     prior_of,
 )
+from invem.config import catalog, recipe
 from invem.denoiser import Begun
-from invem.engine import catalog, plan, recipe
-from invem.engine.run import Run, run
+from invem.planning import plan
+from invem.running.run import Run, run
 
 D, NOISE, N = 4, 0.5, 60_000
 TRUE = Gaussian.full(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from invem.engine import report
+from invem import report
 from invem.errors import DataError
 
 RECIPE = """\

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from invem.engine import store
+from invem import store
 from invem.errors import DataError, InvemError, ResourceError
 
 TENSORS = {

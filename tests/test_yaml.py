@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from invem.engine.yaml import Mark, dump, load, scalar
+from invem.config.yaml import Mark, dump, load, scalar
 from invem.errors import RecipeError
 
 TEXT = """\
@@ -294,7 +294,7 @@ def test_a_shared_list_is_written_twice():
     assert value(dump({"a": shared, "b": shared})) == {"a": [1], "b": [1]}
 
 
-@pytest.mark.parametrize("module", ["invem.engine.yaml", "invem.engine.recipe"])
+@pytest.mark.parametrize("module", ["invem.config.yaml", "invem.config.recipe"])
 def test_reading_recipes_imports_neither_torch_nor_numpy(module):
     code = f"import sys, {module}; assert not {{'torch', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,11 +15,11 @@ from invem.errors import DataError, InvemError, MissingExtra, RecipeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from invem.engine.catalog import Catalog, Component
-    from invem.engine.plan import Facts, Plan
-    from invem.engine.problems import Problem
-    from invem.engine.recipe import Loaded
-    from invem.engine.run import Run
+    from invem.bench.problems import Problem
+    from invem.config.catalog import Catalog, Component
+    from invem.config.recipe import Loaded
+    from invem.planning.plan import Facts, Plan
+    from invem.running.run import Run
 
 __all__ = ["app", "main"]
 
@@ -56,14 +56,14 @@ def _print(value: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(value, indent=1, allow_nan=False))
     else:
-        from invem.engine import yaml
+        from invem.config import yaml
 
         print(yaml.dump(value), end="")
 
 
 def _load(recipe: Path, overrides: list[str] | None, smoke: bool) -> "tuple[Loaded, Catalog]":
-    from invem.engine import recipe as recipes
-    from invem.engine.catalog import Catalog
+    from invem.config import recipe as recipes
+    from invem.config.catalog import Catalog
 
     loaded = recipes.load(recipe, overrides or [], smoke)
     catalog = Catalog.load()
@@ -79,7 +79,7 @@ def _plan(
     device: str | None = None,
     facts: "Facts | None" = None,
 ) -> "Plan":
-    from invem.engine.plan import make
+    from invem.planning.plan import make
 
     extra = [f"compute.device={device}"] if device else []
     plan = make(*_load(recipe, [*(overrides or []), *extra], smoke), facts)
@@ -89,9 +89,9 @@ def _plan(
 
 
 def _open(run: Path, device: str | None = None) -> "Run":
-    from invem.engine import store
-    from invem.engine.plan import Facts
-    from invem.engine.run import Run
+    from invem import store
+    from invem.planning.plan import Facts
+    from invem.running.run import Run
 
     if not (run / "run.json").is_file():
         raise RecipeError(f"{run}: not a run directory (there is no run.json in it)")
@@ -134,9 +134,9 @@ class _Signals:
 
 
 def _carry_out(plan: "Plan", out: Path, as_json: bool) -> None:
-    from invem.engine import report
-    from invem.engine.progress import follow
-    from invem.engine.run import results, run
+    from invem import report
+    from invem.cli.progress import follow
+    from invem.running.run import results, run
 
     for _ in follow(run(plan, out, _Signals())):
         pass
@@ -227,7 +227,7 @@ def plan(
     recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
 ) -> None:
     """Check a recipe and print what it would do; compute nothing."""
-    from invem.engine.identify import identify
+    from invem.analysis.identify import identify
     from invem.errors import Unsupported
 
     made = _plan(recipe, overrides, smoke)
@@ -244,7 +244,7 @@ def identify(
 ) -> None:
     """Say what the observations of a recipe can tell of its signals, what is hidden, and how many
     clean images would help."""
-    from invem.engine.identify import identify
+    from invem.analysis.identify import identify
 
     found = identify(_plan(recipe, overrides, smoke))
     if as_json:
@@ -258,7 +258,7 @@ def show(
     recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
 ) -> None:
     """Print a recipe with every default written out."""
-    from invem.engine.plan import resolve
+    from invem.planning.plan import resolve
 
     _print(resolve(*_load(recipe, overrides, smoke)), as_json)
 
@@ -269,7 +269,7 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List the installed components."""
-    from invem.engine.catalog import KINDS, Catalog
+    from invem.config.catalog import KINDS, Catalog
     from invem.errors import suggest
 
     if kind is not None and kind not in KINDS:
@@ -307,7 +307,7 @@ def info(
     """Describe a component and its options."""
     import inspect
 
-    from invem.engine.catalog import KINDS, Catalog, options_of
+    from invem.config.catalog import KINDS, Catalog, options_of
     from invem.errors import PluginError, suggest
 
     catalog = Catalog.load()
@@ -352,7 +352,7 @@ def info(
 @app.command(name="eval")
 def evaluate(run: RunPath, as_json: AsJson = False) -> None:
     """Print the metrics of every round of a run; with --json also its recipe, machine and times."""
-    from invem.engine.run import results
+    from invem.running.run import results
 
     if not (run / "run.json").is_file():
         raise RecipeError(f"{run}: not a run directory (there is no run.json in it)")
@@ -373,7 +373,7 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Draw unconditional samples of the newest prior of a run."""
-    from invem.engine import store
+    from invem import store
 
     opened = _open(run, device)
     x = opened.generate(opened.last_denoiser(), n, ("sample", seed))
@@ -406,8 +406,8 @@ def restore(
 ) -> None:
     """Restore new observations with the newest prior of a run: mean, standard deviation and
     posterior draws."""
-    from invem.engine import store
-    from invem.engine.progress import follow
+    from invem import store
+    from invem.cli.progress import follow
 
     path = out or run / f"restored-{observations.stem}.safetensors"
     if path.suffix not in (".safetensors", ".npz"):
@@ -445,7 +445,7 @@ def _observations(path: Path, run: "Run") -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from invem.engine.catalog import Catalog
+    from invem.config.catalog import Catalog
 
     if path.is_dir():
         given = run.recipe.data or run.recipe.observations
@@ -518,9 +518,10 @@ def bench(
     device: Device = None,
 ) -> None:
     """Compare posterior samplers on one problem: cost, error, calibration."""
-    from invem.engine import bench as benches
-    from invem.engine import benchpage, store
-    from invem.engine.catalog import Catalog
+    from invem import store
+    from invem.bench import bench as benches
+    from invem.bench import benchpage
+    from invem.config.catalog import Catalog
 
     if truth not in ("held-out", "prior"):
         raise RecipeError(f"--truth: '{truth}' is not one of: held-out, prior")
@@ -584,7 +585,8 @@ def _count(word: str, option: str) -> int:
 def _problem(name: str, truth: Any, device: str | None, catalog: "Catalog") -> "Problem":
     """Finds what samplers are compared on: a run, the finished run of a recipe, or a built-in
     problem."""
-    from invem.engine import problems, yaml
+    from invem.bench import problems
+    from invem.config import yaml
 
     if Path(name).is_dir():
         return problems.of_run(_open(Path(name), device), truth)
@@ -617,7 +619,7 @@ def report_(
     as_json: AsJson = False,
 ) -> None:
     """Write report.html anew from the files of a run."""
-    from invem.engine import report
+    from invem import report
 
     page = report.write(run)
     pictures = [str(path) for path in report.pictures(run)] if png else []
@@ -661,7 +663,7 @@ def plugin_list(as_json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from invem.engine.catalog import Catalog
+    from invem.config.catalog import Catalog
 
     rows = [asdict(found) for found in Catalog.load().plugins]
     if as_json:
@@ -697,7 +699,7 @@ def plugin_new(
     as_json: AsJson = False,
 ) -> None:
     """Write a small distribution with one component, complete with its test."""
-    from invem.engine import scaffold
+    from invem.scaffold import scaffold
 
     folder = out or Path(f"invem-{name}")
     files = [str(path) for path in scaffold.write(name, kind, folder)]
@@ -784,7 +786,7 @@ def components(names: list[str]) -> "list[Component]":
     """Finds components by name, kind/name, kind, or in a module that offers them."""
     from importlib import import_module
 
-    from invem.engine.catalog import KINDS, Catalog, Plugin
+    from invem.config.catalog import KINDS, Catalog, Plugin
     from invem.errors import PluginError, suggest
 
     catalog, found = Catalog.load(), []

@@ -26,7 +26,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from invem import store
+from invem.analysis.calibrate import Parameters, calibrate, number, rebuilt
+from invem.analysis.identify import identify
 from invem.batched import Batched, Rng
+from invem.config import yaml
+from invem.config.recipe import Fit
 from invem.dataset import Dataset
 from invem.denoiser import (
     Begun,
@@ -38,11 +43,6 @@ from invem.denoiser import (
     prior_of,
 )
 from invem.diffusion import generate
-from invem.engine import store, yaml
-from invem.engine.calibrate import Parameters, calibrate, number, rebuilt
-from invem.engine.identify import identify
-from invem.engine.plan import Plan, Stage
-from invem.engine.recipe import Fit
 from invem.errors import DataError, NumericalError, RecipeError, Stopped, Unsupported
 from invem.gaussian import Gaussian
 from invem.linalg import DPLR
@@ -51,6 +51,7 @@ from invem.metric import Outcome
 from invem.noise import NoiseModel
 from invem.objective import Objective
 from invem.operator import Operator
+from invem.planning.plan import Plan, Stage
 from invem.sampler import PosteriorSampler
 from invem.schedule import Karras
 

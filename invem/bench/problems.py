@@ -12,20 +12,20 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from invem import store
 from invem.batched import Rng, wide
+from invem.cli.progress import follow
+from invem.config import recipe as recipes
+from invem.config.catalog import Catalog
 from invem.denoiser import Denoiser, GaussianDenoiser, level
 from invem.diffusion import generate
-from invem.engine import recipe as recipes
-from invem.engine import store
-from invem.engine.catalog import Catalog
-from invem.engine.plan import make
-from invem.engine.progress import follow
-from invem.engine.run import Run, run
 from invem.errors import DataError, RecipeError, suggest
 from invem.linear import Mask, blur
 from invem.measurement import Measurement
 from invem.mixture import Mixture
 from invem.operator import LinearOperator, Operator
+from invem.planning.plan import make
+from invem.running.run import Run, run
 from invem.schedule import Karras
 
 __all__ = [

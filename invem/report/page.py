@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from safetensors import SafetensorError, safe_open
 
-from invem.engine import yaml
+from invem.config import yaml
 from invem.errors import DataError, InvemError
 
 __all__ = ["pictures", "write"]

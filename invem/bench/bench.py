@@ -2,7 +2,7 @@
 of them.
 
 `settings` says which samplers, with which options; `bench` yields a row for each; `document` makes
-data of the rows. A problem comes from `invem.engine.problems`, and `invem.engine.benchpage` shows
+data of the rows. A problem comes from `invem.bench.problems`, and `invem.bench.benchpage` shows
 the data to people.
 """
 
@@ -23,16 +23,16 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 from torch import Tensor
 
 from invem.batched import Rng, wide
+from invem.bench.problems import Posterior, Problem
 from invem.compare import inside, ranks
+from invem.config import yaml
+from invem.config.catalog import Catalog, options_of, parse_options
 from invem.denoiser import Denoiser
-from invem.engine import yaml
-from invem.engine.catalog import Catalog, options_of, parse_options
-from invem.engine.problems import Posterior, Problem
-from invem.engine.run import environment
 from invem.errors import InvemError, PluginError, RecipeError
 from invem.measurement import Measurement
 from invem.metric import Outcome
 from invem.operator import SVD, Operator
+from invem.running.run import environment
 from invem.sampler import PosteriorSampler
 
 __all__ = [

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.engine.plan import Plan
 from invem.errors import Unsupported
 from invem.linear import Mask, Matrix
 from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import SVD, LinearOperator, Operator
+from invem.planning.plan import Plan
 
 __all__ = ["Identifiability", "identify"]
 

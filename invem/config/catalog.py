@@ -289,7 +289,7 @@ def parse_options(
     """
     from pydantic import ConfigDict, ValidationError, create_model
 
-    from invem.engine import recipe
+    from invem.config import recipe
     from invem.operator import OperatorLaw
     from invem.schedule import Schedule
 

@@ -15,15 +15,15 @@ import torch
 from packaging.requirements import InvalidRequirement, Requirement
 from torch import Tensor, nn
 
+from invem import store
+from invem.analysis.calibrate import Parameters, changed, number
 from invem.batched import Rng
+from invem.config import recipe as recipes
+from invem.config.catalog import Catalog, Component, options_of, parse_options
+from invem.config.recipe import Fit, Loaded, Part, Phase, Recipe
+from invem.config.yaml import Path
 from invem.dataset import Dataset
 from invem.denoiser import Denoiser, Preconditioned
-from invem.engine import recipe as recipes
-from invem.engine import store
-from invem.engine.calibrate import Parameters, changed, number
-from invem.engine.catalog import Catalog, Component, options_of, parse_options
-from invem.engine.recipe import Fit, Loaded, Part, Phase, Recipe
-from invem.engine.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError, Unsupported
 from invem.gaussian import Gaussian
 from invem.interpolant import Interpolant

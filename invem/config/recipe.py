@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from invem.engine import yaml
+from invem.config import yaml
 from invem.errors import RecipeError, suggest
 
 __all__ = [

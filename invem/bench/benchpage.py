@@ -1,7 +1,7 @@
 """What a benchmark looks like: its table, what moved since an earlier one, and one self-contained
 page.
 
-Everything but the pictures is made from the data of `invem.engine.bench.document`, which may come
+Everything but the pictures is made from the data of `invem.bench.bench.document`, which may come
 from a file.
 """
 
@@ -15,9 +15,9 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from invem.engine import report
-from invem.engine.bench import FLOOR, METRICS
+from invem.bench.bench import FLOOR, METRICS
 from invem.errors import RecipeError
+from invem.report import page as report
 
 __all__ = ["compare", "markdown", "page", "summary", "table"]
 

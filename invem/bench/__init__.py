@@ -1,0 +1,1 @@
+"""Posterior samplers compared on one problem."""

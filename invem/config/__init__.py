@@ -1,0 +1,1 @@
+"""Recipes and components: what a person wrote, checked and located."""

@@ -1,0 +1,1 @@
+"""A new plugin distribution, written from templates."""
