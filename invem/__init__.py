@@ -24,6 +24,7 @@ from invem.hookspecs import examples, hookimpl
 
 if TYPE_CHECKING:
     from invem.batched import Batched, Index, Rng, shared, wide
+    from invem.capability import CAPABILITIES, Capability, meaning
     from invem.compare import (
         canonical,
         directions,
@@ -35,30 +36,21 @@ if TYPE_CHECKING:
     )
     from invem.compose import LinearStack, LinearSum, Stack, Sum, stack, total
     from invem.dataset import Dataset
-    from invem.denoiser import (
-        Denoiser,
-        GaussianDenoiser,
-        MixtureDenoiser,
-        Preconditioned,
-        Several,
-        level,
-        prior_of,
-    )
+    from invem.denoiser import Denoiser, Preconditioned, Wrapper, level
     from invem.diffusion import (
         Denoise,
         Stepping,
         calls,
         generate,
         heun,
+        initial_state,
         integrate,
         multistep,
+        posterior_state,
         predict_correct,
         reverse,
-        start,
-        start_given,
     )
     from invem.gaussian import Gaussian
-    from invem.interpolant import Interpolant, Interpolating
     from invem.kspace import fourier, fourier_adjoint, kspace_mask
     from invem.likelihood import nearest, nearest_draw, pull, sharpness, strength
     from invem.linalg import DPLR, Krylov, Solution, cg, gmres, least_norm, sqrt_matvec
@@ -75,7 +67,17 @@ if TYPE_CHECKING:
     from invem.metric import Metric, Outcome
     from invem.mixture import Conditioned, FactorMixture, Mixture, PosteriorMoments
     from invem.noise import NoiseModel
-    from invem.objective import Objective, edm_weight, matching, noise_levels
+    from invem.objective import (
+        ClosedFormObjective,
+        Fitting,
+        MakeNetwork,
+        Objective,
+        Observing,
+        ParameterGroup,
+        edm_weight,
+        matching,
+        noise_levels,
+    )
     from invem.operator import (
         SVD,
         Chain,
@@ -87,72 +89,89 @@ if TYPE_CHECKING:
         image_shape,
     )
     from invem.particles import choose, resample
-    from invem.sampler import GuidedSampler, PosteriorSampler
+    from invem.prior import (
+        ClosedForm,
+        Conditioning,
+        ExactDenoiser,
+        LinearConditioning,
+        Prior,
+        closed_form,
+    )
+    from invem.sampler import ChainSampler, GuidedSampler, PosteriorSampler
     from invem.schedule import Geometric, Karras, Schedule
-    from invem.tomography import Geometry, backproject, project
+    from invem.tomography import Geometry, backproject, project, strip_integrals
     from invem.tweedie import Covariance, Local, back, condition, linearised, local, prior_draw
 
 __all__ = [
+    "CAPABILITIES",
     "DPLR",
     "SVD",
     "Batched",
     "Boundary",
+    "Capability",
     "Chain",
+    "ChainSampler",
     "CircularConvolution",
+    "ClosedForm",
+    "ClosedFormObjective",
     "Conditioned",
+    "Conditioning",
     "Convolution",
     "Covariance",
     "DataError",
     "Dataset",
     "Denoise",
     "Denoiser",
+    "ExactDenoiser",
     "Example",
     "FactorMixture",
+    "Fitting",
     "Gaussian",
-    "GaussianDenoiser",
     "Geometric",
     "Geometry",
     "GuidedSampler",
     "Index",
-    "Interpolant",
-    "Interpolating",
     "InvemError",
     "Karras",
     "Krylov",
     "LinearChain",
+    "LinearConditioning",
     "LinearOperator",
     "LinearStack",
     "LinearSum",
     "Local",
+    "MakeNetwork",
     "Mask",
     "Matrix",
     "Measurement",
     "Metric",
     "MissingExtra",
     "Mixture",
-    "MixtureDenoiser",
     "NoiseModel",
     "NumericalError",
     "Objective",
+    "Observing",
     "Operator",
     "OperatorLaw",
     "Outcome",
+    "ParameterGroup",
     "PluginError",
     "PosteriorMoments",
     "PosteriorSampler",
     "Preconditioned",
+    "Prior",
     "RecipeError",
     "ResourceError",
     "Rng",
     "Schedule",
     "Separable",
-    "Several",
     "Solution",
     "Stack",
     "Stepping",
     "Stopped",
     "Sum",
     "Unsupported",
+    "Wrapper",
     "back",
     "backproject",
     "blur",
@@ -161,6 +180,7 @@ __all__ = [
     "cg",
     "chain",
     "choose",
+    "closed_form",
     "condition",
     "conditioning",
     "directions",
@@ -174,6 +194,7 @@ __all__ = [
     "heun",
     "hookimpl",
     "image_shape",
+    "initial_state",
     "inside",
     "integrate",
     "kspace_mask",
@@ -182,14 +203,15 @@ __all__ = [
     "linearised",
     "local",
     "matching",
+    "meaning",
     "multistep",
     "nearest",
     "nearest_draw",
     "noise_levels",
+    "posterior_state",
     "predict_correct",
     "principal",
     "prior_draw",
-    "prior_of",
     "project",
     "pull",
     "ranks",
@@ -201,9 +223,8 @@ __all__ = [
     "sliced_wasserstein",
     "sqrt_matvec",
     "stack",
-    "start",
-    "start_given",
     "strength",
+    "strip_integrals",
     "suggest",
     "total",
     "wide",
@@ -212,7 +233,18 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
-    "batched": ("Batched", "Index", "Rng", "shared", "wide"),
+    "batched": (
+        "Batched",
+        "Index",
+        "Rng",
+        "shared",
+        "wide",
+    ),
+    "capability": (
+        "CAPABILITIES",
+        "Capability",
+        "meaning",
+    ),
     "compare": (
         "canonical",
         "directions",
@@ -222,16 +254,20 @@ _MODULES = {
         "ranks",
         "sliced_wasserstein",
     ),
-    "compose": ("LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"),
+    "compose": (
+        "LinearStack",
+        "LinearSum",
+        "Stack",
+        "Sum",
+        "stack",
+        "total",
+    ),
     "dataset": ("Dataset",),
     "denoiser": (
         "Denoiser",
-        "GaussianDenoiser",
-        "MixtureDenoiser",
         "Preconditioned",
-        "Several",
+        "Wrapper",
         "level",
-        "prior_of",
     ),
     "diffusion": (
         "Denoise",
@@ -239,20 +275,35 @@ _MODULES = {
         "calls",
         "generate",
         "heun",
+        "initial_state",
         "integrate",
         "multistep",
+        "posterior_state",
         "predict_correct",
         "reverse",
-        "start",
-        "start_given",
     ),
-    "interpolant": ("Interpolant", "Interpolating"),
-    "likelihood": ("nearest", "nearest_draw", "pull", "sharpness", "strength"),
-    "tweedie": ("Covariance", "Local", "back", "condition", "linearised", "local", "prior_draw"),
-    "mixture": ("Conditioned", "FactorMixture", "Mixture", "PosteriorMoments"),
     "gaussian": ("Gaussian",),
-    "linalg": ("DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"),
-    "kspace": ("fourier", "fourier_adjoint", "kspace_mask"),
+    "kspace": (
+        "fourier",
+        "fourier_adjoint",
+        "kspace_mask",
+    ),
+    "likelihood": (
+        "nearest",
+        "nearest_draw",
+        "pull",
+        "sharpness",
+        "strength",
+    ),
+    "linalg": (
+        "DPLR",
+        "Krylov",
+        "Solution",
+        "cg",
+        "gmres",
+        "least_norm",
+        "sqrt_matvec",
+    ),
     "linear": (
         "Boundary",
         "CircularConvolution",
@@ -262,10 +313,34 @@ _MODULES = {
         "Separable",
         "blur",
     ),
-    "measurement": ("Example", "Measurement", "conditioning", "remeasure"),
-    "metric": ("Metric", "Outcome"),
+    "measurement": (
+        "Example",
+        "Measurement",
+        "conditioning",
+        "remeasure",
+    ),
+    "metric": (
+        "Metric",
+        "Outcome",
+    ),
+    "mixture": (
+        "Conditioned",
+        "FactorMixture",
+        "Mixture",
+        "PosteriorMoments",
+    ),
     "noise": ("NoiseModel",),
-    "objective": ("Objective", "edm_weight", "matching", "noise_levels"),
+    "objective": (
+        "ClosedFormObjective",
+        "Fitting",
+        "MakeNetwork",
+        "Objective",
+        "Observing",
+        "ParameterGroup",
+        "edm_weight",
+        "matching",
+        "noise_levels",
+    ),
     "operator": (
         "SVD",
         "Chain",
@@ -276,10 +351,43 @@ _MODULES = {
         "chain",
         "image_shape",
     ),
-    "particles": ("choose", "resample"),
-    "sampler": ("GuidedSampler", "PosteriorSampler"),
-    "schedule": ("Geometric", "Karras", "Schedule"),
-    "tomography": ("Geometry", "backproject", "project"),
+    "particles": (
+        "choose",
+        "resample",
+    ),
+    "prior": (
+        "ClosedForm",
+        "Conditioning",
+        "ExactDenoiser",
+        "LinearConditioning",
+        "Prior",
+        "closed_form",
+    ),
+    "sampler": (
+        "ChainSampler",
+        "GuidedSampler",
+        "PosteriorSampler",
+    ),
+    "schedule": (
+        "Geometric",
+        "Karras",
+        "Schedule",
+    ),
+    "tomography": (
+        "Geometry",
+        "backproject",
+        "project",
+        "strip_integrals",
+    ),
+    "tweedie": (
+        "Covariance",
+        "Local",
+        "back",
+        "condition",
+        "linearised",
+        "local",
+        "prior_draw",
+    ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

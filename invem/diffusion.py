@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.denoiser import Denoiser
 from invem.measurement import Measurement
+from invem.prior import Prior
 
 __all__ = [
     "Denoise",
@@ -21,12 +21,12 @@ __all__ = [
     "calls",
     "generate",
     "heun",
+    "initial_state",
     "integrate",
     "multistep",
+    "posterior_state",
     "predict_correct",
     "reverse",
-    "start",
-    "start_given",
 ]
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -182,44 +182,63 @@ def calls(stepping: Stepping, steps: int) -> int:
     return 2 * steps - 1 if stepping in ("heun", "churn", "predictor-corrector") else steps
 
 
-def start(
-    denoiser: Denoiser, sigma: float, rng: Rng, shape: tuple[int, ...], like: Tensor
+def initial_state(
+    prior: Prior,
+    sigma: float,
+    rng: Rng,
+    shape: tuple[int, ...],
+    like: Tensor,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Draws the first state of an unconditional chain, shape (B, *shape).
 
     N(mean, C + sigma^2 I) where the moments of the prior are known, N(0, sigma^2 I) where they are
-    not; sigma z around what the prior says that chains begin with.
+    not.
+
+    Args:
+        prior: The prior.
+        sigma: The first noise level.
+        rng: B streams.
+        shape: The shape of one signal.
+        like: A tensor for dtype and device.
+        start: Signals that the chains begin at instead, plus sigma z, shape (B, *shape).
     """
     z = sigma * rng.normal(*shape).to(like)
-    if denoiser.begin is not None:
-        return z + denoiser.begin
-    return z if denoiser.moments is None else z + denoiser.moments.sample(rng)
+    if start is not None:
+        return z + start
+    return z if prior.moments is None else z + prior.moments.sample(rng)
 
 
-def start_given(denoiser: Denoiser, sigma: float, rng: Rng, m: Measurement) -> Tensor:
+def posterior_state(
+    prior: Prior, sigma: float, rng: Rng, m: Measurement, start: Tensor | None = None
+) -> Tensor:
     """Draws the first state of a posterior chain, shape (B, *shape).
 
-    A draw of the posterior of the Gaussian with the prior's moments, plus sigma z: exact for a
-    Gaussian prior at any sigma, where a start that ignores y leaves an error of order 1/sigma in
+    A draw of the posterior of the Gaussian with the prior's moments, plus sigma z. It is exact for
+    a Gaussian prior at any sigma, where a start that ignores y leaves an error of order 1/sigma in
     the mean of a deterministic chain. Without known moments, N(0, sigma^2 I).
+
+    Args:
+        prior: The prior.
+        sigma: The first noise level.
+        rng: B streams.
+        m: The measurements, for linear A and Gaussian noise.
+        start: Signals that the chains begin at instead, plus sigma z, shape (B, *shape).
     """
     z = sigma * rng.normal(*m.shape).to(m.y)
-    if denoiser.begin is not None:
-        return z + denoiser.begin
-    return z if denoiser.moments is None else z + denoiser.moments.posterior(m, rng)
+    if start is not None:
+        return z + start
+    return z if prior.moments is None else z + prior.moments.posterior(m, rng)
 
 
 @torch.no_grad()
 def generate(
-    denoiser: Denoiser, sigmas: Tensor, rng: Rng, shape: tuple[int, ...], like: Tensor
+    prior: Prior, sigmas: Tensor, rng: Rng, shape: tuple[int, ...], like: Tensor
 ) -> Tensor:
-    """Draws unconditional samples, one a stream, shape (B, *shape), on the device of `like`.
+    """Draws unconditional samples, one per stream, shape (B, *shape), on the device of `like`.
 
     By the generator of the prior where it has one, by Heun's rule where it has none.
     """
-    drawn = denoiser.one_step(rng, shape, like)
-    return (
-        drawn
-        if drawn is not None
-        else heun(denoiser, start(denoiser, float(sigmas[0]), rng, shape, like), sigmas)
-    )
+    if prior.generator is not None:
+        return prior.generator(rng, shape, like)
+    return heun(prior, initial_state(prior, float(sigmas[0]), rng, shape, like), sigmas)

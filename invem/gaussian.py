@@ -35,6 +35,10 @@ class Gaussian(Batched):
         """The shape of one signal."""
         return tuple(self.mean.shape)
 
+    def moments(self) -> "Gaussian":
+        """Returns itself: it is the Gaussian with its mean and covariance."""
+        return self
+
     @classmethod
     def standard(cls, shape: tuple[int, ...], std: float = 1.0) -> Self:
         """Returns N(0, std^2 I)."""

@@ -41,26 +41,36 @@ class Measurement(Batched):
 
     @property
     def provides(self) -> frozenset[str]:
-        """The capabilities of the operator and of the noise together, and "identity" where A
-        changes nothing."""
-        same = (
-            set()
-            if self.y.device.type == "meta"
-            or not len(self)
-            or self.y.shape[1:] != torch.Size(self.shape)
-            else {"identity"}
-        )
-        if same:
-            # A mask can show all of one signal and not of the next.
-            rows = torch.linspace(0, len(self) - 1, min(len(self), 256), dtype=torch.float64).long()
-            probe = (
-                torch.linspace(-1, 1, self.y[0].numel())
-                .to(self.y)
-                .reshape(self.y[:1].shape)
-                .expand(len(rows), *self.shape)
-            )
-            same = same if torch.equal(self.A[rows](probe), probe) else set()
-        return self.A.provides | self.noise.provides | same
+        """The capabilities of the operator and of the noise, and of both together: "identity",
+        "signal", "derivative", "density", "one level" (see `invem.capability`)."""
+        found = set(self.A.provides | self.noise.provides)
+        if not self.A.straight_through:
+            found.add("derivative")
+        if "adjoint" in found or self.y.shape[1:] == torch.Size(self.shape):
+            found.add("signal")
+        if self.y.device.type == "meta" or not len(self):
+            return frozenset(found)
+        if self.changes_nothing:
+            found.add("identity")
+        if "var" not in found:
+            return frozenset(found | {"density"})
+        var = self.noise.var().expand_as(self.y).flatten(1)
+        if bool((var > 0).all()):
+            found.add("density")
+        if not bool((var != var[:, :1]).any()):
+            found.add("one level")
+        return frozenset(found)
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether A is the identity, for up to 256 of the observations: a mask can show all of one
+        signal and not of the next."""
+        if self.y.shape[1:] != torch.Size(self.shape):
+            return False
+        rows = torch.linspace(0, len(self) - 1, min(len(self), 256), dtype=torch.float64).long()
+        probe = torch.linspace(-1, 1, self.y[0].numel()).to(self.y)
+        probe = probe.reshape(self.y[:1].shape).expand(len(rows), *self.shape)
+        return torch.equal(self.A[rows](probe), probe)
 
     @property
     def alike(self) -> bool:
@@ -69,6 +79,12 @@ class Measurement(Batched):
         return all(
             bool((self.A.tensors()[path] == self.A.tensors()[path][:1]).all()) for path in own
         )
+
+    @property
+    def shares_likelihood(self) -> bool:
+        """Whether the operators and the noise variances of all observations are the same."""
+        var = self.noise.var().expand_as(self.y)
+        return self.alike and bool((var == var[:1]).all())
 
     def matrices(self) -> Tensor:
         """Returns the matrices of linear operators on flattened signals, shape (B, m, d), float64.
@@ -113,7 +129,7 @@ class Measurement(Batched):
                 an observation.
         """
         var = self.noise.var().expand_as(self.y).flatten(1)
-        if "identity" not in self.provides or bool((var != var[:, :1]).any()):
+        if not self.changes_nothing or bool((var != var[:, :1]).any()):
             raise Unsupported(
                 f"{name} needs operator: identity, and noise of one level for all entries of an"
                 " observation"

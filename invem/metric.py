@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from invem.denoiser import Denoiser
 from invem.measurement import Example, Measurement
+from invem.prior import Prior
 
 __all__ = ["Metric", "Outcome"]
 
@@ -31,7 +31,7 @@ class Outcome:
         resimulated: One posterior draw given each of the first n observations of `simulated`, by
             the sampler that restores, (n, *shape).
         trained: Signals that the prior was fitted to (posterior draws), (T, *shape).
-        denoiser: The prior.
+        prior: The prior.
         range: The lowest and highest value of a signal.
     """
 
@@ -45,7 +45,7 @@ class Outcome:
     simulated: Measurement | None = None
     resimulated: Tensor | None = None
     trained: Tensor | None = None
-    denoiser: Denoiser | None = None
+    prior: Prior | None = None
 
 
 class Metric(ABC):

@@ -1,92 +1,152 @@
-"""M-step objectives: what the denoiser is fitted to."""
+"""M-step objectives: what the prior is fitted to."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from invem.batched import Rng
-from invem.denoiser import Denoiser
-from invem.errors import Unsupported
+from invem.denoiser import Denoiser, Wrapper
+from invem.gaussian import Gaussian
 from invem.measurement import Example, Measurement
+from invem.prior import ClosedForm, Prior, closed_form
 
-__all__ = ["Objective", "edm_weight", "matching", "noise_levels"]
+__all__ = [
+    "ClosedFormObjective",
+    "Fitting",
+    "MakeNetwork",
+    "Objective",
+    "Observing",
+    "ParameterGroup",
+    "edm_weight",
+    "matching",
+    "noise_levels",
+]
+
+MakeNetwork = Callable[[], Denoiser]
+"""Builds a new network of the recipe, each call another one."""
 
 
-class Objective(ABC):
-    """A training loss, or a closed-form fit. A concrete objective overrides `loss`, `solve`, or
-    both.
+class ParameterGroup(NamedTuple):
+    """Weights that are trained at one rate. The gradient of each group is clipped by itself.
+
+    Attributes:
+        share: The learning rate as a share of that of the fit.
+        parameters: The weights.
+    """
+
+    share: float
+    parameters: list[nn.Parameter]
+
+
+class Fitting(ABC):
+    """What every M-step has: see `Objective`, which trains, and `ClosedFormObjective`, which does
+    not.
 
     Attributes:
         needs: "x" if it learns from signals (posterior draws or granted clean images),
-            "measurement" if from measurements, and the capabilities that it calls on those; "closed
-            form" if the prior that the round begins with must be a Gaussian or a mixture, "moments"
-            if there must be one at all.
-        provides: What the denoiser can then do beyond E[x | x_t]: "conditional" if it knows E[x |
-            x_t, y], "interpolant" if it is one, "closed form" if the prior beside the network is a
-            Gaussian or a mixture.
-        condition: How many tensors of the signal's shape it gives the network as a condition; the
-            network's option `condition` must be as large.
-        networks: How many networks of one kind it trains together: `wrap` is given that many, as
-            `Several`, if it is more than one.
+            "measurement" if from measurements; the capabilities that it calls on those; and those
+            that the prior must have that the round begins with ("closed form", "moments").
     """
-
-    provides: ClassVar[frozenset[str]] = frozenset()
-    condition: ClassVar[int] = 0
-    networks: ClassVar[int] = 1
 
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
         """A class attribute, or a property where it depends on the options."""
 
-    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
-        """Returns one loss a sample, shape (B,). rng: B streams.
-
-        An example with x and no measurement is a clean image that the recipe grants: an objective
-        on measurements fits it as such.
-        """
-        raise Unsupported(f"{type(self).__name__} has no loss: it is solved in closed form")
-
-    def solve(
-        self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]
-    ) -> Denoiser:
-        """Returns the denoiser that is best in closed form. `batches()` passes once over the
-        data."""
-        raise Unsupported(f"{type(self).__name__} has no closed form: it is trained by its loss")
-
-    def wrap(
-        self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None
-    ) -> Denoiser:
-        """Returns what stands for the prior where the network is not itself E[x | x_t]: a module
-        around it.
-
-        Args:
-            denoiser: The network, before it is trained.
-            m: The training measurements; None where the weights, and all buffers, are loaded
-                afterwards.
-            before: The prior that the round begins with, if there is one; None where the weights
-                are loaded.
-        """
-        return denoiser
-
-    def rates(
-        self, denoiser: Denoiser, parameters: list[nn.Parameter]
-    ) -> list[tuple[float, list[nn.Parameter]]]:
-        """Returns the parameters in groups, each with its share of the learning rate; the gradient
-        of each group is clipped by itself."""
-        return [(1.0, parameters)]
-
     def refuses(self, shape: tuple[int, ...]) -> str | None:
         """Returns why it cannot fit signals of this shape, None if it can; `invem plan` asks."""
         return None
 
-    @property
-    def closed_form(self) -> bool:
-        """Whether `solve` is to be used."""
-        return type(self).solve is not Objective.solve
+
+class Objective(Fitting):
+    """A training loss.
+
+    Attributes:
+        provides: What the prior can then do beyond E[x | x_t], as samplers and objectives ask for
+            it ("conditional", "closed form").
+        condition: How many tensors of the signal's shape it gives the network as a condition; the
+            network's option `condition` must be as large.
+        learns: What its networks predict. Weights of an earlier phase are gone on from if they
+            predict the same.
+        compiles: Whether the model can be compiled. A compiled one has no second derivative.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset()
+    condition: ClassVar[int] = 0
+    learns: ClassVar[str] = "signals"
+    compiles: ClassVar[bool] = True
+
+    def build(
+        self, make_network: MakeNetwork, prior: Prior | None, m: Measurement | None
+    ) -> Denoiser:
+        """Returns the model that is trained: a network, or a module around one or several.
+
+        Args:
+            make_network: Builds a network of the recipe.
+            prior: The prior that the round begins with, if there is one; None where the weights and
+                buffers of the model are loaded afterwards.
+            m: The training measurements; None where the weights are loaded afterwards.
+        """
+        return make_network()
+
+    @abstractmethod
+    def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
+        """Returns one loss per sample, shape (B,). rng: B streams.
+
+        An example with x and no measurement is a clean image that the recipe grants: an objective
+        on measurements fits it as such.
+        """
+
+    def parameter_groups(self, model: Denoiser) -> list[ParameterGroup]:
+        """Returns the weights that are trained, in groups."""
+        return [ParameterGroup(1.0, [w for w in model.parameters() if w.requires_grad])]
+
+    def prior(self, model: Denoiser, moments: Gaussian | None) -> Prior:
+        """Returns the trained model as a prior. moments: those of the training signals."""
+        return Prior(model, moments)
+
+
+class ClosedFormObjective(Fitting):
+    """A fit in closed form."""
+
+    @abstractmethod
+    def solve(
+        self, prior: Prior, batches: Callable[[], Iterable[tuple[Example, Rng]]]
+    ) -> ClosedForm:
+        """Returns the best distribution.
+
+        Args:
+            prior: The prior that the round begins with; a standard normal if there is none.
+            batches: Each call passes once over the data.
+        """
+
+    def closed_form(self, tensors: Mapping[str, Tensor]) -> ClosedForm:
+        """Returns what `solve` returned, from its `tensors()`."""
+        return closed_form(tensors)
+
+
+class Observing(Wrapper):
+    """A network that carries the training measurements while it is trained, for losses that measure
+    signals anew with the operator and the noise of a random training observation.
+
+    Args:
+        network: The network.
+        observations: The training measurements; None where weights are loaded afterwards.
+    """
+
+    def __init__(self, network: Denoiser, observations: Measurement | None) -> None:
+        super().__init__(network)
+        self.observations = observations
+
+    def chosen(self, u: Tensor, own: Measurement | None) -> Measurement | None:
+        """Returns a training measurement for each uniform number u, shape (B,), on the CPU; `own`
+        where there are none."""
+        if self.observations is None:
+            return own
+        return self.observations[(u * len(self.observations)).long()]
 
 
 def noise_levels(
@@ -120,7 +180,7 @@ def noise_levels(
 def edm_weight(denoiser: Denoiser, sigma: Tensor) -> Tensor:
     """Returns (sigma^2 + s^2)/(sigma s)^2 with s the denoiser's `sigma_data` (EDM, table 1): the
     loss of the network at its own scale."""
-    data = float(getattr(denoiser, "sigma_data", 0.5))
+    data = denoiser.sigma_data
     return (sigma**2 + data**2) / (sigma * data) ** 2
 
 

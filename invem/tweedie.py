@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.denoiser import Denoiser
 from invem.errors import Unsupported
 from invem.linalg import cg, gmres, sqrt_matvec
 from invem.measurement import Measurement
 from invem.operator import LinearOperator, Operator
+from invem.prior import Prior
 
 __all__ = ["Covariance", "Local", "back", "condition", "linearised", "local", "prior_draw"]
 
@@ -41,7 +41,7 @@ class Local:
 
 
 def local(
-    denoiser: Denoiser,
+    prior: Prior,
     x_t: Tensor,
     sigma: Tensor | float,
     covariance: Covariance = "switch",
@@ -55,7 +55,7 @@ def local(
     I)^-1 is, with C the covariance of the prior, and that costs no product.
 
     Args:
-        denoiser: (x_t, sigma) -> x_hat.
+        prior: The prior, of which the denoiser is called.
         x_t: The state, shape (B, *shape).
         sigma: Its noise level, in units of the data: one number, or (B, 1, ...) with the Jacobian.
         covariance: V by the Jacobian, by the moments of the prior, or by the one below and the
@@ -67,12 +67,12 @@ def local(
         Unsupported: If the moments are needed and the denoiser carries none.
     """
     if covariance == "moments" or (covariance == "switch" and float(sigma) > switch):
-        given = denoiser.known_moments().cov.given(sigma)
-        x = denoiser(x_t, sigma)
+        given = prior.known_moments().cov.given(sigma)
+        x = prior(x_t, sigma)
         return Local(x, given.__call__, lambda rng: given.draw(rng).reshape(x.shape), True)
     with torch.enable_grad():
         x_t = x_t.detach().requires_grad_()
-        x_hat = denoiser(x_t, sigma)
+        x_hat = prior(x_t, sigma)
 
     def cov(v: Tensor) -> Tensor:
         (g,) = torch.autograd.grad(x_hat, x_t, v.reshape(x_hat.shape), retain_graph=True)
@@ -195,7 +195,7 @@ def back(
 
 
 def prior_draw(
-    denoiser: Denoiser,
+    prior: Prior,
     x_t: Tensor,
     sigma: Tensor | float,
     steps: int,
@@ -210,7 +210,7 @@ def prior_draw(
     Exact for a Gaussian prior at any number of steps.
 
     Args:
-        denoiser: (x_t, sigma) -> x_hat.
+        prior: The prior, of which the denoiser is called.
         x_t: Shape (B, *shape).
         sigma: The noise level of x_t: one number, or (B, 1).
         steps: Noise levels, geometric, from sigma to `last`.
@@ -229,8 +229,8 @@ def prior_draw(
     levels = [first * (last / first) ** (k / max(steps - 1, 1)) for k in range(steps)]
     for k, level in enumerate(levels):
         now = level.to(x_t.dtype) if not one else float(level)
-        how: Covariance = "switch" if one and denoiser.moments is not None else "jacobian"
-        x = local(denoiser, x_t, now, how, switch, iterations).draw(rng)
+        how: Covariance = "switch" if one and prior.moments is not None else "jacobian"
+        x = local(prior, x_t, now, how, switch, iterations).draw(rng)
         if k + 1 == len(levels):
             break
         w = (levels[k + 1] / level) ** 2

@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from invem import DataError, Example, RecipeError, examples
+from invem import DataError, Dataset, Example, RecipeError, examples
 
 RECORDS, RECORD = 10_000, 1 + 3 * 32 * 32
 
 
 @dataclass(frozen=True, eq=False)
-class CIFAR10:
+class CIFAR10(Dataset):
     """Colour images in memory.
 
     Attributes:
@@ -22,8 +21,8 @@ class CIFAR10:
     """
 
     records: Tensor
-    shape: ClassVar[tuple[int, ...]] = (3, 32, 32)
-    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    shape = (3, 32, 32)
+    range = (-1.0, 1.0)
 
     def __len__(self) -> int:
         return len(self.records)

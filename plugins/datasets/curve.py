@@ -3,20 +3,20 @@ many points as one likes."""
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Example, RecipeError, Rng
+from invem import Dataset, Example, RecipeError, Rng
 
 _SMALLEST = 1e-3  # modes whose amplitude is below this share of the first one are left out
 _GRID = 2**14
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class Curve(Dataset):
     """Item i is drawn from (seed, split, i) alone, whenever and wherever it is asked for.
 
     Attributes:
@@ -35,11 +35,10 @@ class Curve:
     low: Tensor
     high: Tensor
     seed: int
-    range: ClassVar[tuple[float, float]] = (-2.0, 2.0)
+    range = (-2.0, 2.0)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.low.shape)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.low.shape))
 
     def __len__(self) -> int:
         return self.count

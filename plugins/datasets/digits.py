@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -10,13 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from invem import DataError, Example, RecipeError
+from invem import DataError, Dataset, Example, RecipeError
 
 TRAIN = 1500
 
 
 @dataclass(frozen=True, eq=False)
-class Digits:
+class Digits(Dataset):
     """Digits in memory.
 
     Attributes:
@@ -26,11 +26,10 @@ class Digits:
 
     images: Tensor
     labels: Tensor
-    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    range = (-1.0, 1.0)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.images.shape[1:])
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.images.shape[1:]))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -4,21 +4,21 @@ import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from invem import DataError, Example, RecipeError
+from invem import DataError, Dataset, Example, RecipeError
 
 IMAGES, LABELS = 0x803, 0x801
 LARGEST = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class FashionMNIST:
+class FashionMNIST(Dataset):
     """Images of 28 x 28 bytes in memory.
 
     Attributes:
@@ -30,11 +30,10 @@ class FashionMNIST:
     images: Tensor
     labels: Tensor
     size: Literal[28, 16]
-    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    range = (-1.0, 1.0)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (1, self.size, self.size)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", (1, self.size, self.size))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from invem import DataError, Example, InvemError, RecipeError, examples
+from invem import DataError, Dataset, Example, InvemError, RecipeError, examples
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 PILLOW_LIMIT = 178_956_970
@@ -203,7 +203,7 @@ class Reader:
 
 
 @dataclass(frozen=True, eq=False)
-class Folder:
+class Folder(Dataset):
     """Images on disk, decoded when asked for.
 
     Attributes:
@@ -221,7 +221,7 @@ class Folder:
     labels: Tensor | None
     classes: tuple[str, ...]
     skipped: tuple[str, ...]
-    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    range = (-1.0, 1.0)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Lt
@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from invem import DataError, Example, RecipeError, examples
+from invem import DataError, Dataset, Example, RecipeError, examples
 
 
 @dataclass(frozen=True, eq=False)
-class Measurements:
+class Measurements(Dataset):
     """Measurements in memory.
 
     Attributes:
@@ -25,7 +25,7 @@ class Measurements:
 
     tensors: dict[str, Tensor]
     shape: tuple[int, ...]
-    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    range = (-1.0, 1.0)
 
     def __len__(self) -> int:
         return len(self.tensors["y"])

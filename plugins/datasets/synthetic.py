@@ -2,19 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Example, RecipeError, Rng
+from invem import Dataset, Example, RecipeError, Rng
 
 CHUNK = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Phantoms:
+class Phantoms(Dataset):
     """Item i is drawn from (seed, split, i) alone, whenever and wherever it is asked for.
 
     An item is the sum of the intensities of the ellipses that cover a pixel, clipped to [0, 1] and
@@ -30,7 +30,7 @@ class Phantoms:
     shape: tuple[int, ...]
     ellipses: int
     seed: int
-    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    range = (-1.0, 1.0)
 
     def __len__(self) -> int:
         return self.count

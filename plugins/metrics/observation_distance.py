@@ -64,6 +64,11 @@ class ObservationDistance(Metric):
     distance: Literal["sliced-wasserstein", "frechet", "classifier"] = "sliced-wasserstein"
     needs: ClassVar[frozenset[str]] = frozenset({"observed", "simulated"})
 
+    @property
+    def target(self) -> float:
+        """The value for two sets of real observations."""
+        return 0.5 if self.distance == "classifier" else 1.0
+
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
         """Returns the ratio or the accuracy, shape (); not a number if an observation has values
         that are not finite.

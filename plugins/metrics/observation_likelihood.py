@@ -11,13 +11,13 @@ from annotated_types import Ge
 from torch import Tensor
 
 from invem import (
-    Denoiser,
     Gaussian,
     Karras,
     Measurement,
     Metric,
     NumericalError,
     Outcome,
+    Prior,
     RecipeError,
     Rng,
     Unsupported,
@@ -45,7 +45,7 @@ class ObservationLikelihood(Metric):
 
     Attributes:
         of: "moments" is log N(y; A m, A C A^T + S) with the mean m and the covariance C of
-            `denoiser.moments`, for linear A and Gaussian noise: exact for a Gaussian prior. For a
+            `prior.moments`, for linear A and Gaussian noise: exact for a Gaussian prior. For a
             network it is the likelihood of the Gaussian that it carries, which was fitted to the
             same signals, and not of the network. "network" is log p_sigma(y) of the denoiser
             itself, for observations of whole signals with white noise, by the probability flow from
@@ -68,7 +68,7 @@ class ObservationLikelihood(Metric):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset(
-            {"measurement", "denoiser", "var", "adjoint" if self.of == "moments" else "identity"}
+            {"measurement", "prior", "var", "adjoint" if self.of == "moments" else "identity"}
         )
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
@@ -81,7 +81,7 @@ class ObservationLikelihood(Metric):
                 noise has several levels in one observation.
             RecipeError: If the noise has variance 0 somewhere.
         """
-        if outcome.measurement is None or outcome.denoiser is None:
+        if outcome.measurement is None or outcome.prior is None:
             raise Unsupported("observation-likelihood needs held-out measurements and the prior")
         m = outcome.measurement
         if not bool((m.noise.var() > 0).all()):
@@ -90,20 +90,20 @@ class ObservationLikelihood(Metric):
                 " metric out"
             )
         if self.of == "network":
-            return self._flow(outcome.denoiser, m).float()
+            return self._flow(outcome.prior, m).float()
         if "adjoint" not in m.A.provides:
             raise Unsupported("observation-likelihood is for linear operators")
-        prior = outcome.denoiser.known_moments().to("cpu", torch.float64)
-        return _gaussian(prior, m.to("cpu", torch.float64)).float()
+        gaussian = outcome.prior.known_moments().to("cpu", torch.float64)
+        return _gaussian(gaussian, m.to("cpu", torch.float64)).float()
 
-    def _flow(self, denoiser: Denoiser, m: Measurement) -> Tensor:
+    def _flow(self, prior: Prior, m: Measurement) -> Tensor:
         """Returns log p_sigma(y)/d, shape (N,)."""
         sigma = m.level("observation-likelihood with of: network").flatten()
-        device = next((weight.device for weight in denoiser.parameters()), m.y.device)
+        device = next((weight.device for weight in prior.denoiser.parameters()), m.y.device)
         parts = zip(torch.split(m.y, CHUNK), torch.split(sigma.cpu().double(), CHUNK), strict=True)
-        return torch.cat([self._climb(denoiser, y.to(device), sigma) for y, sigma in parts])
+        return torch.cat([self._climb(prior, y.to(device), sigma) for y, sigma in parts])
 
-    def _climb(self, denoiser: Denoiser, y: Tensor, sigma: Tensor) -> Tensor:
+    def _climb(self, prior: Prior, y: Tensor, sigma: Tensor) -> Tensor:
         """Integrates from `sigma`, (B,), up. y: (B, *shape); returns log p(y)/d, (B,), on the
         CPU."""
         top, d = Karras().sigma_max, y[0].numel()
@@ -114,30 +114,32 @@ class ObservationLikelihood(Metric):
         u, h = sigma.log(), (math.log(top) - sigma.log()) / self.steps
         x, step, gained = y, level(h, y), torch.zeros_like(sigma)
         for _ in range(self.steps):
-            a, da = self._slope(denoiser, x, u, rng)
-            b, db = self._slope(denoiser, x + step / 2 * a, u + h / 2, rng)
-            c, dc = self._slope(denoiser, x + step / 2 * b, u + h / 2, rng)
-            e, de = self._slope(denoiser, x + step * c, u + h, rng)
+            a, da = self._slope(prior, x, u, rng)
+            b, db = self._slope(prior, x + step / 2 * a, u + h / 2, rng)
+            c, dc = self._slope(prior, x + step / 2 * b, u + h / 2, rng)
+            e, de = self._slope(prior, x + step * c, u + h, rng)
             x = x + step / 6 * (a + 2 * b + 2 * c + e)
             gained, u = gained + h / 6 * (da + 2 * db + 2 * dc + de), u + h
         flat = x.flatten(1).cpu().double()
-        prior = denoiser.moments
-        if prior is None:
+        gaussian = prior.moments
+        if gaussian is None:
             end = _low_rank(flat, flat.new_full((1, d), top**2), flat.new_zeros(1, d, 0))
         else:
-            prior = prior.to("cpu", torch.float64)
+            gaussian = gaussian.to("cpu", torch.float64)
             end = _low_rank(
-                flat - prior.mean.flatten(), (prior.cov.diag + top**2)[None], prior.cov.factor[None]
+                flat - gaussian.mean.flatten(),
+                (gaussian.cov.diag + top**2)[None],
+                gaussian.cov.factor[None],
             )
         return (end + gained - d / 2 * math.log(2 * math.pi)) / d
 
-    def _slope(self, denoiser: Denoiser, x: Tensor, u: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+    def _slope(self, prior: Prior, x: Tensor, u: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """Returns x - x_hat, (B, *shape), and d - tr J, (B,), on the CPU, at the level exp(u). x:
         (B, *shape), u: (B,)."""
         d = x[0].numel()
         with torch.enable_grad():
             x_t = x.detach().requires_grad_()
-            x_hat = denoiser(x_t, level(u.exp(), x_t))
+            x_hat = prior(x_t, level(u.exp(), x_t))
         if self.probes < d:
             probes = [rng.normal_like(x).sign() for _ in range(self.probes)]
         else:

@@ -16,7 +16,5 @@ def invem_objectives() -> dict[str, str]:
         "refine": "invem_plugins.objectives.refine:Refine",
         "gsure": "invem_plugins.objectives.gsure:GSURE",
         "rsd": "invem_plugins.objectives.rsd:RSD",
-        "scsi": "invem_plugins.objectives.scsi:SCSI",
-        "sfbd-omni": "invem_plugins.objectives.sfbd_omni:SFBDOmni",
         "sure-score": "invem_plugins.objectives.sure_score:SUREScore",
     }

@@ -11,14 +11,16 @@ from torch import Tensor
 from invem import (
     Denoiser,
     Example,
-    Gaussian,
+    MakeNetwork,
     Mask,
     Measurement,
     Objective,
     Preconditioned,
+    Prior,
     RecipeError,
     Rng,
     Unsupported,
+    Wrapper,
     edm_weight,
     level,
     noise_levels,
@@ -75,7 +77,7 @@ class Ambient(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "mask", "var"})
     condition: ClassVar[int] = 1
 
-    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
+    def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
         m, x = batch.measurement, batch.x
         if m is not None:
             y, seen = m.y, _seen(m)
@@ -83,32 +85,32 @@ class Ambient(Objective):
             given = self._fewer(seen, rng)
         elif x is not None:
             y, seen, var = x, torch.ones_like(x), torch.zeros_like(x)
-            given = self._like_those_of(denoiser, x, rng)
+            given = self._like_those_of(model, x, rng)
         else:
             raise RecipeError("ambient was given neither measurements nor clean images")
         sigma = noise_levels(rng, y, self.p_mean, self.p_std, var.flatten(1).amax(1).sqrt())
         x_t = y + (sigma**2 - var).clamp(min=0).sqrt() * rng.normal_like(y)
-        x_hat = denoiser(_hide(x_t, given, denoiser.moments), sigma, given.expand_as(y)[:, None])
+        x_hat = model(_hide(x_t, given, model.mean), sigma, given.expand_as(y)[:, None])
         a = 1 - given * var / sigma**2
-        weight = edm_weight(denoiser, torch.where(given > 0, sigma, _HIDDEN)) * (
+        weight = edm_weight(model, torch.where(given > 0, sigma, _HIDDEN)) * (
             seen if self.target == "seen" else given
         )
         return torch.mean((weight * (a * x_hat + (1 - a) * x_t - y).square()).flatten(1), dim=1)
 
-    def wrap(
-        self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None
+    def build(
+        self, make_network: MakeNetwork, prior: Prior | None, m: Measurement | None
     ) -> Denoiser:
-        return AmbientDenoiser(denoiser, torch.zeros(0) if m is None else self._chosen(m))
+        return AmbientDenoiser(make_network(), torch.zeros(0) if m is None else self._chosen(m))
 
     def _fewer(self, seen: Tensor, rng: Rng) -> Tensor:
         return seen * (rng.uniform(*seen.shape[1:]).to(seen) >= self.delta)
 
-    def _like_those_of(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Tensor:
-        """Returns masks of independent pixels, each of the density of one of the denoiser's masks,
-        or of 1 - delta if it has none."""
-        known: Tensor | None = getattr(denoiser, "masks", None)
-        if known is None or not len(known):
+    def _like_those_of(self, model: Denoiser, x: Tensor, rng: Rng) -> Tensor:
+        """Returns masks of independent pixels, each of the density of one of the model's masks, or
+        of 1 - delta if it has none."""
+        if not isinstance(model, AmbientDenoiser) or not len(model.masks):
             return self._fewer(torch.ones_like(x), rng)
+        known = model.masks
         pick = (rng.uniform(1)[:, 0] * len(known)).long().to(known.device)
         density = known.flatten(1).mean(1)[pick].to(x).reshape(-1, *[1] * (x.ndim - 1))
         return (rng.uniform(*known.shape[1:]).to(x) < density).to(x)
@@ -131,7 +133,7 @@ class Ambient(Objective):
         return torch.stack(chosen).to(m.y)
 
 
-class AmbientDenoiser(Denoiser):
+class AmbientDenoiser(Wrapper):
     """The mean of E[x | M x_t, M] over K masks M: a stand-in for E[x | x_t], which masked data do
     not teach.
 
@@ -143,35 +145,15 @@ class AmbientDenoiser(Denoiser):
     moments, so that the network sees zeros.
 
     Args:
-        inner: The network, which is given one mask, 1 where x_t is shown.
+        network: The network, which is given one mask, 1 where x_t is shown.
         masks: Shape (K, ...), broadcastable to (K, *shape); empty where they are loaded afterwards.
     """
 
-    condition = 1
     masks: Tensor
 
-    def __init__(self, inner: Denoiser, masks: Tensor) -> None:
-        super().__init__()
-        self.inner = inner
+    def __init__(self, network: Denoiser, masks: Tensor) -> None:
+        super().__init__(network)
         self.register_buffer("masks", masks)
-
-    @property
-    def moments(self) -> Gaussian | None:
-        """Those of the network."""
-        return self.inner.moments
-
-    @moments.setter
-    def moments(self, value: Gaussian | None) -> None:
-        self.inner.moments = value
-
-    @property
-    def sigma_data(self) -> float:
-        """That of the network."""
-        return float(getattr(self.inner, "sigma_data", 0.5))
-
-    @sigma_data.setter
-    def sigma_data(self, value: float) -> None:
-        self.inner.sigma_data = value  # type: ignore[assignment]
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
         """Returns the mean over the masks, or with `cond`, shape (B, 1, *shape), what the network
@@ -185,12 +167,11 @@ class AmbientDenoiser(Denoiser):
         return total / torch.where(shown > 0, shown, len(masks))
 
     def _one(self, x_t: Tensor, sigma: Tensor | float, mask: Tensor) -> Tensor:
-        x_hat: Tensor = self.inner(_hide(x_t, mask, self.moments), sigma, mask[:, None])
-        if not isinstance(self.inner, Preconditioned):
+        x_hat: Tensor = self.network(_hide(x_t, mask, self.mean), sigma, mask[:, None])
+        if not isinstance(self.network, Preconditioned):
             return x_hat
-        mean = 0.0 if self.moments is None else self.moments.mean
         scale = (1 + (self.sigma_data / level(sigma, x_t)) ** 2).sqrt()
-        return torch.where(mask > 0, x_hat, mean + scale * (x_hat - mean))
+        return torch.where(mask > 0, x_hat, self.mean + scale * (x_hat - self.mean))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if (kept := state_dict.get(prefix + "masks")) is not None:
@@ -204,9 +185,6 @@ def _seen(m: Measurement) -> Tensor:
     return m.A.seen
 
 
-def _hide(x: Tensor, mask: Tensor, moments: Gaussian | None) -> Tensor:
+def _hide(x: Tensor, mask: Tensor, mean: Tensor) -> Tensor:
     """Returns x with the mean in the pixels that the mask does not show."""
-    mean = (
-        torch.zeros((), dtype=x.dtype, device=x.device) if moments is None else moments.mean.to(x)
-    )
-    return torch.where(mask > 0, x, mean)
+    return torch.where(mask > 0, x, mean.to(x))

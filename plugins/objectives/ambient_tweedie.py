@@ -69,7 +69,7 @@ class AmbientTweedie(Objective):
     branch_steps: Annotated[int, Ge(1)] = 4
     end: Annotated[float, Gt(0)] = 0.01
 
-    needs: ClassVar[frozenset[str]] = frozenset({"measurement", "identity", "var"})
+    needs: ClassVar[frozenset[str]] = frozenset({"measurement", "identity", "var", "one level"})
 
     def __post_init__(self) -> None:
         if not self.consistency and (self.branch_steps, self.end) != (
@@ -81,25 +81,25 @@ class AmbientTweedie(Objective):
                 " weight, `consistency`"
             )
 
-    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
+    def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
         m = batch.measurement
         if m is None:
             if batch.x is None:
                 raise RecipeError("ambient-tweedie was given neither measurements nor clean images")
             sigma = noise_levels(rng, batch.x, self.p_mean, self.p_std)
-            return matching(denoiser, batch.x, sigma, edm_weight(denoiser, sigma), rng)
+            return matching(model, batch.x, sigma, edm_weight(model, sigma), rng)
         least = m.level("ambient-tweedie")
         sigma = noise_levels(rng, m.y, self.p_mean, self.p_std, least)
         x_t, share = _noisier(m.y, least, sigma, rng)
-        error = share * denoiser(x_t, sigma) + (1 - share) * x_t - m.y
-        loss = torch.mean((edm_weight(denoiser, sigma) * error.square()).flatten(1), dim=1)
+        error = share * model(x_t, sigma) + (1 - share) * x_t - m.y
+        loss = torch.mean((edm_weight(model, sigma) * error.square()).flatten(1), dim=1)
         return (
-            loss + self.consistency * self._consistency(denoiser, m, least, rng)
+            loss + self.consistency * self._consistency(model, m, least, rng)
             if self.consistency
             else loss
         )
 
-    def _consistency(self, denoiser: Denoiser, m: Measurement, least: Tensor, rng: Rng) -> Tensor:
+    def _consistency(self, model: Denoiser, m: Measurement, least: Tensor, rng: Rng) -> Tensor:
         """Returns an unbiased estimate of w |E[D(x_s, s) | x_t] - D(x_t, sigma)|^2 / d, w the
         weight at sigma, shape (B,)."""
         noisy = least > self.end
@@ -114,23 +114,22 @@ class AmbientTweedie(Objective):
         s = self.end * (floor / self.end) ** down
         x_t, _ = _noisier(m.y, least, sigma, rng)
         with torch.no_grad():
-            x_hat = denoiser(x_t, sigma)
+            x_hat = model(x_t, sigma)
         first, second = (
-            denoiser(self._reverse(denoiser, x_t, x_hat, sigma, s, rng), s) - x_hat
-            for _ in range(2)
+            model(self._reverse(model, x_t, x_hat, sigma, s, rng), s) - x_hat for _ in range(2)
         )
-        loss = torch.mean((edm_weight(denoiser, sigma) * first * second).flatten(1), dim=1)
+        loss = torch.mean((edm_weight(model, sigma) * first * second).flatten(1), dim=1)
         return torch.where(noisy.flatten(), loss, 0.0)
 
     @torch.no_grad()
     def _reverse(
-        self, denoiser: Denoiser, x_t: Tensor, x_hat: Tensor, sigma: Tensor, end: Tensor, rng: Rng
+        self, model: Denoiser, x_t: Tensor, x_hat: Tensor, sigma: Tensor, end: Tensor, rng: Rng
     ) -> Tensor:
         """Steps from sigma to `end`, levels (B, 1, ...), at equal ratios; x_hat is D(x_t,
         sigma)."""
         ratio = (end / sigma) ** (1 / self.branch_steps)
         for k in range(self.branch_steps):
-            x_hat = denoiser(x_t, sigma) if k else x_hat
+            x_hat = model(x_t, sigma) if k else x_hat
             s = sigma * ratio
             x_t = (
                 x_hat + ratio**2 * (x_t - x_hat) + s * (1 - ratio**2).sqrt() * rng.normal_like(x_t)

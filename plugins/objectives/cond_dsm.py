@@ -9,8 +9,13 @@ from torch import Tensor
 from invem import (
     Denoiser,
     Example,
+    Gaussian,
+    LinearConditioning,
+    MakeNetwork,
     Measurement,
     Objective,
+    Observing,
+    Prior,
     RecipeError,
     Rng,
     conditioning,
@@ -58,25 +63,24 @@ class CondDSM(Objective):
     provides: ClassVar[frozenset[str]] = frozenset({"conditional"})
     condition: ClassVar[int] = 2
 
-    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
+    def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
         x, m = batch.x, batch.measurement
         if x is None:
             raise RecipeError("cond-dsm learns from signals, and was given measurements only")
         sigma = noise_levels(rng, x, self.p_mean, self.p_std)
-        others: Measurement | None = getattr(denoiser, "others", None)
         pick, kept = rng.uniform(2).unbind(1)
-        if others is not None:
-            m = others[(pick * len(others)).long()].to(x.device)
+        if isinstance(model, Observing):
+            m = model.chosen(pick, m)
         cond = None
         if m is not None:
             kept = (kept >= self.drop).to(x).reshape(-1, *[1] * x.ndim)
-            cond = kept * conditioning(remeasure(m, x, rng)).to(x)
-        return matching(denoiser, x, sigma, edm_weight(denoiser, sigma), rng, cond)
+            cond = kept * conditioning(remeasure(m.to(x.device), x, rng)).to(x)
+        return matching(model, x, sigma, edm_weight(model, sigma), rng, cond)
 
-    def wrap(
-        self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None
+    def build(
+        self, make_network: MakeNetwork, prior: Prior | None, m: Measurement | None
     ) -> Denoiser:
-        """Returns the network itself, which carries the training measurements while it is
-        trained."""
-        denoiser.others = m  # type: ignore[assignment]
-        return denoiser
+        return Observing(make_network(), m)
+
+    def prior(self, model: Denoiser, moments: Gaussian | None) -> Prior:
+        return Prior(model, moments, conditioning=LinearConditioning())

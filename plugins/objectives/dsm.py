@@ -50,12 +50,12 @@ class DSM(Objective):
                 f"dsm: p_mean and p_std are the law of weighting: edm; {self.weighting} has its own"
             )
 
-    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
+    def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
         x = batch.x
         if x is None:
             raise RecipeError("dsm learns from signals, and was given measurements only")
         sigma = self._sigma(x, rng)
-        return matching(denoiser, x, sigma, self._weight(denoiser, sigma), rng)
+        return matching(model, x, sigma, self._weight(model, sigma), rng)
 
     def _sigma(self, x: Tensor, rng: Rng) -> Tensor:
         ones = [1] * (x.ndim - 1)
@@ -74,9 +74,9 @@ class DSM(Objective):
             sigma = torch.expm1(0.1 * u + 19.9 * u.square() / 2).sqrt()
         return sigma.reshape(-1, *ones).to(x)
 
-    def _weight(self, denoiser: Denoiser, sigma: Tensor) -> Tensor:
+    def _weight(self, model: Denoiser, sigma: Tensor) -> Tensor:
         if self.weighting == "edm":
-            return edm_weight(denoiser, sigma)
+            return edm_weight(model, sigma)
         if self.weighting == "flow":
             return (1 + 1 / sigma) ** 2
         return 1 / sigma**2 + float(self.weighting == "diem")

@@ -11,12 +11,12 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import (
-    Denoiser,
+    ClosedForm,
+    ClosedFormObjective,
     Example,
     FactorMixture,
     Gaussian,
-    MixtureDenoiser,
-    Objective,
+    Prior,
     RecipeError,
     Rng,
     wide,
@@ -27,7 +27,7 @@ LLOYD = 15
 
 
 @dataclass(frozen=True, kw_only=True)
-class FactorMixtureMoments(Objective):
+class FactorMixtureMoments(ClosedFormObjective):
     """One iteration of stochastic EM on a mixture of factor analysers (Z. Ghahramani & G. Hinton,
     CRG-TR-96-1, 1996).
 
@@ -69,44 +69,38 @@ class FactorMixtureMoments(Objective):
         )
 
     def solve(
-        self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]
-    ) -> Denoiser:
-        prior = getattr(denoiser, "prior", None)
-        signals, shares = [], []
-        goes_on = isinstance(prior, FactorMixture)
-        for example, rng in batches():
-            x, m = example.x, example.measurement
-            if x is not None:
-                share = prior.shares_of(x) if isinstance(prior, FactorMixture) else None
-            elif m is None:
-                raise RecipeError("factor-mixture was given neither signals nor measurements")
-            elif isinstance(prior, FactorMixture):
-                x, k = prior.draw(m, rng)
-                share = torch.nn.functional.one_hot(k, len(prior.weights))
-            else:
-                x, share = (
-                    (denoiser.moments or Gaussian.standard(m.shape).to(m.y.device)).posterior(
-                        m, rng
-                    ),
-                    None,
-                )
-            signals.append(x)
-            if share is not None:
-                shares.append(wide(share))
-        x = torch.cat(signals)
+        self, prior: Prior, batches: Callable[[], Iterable[tuple[Example, Rng]]]
+    ) -> ClosedForm:
+        before = prior.exact if isinstance(prior.exact, FactorMixture) else None
+        drawn = [self._draw(prior, before, example, rng) for example, rng in batches()]
+        x = torch.cat([signals for signals, _ in drawn])
         flat = wide(x.flatten(1))
         components, rank = min(self.components, len(x)), min(self.rank, flat.shape[1])
-        goes_on = isinstance(prior, FactorMixture) and prior.factors.shape[::2] == (
-            components,
-            rank,
-        )
-        share = torch.cat(shares) if goes_on else _means(flat, components)
-        diag = wide(prior.diag) if isinstance(prior, FactorMixture) and goes_on else None
+        diag = None
+        if before is not None and before.factors.shape[::2] == (components, rank):
+            share = torch.cat([wide(part) for _, part in drawn if part is not None])
+            diag = wide(before.diag)
+        else:
+            share = _means(flat, components)
         weights, means, factors, diag = self._step(flat, share, rank, diag)
-        found = FactorMixture(
-            weights.to(x), means.reshape(components, *x.shape[1:]).to(x), factors.to(x), diag.to(x)
-        )
-        return MixtureDenoiser(found)
+        means = means.reshape(components, *x.shape[1:])
+        return FactorMixture(weights.to(x), means.to(x), factors.to(x), diag.to(x))
+
+    def _draw(
+        self, prior: Prior, before: FactorMixture | None, example: Example, rng: Rng
+    ) -> tuple[Tensor, Tensor | None]:
+        """The E-step: returns signals, shape (B, *shape), and the probability of each component of
+        the mixture before, shape (B, K), if there is one."""
+        x, m = example.x, example.measurement
+        if x is not None:
+            return x, None if before is None else before.shares_of(x)
+        if m is None:
+            raise RecipeError("factor-mixture was given neither signals nor measurements")
+        if before is not None:
+            drawn, k = before.draw(m, rng)
+            return drawn, torch.nn.functional.one_hot(k, len(before.weights))
+        gaussian = prior.moments or Gaussian.standard(m.shape).to(m.y.device)
+        return gaussian.posterior(m, rng), None
 
     def _step(
         self, x: Tensor, share: Tensor, rank: int, diag: Tensor | None

@@ -11,12 +11,12 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import (
-    Denoiser,
+    ClosedForm,
+    ClosedFormObjective,
     Example,
     Gaussian,
     Mixture,
-    MixtureDenoiser,
-    Objective,
+    Prior,
     RecipeError,
     Rng,
     wide,
@@ -27,7 +27,7 @@ ENTRIES = 2**23  # of the largest tensor of an E-step
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianMixture(Objective):
+class GaussianMixture(ClosedFormObjective):
     """EM on a mixture of Gaussians with full covariances (A. Dempster, N. Laird and D. Rubin, J.
     Royal Stat. Soc. B 39, 1977).
 
@@ -68,21 +68,21 @@ class GaussianMixture(Objective):
         )
 
     def solve(
-        self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]
-    ) -> Denoiser:
-        prior = getattr(denoiser, "prior", None)
+        self, prior: Prior, batches: Callable[[], Iterable[tuple[Example, Rng]]]
+    ) -> ClosedForm:
+        mixture = prior.exact
         components = min(self.components, sum(len(rng) for _, rng in batches()))
-        if not isinstance(prior, Mixture) or len(prior.weights) != components:
-            prior = self._first(denoiser, batches(), components)
+        if not isinstance(mixture, Mixture) or len(mixture.weights) != components:
+            mixture = self._first(prior, batches(), components)
         for _ in range(self.iterations):
-            prior = self._step(prior, batches())
-        return MixtureDenoiser(prior)
+            mixture = self._step(mixture, batches())
+        return mixture
 
     def _first(
-        self, denoiser: Denoiser, batches: Iterable[tuple[Example, Rng]], components: int
+        self, prior: Prior, batches: Iterable[tuple[Example, Rng]], components: int
     ) -> Mixture:
         means: list[Tensor] = []
-        gaussian = denoiser.moments
+        gaussian = prior.moments
         for example, rng in batches:
             m, x = example.measurement, example.x
             if x is None and m is None:

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Interval
 
-from invem import Denoiser, Example, Gaussian, GaussianDenoiser, Objective, RecipeError, Rng
+from invem import ClosedForm, ClosedFormObjective, Example, Gaussian, Prior, RecipeError, Rng
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianMoments(Objective):
+class GaussianMoments(ClosedFormObjective):
     """One EM iteration on a Gaussian prior with covariance diag(D) + F F^T (the initialisation of
     DiEM, arXiv 2405.13712, appendix).
 
@@ -48,21 +48,19 @@ class GaussianMoments(Objective):
         )
 
     def solve(
-        self, denoiser: Denoiser, batches: Callable[[], Iterable[tuple[Example, Rng]]]
-    ) -> Denoiser:
+        self, prior: Prior, batches: Callable[[], Iterable[tuple[Example, Rng]]]
+    ) -> ClosedForm:
         drawn = []
         for example, rng in batches():
             m = example.measurement
             if example.x is not None:
                 drawn.append(example.x)
             elif m is not None:
-                prior = denoiser.moments or Gaussian.standard(m.shape).to(m.y.device)
-                drawn.append(prior.posterior(m, rng))
+                gaussian = prior.moments or Gaussian.standard(m.shape).to(m.y.device)
+                drawn.append(gaussian.posterior(m, rng))
             else:
                 raise RecipeError("gaussian-moments was given neither signals nor measurements")
         x = torch.cat(drawn)
         if self.shrink is None:
-            return GaussianDenoiser(Gaussian.fit(x, 64 if self.rank is None else self.rank))
-        return GaussianDenoiser(
-            Gaussian.shrunken(x, None if self.shrink == "auto" else self.shrink)
-        )
+            return Gaussian.fit(x, 64 if self.rank is None else self.rank)
+        return Gaussian.shrunken(x, None if self.shrink == "auto" else self.shrink)

@@ -54,15 +54,16 @@ class GSURE(Objective):
     p_mean: float = -1.2
     p_std: Annotated[float, Gt(0)] = 1.2
 
-    needs: ClassVar[frozenset[str]] = frozenset({"measurement", "svd", "var"})
+    needs: ClassVar[frozenset[str]] = frozenset({"measurement", "svd", "var", "one level"})
+    compiles: ClassVar[bool] = False  # the loss differentiates twice
 
-    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
+    def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
         m = batch.measurement
         if m is None:
             if batch.x is None:
                 raise RecipeError("gsure was given neither measurements nor clean images")
             sigma = noise_levels(rng, batch.x, self.p_mean, self.p_std)
-            return matching(denoiser, batch.x, sigma, edm_weight(denoiser, sigma), rng)
+            return matching(model, batch.x, sigma, edm_weight(model, sigma), rng)
         svd = m.A.svd()
         level, data = m.spectral_noise(svd), m.spectral_data(svd)
         least = level.amin(1)
@@ -72,16 +73,13 @@ class GSURE(Objective):
         seen = level <= sigma
         noise = torch.where(seen, level, 0).square()
         shape = (-1, *[1] * len(m.shape))
-        plain: Denoiser = getattr(
-            denoiser, "_orig_mod", denoiser
-        )  # a compiled network has no second derivative
         with torch.enable_grad():
             u = (
                 torch.where(seen, data, 0)
                 + (sigma**2 - noise).clamp(min=0).sqrt() * rng.normal_like(data)
             ).requires_grad_()
-            f = svd.vt(plain(svd.v(u), sigma.reshape(shape)))
+            f = svd.vt(model(svd.v(u), sigma.reshape(shape)))
             probe = torch.where(rng.normal_like(u) < 0, -1.0, 1.0).to(u) * seen
             (product,) = torch.autograd.grad(f, u, noise * probe, create_graph=True)
         error = torch.where(seen, (f - data).square() - noise, 0) + 2 * probe * product
-        return torch.mean(edm_weight(denoiser, sigma) / self.seen * error, dim=1)
+        return torch.mean(edm_weight(model, sigma) / self.seen * error, dim=1)

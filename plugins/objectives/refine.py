@@ -9,21 +9,26 @@ from annotated_types import Gt
 from torch import Tensor
 
 from invem import (
+    ClosedForm,
     Conditioned,
+    Conditioning,
     Denoiser,
     Example,
     FactorMixture,
     Gaussian,
+    MakeNetwork,
     Measurement,
     Mixture,
     Objective,
+    Observing,
+    Prior,
     RecipeError,
     Rng,
+    closed_form,
     edm_weight,
     level,
     matching,
     noise_levels,
-    prior_of,
     remeasure,
 )
 
@@ -66,157 +71,140 @@ class Refine(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"x", "adjoint", "var", "closed form"})
     provides: ClassVar[frozenset[str]] = frozenset({"conditional", "closed form"})
     condition: ClassVar[int] = 2
+    learns: ClassVar[str] = "residuals"
 
-    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
-        x, m = batch.x, batch.measurement
+    def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
+        x, refined = batch.x, _refined(model)
         if x is None:
             raise RecipeError("refine learns from signals, and was given measurements only")
-        others: Measurement | None = getattr(denoiser, "others", None)
         sigma = noise_levels(rng, x, self.p_mean, self.p_std)
-        pick = rng.uniform(1)[:, 0]
-        if others is not None:
-            m = others[(pick * len(others)).long()].to(x.device)
+        m = refined.chosen(rng.uniform(1)[:, 0], batch.measurement)
         if m is None:
             raise RecipeError(
                 "refine measures signals anew, and was given no measurement that says how"
             )
-        told = getattr(denoiser, "told_again", denoiser.told)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            cond = told(remeasure(m, x, rng)).to(x)
-        return matching(denoiser, x, sigma, edm_weight(denoiser, sigma), rng, cond)
+            cond = refined.condition_of(remeasure(m.to(x.device), x, rng)).to(x)
+        return matching(model, x, sigma, edm_weight(model, sigma), rng, cond)
 
-    def wrap(
-        self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None
+    def build(
+        self, make_network: MakeNetwork, prior: Prior | None, m: Measurement | None
     ) -> Denoiser:
-        """Returns the network with the prior that it refines; it carries the training measurements
-        while it is trained."""
+        network = make_network()
         if m is None:
-            return RefinedDenoiser(denoiser)
-        if before is None:
+            return RefinedDenoiser(network)
+        if prior is None or prior.exact is None:
             raise RecipeError("refine begins with a prior in closed form, and there is none")
-        before = before.closed if isinstance(before, RefinedDenoiser) else before
-        few = m[torch.arange(min(len(m), _FEW))].to(before.known_moments().mean.device)
-        drawn = before.posterior(few, Rng.keyed("refine", items=range(len(few))))
-        spread = (drawn - before.posterior_mean(few)).square().mean().sqrt()
-        refined = RefinedDenoiser(denoiser, before, float(spread))
-        refined.others, refined.alike = m, _alike(m)  # type: ignore[assignment]
-        return refined
+        exact = prior.exact
+        few = m[torch.arange(min(len(m), _FEW))].to(exact.moments().mean.device)
+        drawn = exact.posterior(few, Rng.keyed("refine", items=range(len(few))))
+        residual = (drawn - exact.posterior_mean(few)).square().mean().sqrt()
+        return RefinedDenoiser(network, exact, float(residual), m)
+
+    def prior(self, model: Denoiser, moments: Gaussian | None) -> Prior:
+        refined = _refined(model)
+        exact = refined.exact
+        return Prior(model, exact.moments(), exact, conditioning=_Estimate(refined))
 
 
-class RefinedDenoiser(Denoiser):
+class RefinedDenoiser(Observing):
     """A prior in closed form, and beside it a network that knows E[x | x_t, mu, A^T y], mu = E[x |
     y] under that prior.
 
-    With a condition it is mu + q F((x_t - mu)/q, sigma/q) with q such that the residual has the
-    standard deviation that the network is scaled to; without one it is the prior's own denoiser.
-    The moments are those of the prior; those that are given are the network's, and without effect.
+    With a condition it is mu + q F((x_t - mu)/q, sigma/q), with q such that the residual x - mu has
+    the standard deviation that the network is scaled to. Without one it is E[x | x_t] under the
+    prior in closed form.
 
     Args:
-        inner: The network, F.
-        prior: A Gaussian or a mixture; None where it is loaded afterwards.
-        spread: The standard deviation of the residual x - mu as the prior has it, in units of the
-            data.
+        network: The network, F.
+        exact: The prior in closed form; None where it is loaded afterwards.
+        residual: The standard deviation of x - mu as the prior has it, in units of the data.
+        observations: The training measurements, while it is trained.
     """
 
-    condition = 2
     spread: Tensor
 
-    def __init__(self, inner: Denoiser, prior: Denoiser | None = None, spread: float = 1.0) -> None:
-        super().__init__()
-        self.inner, self.alike = inner, False
-        self.register_buffer("spread", torch.tensor(max(spread, 1e-3)))
-        for name, tensor in {} if prior is None else _tensors(prior).items():
+    def __init__(
+        self,
+        network: Denoiser,
+        exact: ClosedForm | None = None,
+        residual: float = 1.0,
+        observations: Measurement | None = None,
+    ) -> None:
+        super().__init__(network, observations)
+        self.condition = 2
+        self.register_buffer("spread", torch.tensor(max(residual, 1e-3)))
+        for name, tensor in {} if exact is None else exact.tensors().items():
             self.register_buffer(_PRIOR + name.replace(".", "-"), tensor)
-        self._made: list[Denoiser] = []
-        self._under: list[Conditioned] = []
+        # Where all observations share operator and noise, what these alone decide is kept.
+        self._common = observations is not None and observations.shares_likelihood
+        self._exact: list[Gaussian | Mixture | FactorMixture] = []
+        self._conditioned: list[Conditioned] = []
 
     @property
-    def closed(self) -> Denoiser:
-        """The denoiser of the prior in closed form."""
-        if not self._made:
-            buffers = dict(self.named_buffers(recurse=False))
-            self._made = [
-                prior_of(
-                    {
-                        name.removeprefix(_PRIOR).replace("-", "."): buffers[name]
-                        for name in buffers
-                        if name != "spread"
-                    }
-                )
-            ]
-        return self._made[0]
-
-    @property
-    def prior(self) -> Mixture | FactorMixture | None:
-        """Its law, if that is a mixture."""
-        return getattr(self.closed, "prior", None)
-
-    @property
-    def moments(self) -> Gaussian | None:
-        """Those of the prior in closed form."""
-        return self.closed.moments
-
-    @moments.setter
-    def moments(self, value: Gaussian | None) -> None:
-        self.inner.moments = value
+    def exact(self) -> Gaussian | Mixture | FactorMixture:
+        """The prior in closed form, on the device of the module."""
+        if not self._exact:
+            buffers = dict(self.named_buffers(recurse=False)).items()
+            own = {
+                name.removeprefix(_PRIOR).replace("-", "."): tensor
+                for name, tensor in buffers
+                if name.startswith(_PRIOR)
+            }
+            self._exact = [closed_form(own)]
+        return self._exact[0]
 
     @property
     def sigma_data(self) -> float:
         """The standard deviation of the residual."""
         return float(self.spread)
 
-    def posterior(self, m: Measurement, rng: Rng) -> Tensor:
-        return self.closed.posterior(m, rng)
-
-    def posterior_mean(self, m: Measurement) -> Tensor:
-        return self.closed.posterior_mean(m)
-
-    def told(self, m: Measurement) -> Tensor:
-        """Returns [mu, A^T y], shape (B, 2, *shape)."""
-        return torch.stack([self.posterior_mean(m), m.A.adjoint(m.y)], 1)
-
-    def told_again(self, m: Measurement) -> Tensor:
-        """Returns the same for training measurements made anew; what A and the noise alone decide
-        is kept, where all share them."""
-        law = self.prior
-        if not self.alike or not isinstance(law, FactorMixture):
-            return self.told(m)
-        if not self._under:
-            self._under = [law.conditioned(m[:1])]
-        return torch.stack([self._under[0].mean(m.y), m.A.adjoint(m.y)], 1)
+    def condition_of(self, m: Measurement) -> Tensor:
+        """Returns [mu, A^T y], shape (B, 2, *shape), of training measurements made anew."""
+        exact = self.exact
+        if not self._common or not isinstance(exact, FactorMixture):
+            return _estimate(exact, m)
+        if not self._conditioned:
+            self._conditioned = [exact.conditioned(m[:1])]
+        return torch.stack([self._conditioned[0].mean(m.y), m.A.adjoint(m.y)], 1)
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        """Returns E[x | x_t] under the prior, or with what `told` returns E[x | x_t, mu, A^T y]."""
+        """Returns E[x | x_t] under the prior, or with a condition E[x | x_t, mu, A^T y]."""
         if cond is None:
-            out: Tensor = self.closed(x_t, sigma)
-            return out
-        q = self.spread / float(getattr(self.inner, "sigma_data", 0.5))
-        centre = 0.0 if self.inner.moments is None else self.inner.moments.mean
-        mu = cond[:, 0]
-        residual: Tensor = self.inner((x_t - mu) / q + centre, level(sigma, x_t) / q, cond)
+            return self.exact.denoise(x_t, level(sigma, x_t))
+        q = self.spread / self.network.sigma_data
+        mu, centre = cond[:, 0], self.network.mean
+        residual: Tensor = self.network((x_t - mu) / q + centre, level(sigma, x_t) / q, cond)
         return mu + q * (residual - centre)
 
     def _apply(self, *given: Any, **more: Any) -> Self:
-        self._made, self._under = [], []
+        self._exact, self._conditioned = [], []
         return super()._apply(*given, **more)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        self._made, self._under = [], []
+        self._exact, self._conditioned = [], []
         for name, kept in state_dict.items():
             if name.startswith(prefix + _PRIOR):
-                self.register_buffer(
-                    name.removeprefix(prefix), torch.empty_like(kept, device=self.spread.device)
-                )
+                empty = torch.empty_like(kept, device=self.spread.device)
+                self.register_buffer(name.removeprefix(prefix), empty)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _tensors(prior: Denoiser) -> dict[str, Tensor]:
-    law: Any = getattr(prior, "prior", prior.moments)
-    found: dict[str, Tensor] = law.tensors()
-    return found
+class _Estimate(Conditioning):
+    """[mu, A^T y], shape (B, 2, *shape)."""
+
+    def __init__(self, refined: RefinedDenoiser) -> None:
+        self.refined = refined
+
+    def __call__(self, m: Measurement) -> Tensor:
+        return _estimate(self.refined.exact, m)
 
 
-def _alike(m: Measurement) -> bool:
-    """Whether A and the noise of all measurements are the same."""
-    var = m.noise.var().expand_as(m.y)
-    return m.alike and bool((var == var[:1]).all())
+def _estimate(exact: ClosedForm, m: Measurement) -> Tensor:
+    return torch.stack([exact.posterior_mean(m), m.A.adjoint(m.y)], 1)
+
+
+def _refined(model: Denoiser) -> RefinedDenoiser:
+    if not isinstance(model, RefinedDenoiser):
+        raise RecipeError("refine trains a network beside a prior in closed form")
+    return model

@@ -6,18 +6,20 @@ from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from invem import (
     Denoiser,
     Example,
     Gaussian,
+    MakeNetwork,
     Measurement,
     Objective,
+    ParameterGroup,
+    Prior,
     RecipeError,
     Rng,
-    Several,
     edm_weight,
     level,
     matching,
@@ -76,29 +78,31 @@ class RSD(Objective):
     p_std: Annotated[float, Gt(0)] = 1.2
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "moments"})
-    networks: ClassVar[int] = 2
 
-    def wrap(
-        self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None
+    def build(
+        self, make_network: MakeNetwork, prior: Prior | None, m: Measurement | None
     ) -> Denoiser:
-        """Returns the pair of networks as one prior; it carries the teacher while it is trained."""
-        return Distilled(denoiser, self.init_sigma, before)
+        teacher = None if prior is None else prior.denoiser
+        return Distilled(make_network(), make_network(), self.init_sigma, teacher)
 
-    def rates(
-        self, denoiser: Denoiser, parameters: list[nn.Parameter]
-    ) -> list[tuple[float, list[nn.Parameter]]]:
-        slow = {id(weight) for weight in denoiser.generator.parameters()}  # type: ignore[union-attr, operator]
-        first, second = (
-            [w for w in parameters if (id(w) in slow) == which] for which in (False, True)
-        )
-        return [(1.0, first), (self.pace, second)]
+    def parameter_groups(self, model: Denoiser) -> list[ParameterGroup]:
+        pair = _pair(model)
+        rates = ((1.0, pair.student), (self.pace, pair.generator))
+        return [
+            ParameterGroup(rate, [w for w in part.parameters() if w.requires_grad])
+            for rate, part in rates
+        ]
 
-    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
-        teacher: Denoiser | None = getattr(denoiser, "teacher", None)
+    def prior(self, model: Denoiser, moments: Gaussian | None) -> Prior:
+        return Prior(model, moments, generator=_pair(model).draw)
+
+    def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
+        pair = _pair(model)
+        student, teacher = pair.student, pair.teacher
         if batch.measurement is None or teacher is None:
             raise RecipeError("rsd learns from the prior before it, in a phase on observations")
-        student: Denoiser = denoiser.student  # type: ignore[assignment]
-        x: Tensor = denoiser.generated(rng.normal(*batch.measurement.shape).to(batch.measurement.y))  # type: ignore[operator]
+        m = batch.measurement
+        x = pair.generated(rng.normal(*m.shape).to(m.y))
         sigma = noise_levels(rng, x, self.p_mean, self.p_std)
         known = matching(student, x.detach(), sigma, edm_weight(student, sigma), rng)
 
@@ -112,23 +116,30 @@ class RSD(Objective):
 
 
 class Distilled(Denoiser):
-    """A generator of one step, and beside it the denoiser of its law.
+    """A generator of one step, and beside it the denoiser of its distribution.
 
     Args:
-        inner: Two networks (`Several`): the denoiser and the generator.
-        init_sigma: The noise level that the generator is called with, in units of the data.
-        teacher: What is distilled; None where it is loaded afterwards.
+        student: E[x | x_t] under the distribution of the generator.
+        generator: G, as a function of mean + s z and s.
+        init_sigma: s, the noise level that the generator is called with, in units of the data.
+        teacher: What is distilled; None where weights are loaded afterwards.
     """
 
     init_sigma: Tensor
 
-    def __init__(self, inner: Denoiser, init_sigma: float, teacher: Denoiser | None = None) -> None:
+    def __init__(
+        self,
+        student: Denoiser,
+        generator: Denoiser,
+        init_sigma: float,
+        teacher: Denoiser | None = None,
+    ) -> None:
         super().__init__()
-        if not isinstance(inner, Several):
-            raise RecipeError("rsd trains two networks")
-        self.inner = inner
+        self.student, self.generator = student, generator
+        self.mean = student.mean
         self.register_buffer("init_sigma", torch.tensor(init_sigma))
-        self._taught = [] if teacher is None else [teacher]  # no part of what is trained and stored
+        # In a list, so that it is no part of what is trained and stored.
+        self._taught = [] if teacher is None else [teacher]
 
     @property
     def teacher(self) -> Denoiser | None:
@@ -136,38 +147,24 @@ class Distilled(Denoiser):
         return self._taught[0] if self._taught else None
 
     @property
-    def student(self) -> Denoiser:
-        """E[x | x_t] under the law of the generator."""
-        return self.inner.several[0]  # type: ignore[return-value]
-
-    @property
-    def generator(self) -> Denoiser:
-        """G, as a function of mean + s z and s."""
-        return self.inner.several[1]  # type: ignore[return-value]
-
-    @property
-    def moments(self) -> Gaussian | None:
-        """Those of the networks."""
-        return self.inner.moments
-
-    @moments.setter
-    def moments(self, value: Gaussian | None) -> None:
-        self.inner.moments = value
-
-    @property
     def sigma_data(self) -> float:
-        """The scale of the networks."""
-        return float(getattr(self.student, "sigma_data", 0.5))
+        return self.student.sigma_data
 
     def generated(self, z: Tensor) -> Tensor:
         """Returns G(z), shape (B, *shape). z: standard normal, (B, *shape)."""
-        mean = 0.0 if self.moments is None else self.moments.mean
-        out: Tensor = self.generator(mean + self.init_sigma * z, level(self.init_sigma, z))
+        out: Tensor = self.generator(self.mean + self.init_sigma * z, level(self.init_sigma, z))
         return out
 
-    def one_step(self, rng: Rng, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def draw(self, rng: Rng, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Draws the prior in one call, one signal per stream, shape (B, *shape)."""
         return self.generated(rng.normal(*shape).to(like))
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        out: Tensor = self.inner(x_t, sigma)
+        out: Tensor = self.student(x_t, sigma)
         return out
+
+
+def _pair(model: Denoiser) -> Distilled:
+    if not isinstance(model, Distilled):
+        raise RecipeError("rsd trains two networks, and was given one")
+    return model

@@ -49,7 +49,10 @@ class SUREScore(Objective):
     p_mean: float = -1.2
     p_std: Annotated[float, Gt(0)] = 1.2
 
-    needs: ClassVar[frozenset[str]] = frozenset({"measurement", "identity", "var"})
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"measurement", "identity", "var", "one level", "density"}
+    )
+    compiles: ClassVar[bool] = False  # the loss differentiates twice
 
     def __post_init__(self) -> None:
         if not self.score and (self.through, self.p_mean, self.p_std) != (
@@ -62,33 +65,30 @@ class SUREScore(Objective):
                 " `score`"
             )
 
-    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
+    def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
         m = batch.measurement
         if m is None:
             if batch.x is None:
                 raise RecipeError("sure-score was given neither measurements nor clean images")
-            return self._match(denoiser, batch.x, rng)
+            return self._match(model, batch.x, rng)
         level = m.level("sure-score")
         if not bool((level > 0).all()):
             raise Unsupported(
                 "sure-score needs noise of one level above zero for all entries of an observation"
             )
         probe = torch.where(rng.normal_like(m.y) < 0, -1.0, 1.0).to(m.y)
-        plain: Denoiser = getattr(
-            denoiser, "_orig_mod", denoiser
-        )  # a compiled network has no second derivative
         with torch.enable_grad():
             y = m.y.detach().requires_grad_()
-            h = plain(y, level)
+            h = model(y, level)
             (product,) = torch.autograd.grad(h, y, probe, create_graph=True)
         sure = (h - m.y).square() + level**2 * (2 * probe * product - 1)
-        loss = torch.mean((edm_weight(denoiser, level) * sure).flatten(1), dim=1)
+        loss = torch.mean((edm_weight(model, level) * sure).flatten(1), dim=1)
         return (
-            loss + self.score * self._match(denoiser, h if self.through else h.detach(), rng)
+            loss + self.score * self._match(model, h if self.through else h.detach(), rng)
             if self.score
             else loss
         )
 
-    def _match(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Tensor:
+    def _match(self, model: Denoiser, x: Tensor, rng: Rng) -> Tensor:
         sigma = noise_levels(rng, x, self.p_mean, self.p_std)
-        return matching(denoiser, x, sigma, edm_weight(denoiser, sigma), rng)
+        return matching(model, x, sigma, edm_weight(model, sigma), rng)

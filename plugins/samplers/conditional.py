@@ -8,10 +8,10 @@ from annotated_types import Ge
 from torch import Tensor
 
 from invem import (
-    Denoiser,
+    ChainSampler,
     Karras,
     Measurement,
-    PosteriorSampler,
+    Prior,
     Rng,
     Schedule,
     Stepping,
@@ -22,12 +22,11 @@ from invem import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conditional(PosteriorSampler):
-    """The E-step of DiffEM (arXiv 2510.12691): the network is the sampler, and nothing is
-    approximated but E[x | x_t, c], c what the denoiser is told of the measurement
-    (`Denoiser.told`). Where c does not tell A and the noise, as of random projections or of kernels
-    and levels that differ between observations, the draws are those of p(x | c), which knows less
-    than p(x | y).
+class Conditional(ChainSampler):
+    """The E-step of DiffEM (arXiv 2510.12691): the network is the sampler. Nothing is approximated
+    but E[x | x_t, c], with c what the network is given of the measurement (`Prior.conditioning`).
+    Random projections, or kernels and levels that differ between observations, are not in c. The
+    draws are then those of p(x | c), which knows less than p(x | y).
 
     The chain starts from x_T = x_hat + sigma (z/2 + sqrt(3)/2 z') with x_hat = D(mean + sigma z,
     sigma, y). At large sigma the slope of D is Cov[x | y]/sigma^2, so that x_T has the mean E[x |
@@ -44,7 +43,6 @@ class Conditional(PosteriorSampler):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "conditional"})
-    begins: ClassVar[bool] = True
 
     steps: Annotated[int, Ge(2)] = 24
     stepping: Stepping = "heun"
@@ -56,28 +54,29 @@ class Conditional(PosteriorSampler):
         return (calls(self.stepping, self.steps) + 1) * (1 if self.guidance == 1 else 2), 0
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
-        if denoiser.condition != 2:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
+        if prior.conditioning is None:
             raise Unsupported(
-                "conditional needs a denoiser that knows E[x | x_t, y]: fit it with an objective"
-                " such as cond-dsm or refine"
+                "it needs a prior that knows E[x | x_t, y]: an objective must fit one on conditions"
             )
-        cond = denoiser.told(m)
+        cond = prior.conditioning(m)
 
         def denoise(x_t: Tensor, sigma: float) -> Tensor:
-            given: Tensor = denoiser(x_t, sigma, cond)
+            given: Tensor = prior(x_t, sigma, cond)
             if self.guidance == 1:
                 return given
-            x_hat: Tensor = denoiser(x_t, sigma)
+            x_hat: Tensor = prior(x_t, sigma)
             return x_hat + self.guidance * (given - x_hat)
 
         sigmas = self.schedule.grid(self.steps)
         first = float(sigmas[0])
         z = rng.normal(*m.shape).to(cond)
-        if denoiser.begin is not None:
-            x_t = denoiser.begin + first * z
+        if start is not None:
+            x_t = start + first * z
         else:
-            mean = 0.0 if denoiser.moments is None else denoiser.moments.mean
+            mean = 0.0 if prior.moments is None else prior.moments.mean
             x_t = denoise(mean + first * z, first) + first * (
                 0.5 * z + 0.75**0.5 * rng.normal(*m.shape).to(cond)
             )

@@ -1,28 +1,28 @@
 """DAPS: decoupled annealing posterior sampling."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
 from invem import (
-    Denoiser,
+    ChainSampler,
     Karras,
     Measurement,
-    PosteriorSampler,
+    Prior,
     Rng,
     Schedule,
+    initial_state,
     nearest_draw,
     reverse,
     sharpness,
-    start,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAPS(PosteriorSampler):
+class DAPS(ChainSampler):
     """Decoupled annealing posterior sampling (Zhang et al. 2025, arXiv 2407.01521, algorithm 1),
     for any A and any noise with a density.
 
@@ -43,8 +43,6 @@ class DAPS(PosteriorSampler):
         schedule: The noise levels.
     """
 
-    begins: ClassVar[bool] = True
-
     steps: Annotated[int, Ge(2)] = 50
     flow: Annotated[int, Ge(1)] = 5
     kernel: Literal["langevin", "hmc", "exact"] = "langevin"
@@ -55,21 +53,24 @@ class DAPS(PosteriorSampler):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"adjoint", "var"}) if self.kernel == "exact" else frozenset({"vjp"})
+        exact = self.kernel == "exact"
+        return frozenset({"adjoint", "var"} if exact else {"vjp", "density"})
 
     @property
     def cost(self) -> tuple[int, int]:
         return self.steps * self.flow, 0
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
         sigmas: list[float] = self.schedule.grid(self.steps).tolist()
         if self.kernel == "exact":
             m = m.floored(sigmas[-1])
-        x_t = start(denoiser, sigmas[0], rng, m.shape, m.y)
+        x_t = initial_state(prior, sigmas[0], rng, m.shape, m.y, start)
         for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             levels = Karras(sigma_max=sigma, sigma_min=min(sigmas[-1], 0.5 * sigma)).grid(self.flow)
-            h = reverse(denoiser, x_t, levels, rng, eta=0.0)
+            h = reverse(prior, x_t, levels, rng, eta=0.0)
             z = (
                 nearest_draw(m, h, sigma, rng)
                 if self.kernel == "exact"

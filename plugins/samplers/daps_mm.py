@@ -1,29 +1,29 @@
 """DAPS-MM: decoupled annealing with moment matching."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import (
+    ChainSampler,
     Covariance,
-    Denoiser,
     Karras,
     Measurement,
-    PosteriorSampler,
+    Prior,
     Rng,
     Schedule,
     condition,
     local,
+    posterior_state,
     reverse,
-    start_given,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAPSMM(PosteriorSampler):
+class DAPSMM(ChainSampler):
     """DAPS (arXiv 2407.01521) with N(x_hat, V), V = Cov[x | x_t], in place of N(h, sigma^2 I), for
     linear A and Gaussian noise.
 
@@ -40,8 +40,6 @@ class DAPSMM(PosteriorSampler):
         iterations: Krylov iterations with the network; a draw of N(0, V) takes as many more.
         schedule: The noise levels.
     """
-
-    begins: ClassVar[bool] = True
 
     steps: Annotated[int, Ge(2)] = 32
     covariance: Covariance = "switch"
@@ -67,12 +65,16 @@ class DAPSMM(PosteriorSampler):
         return self.steps, round(self.steps * low * (2 * self.iterations + (self.solver == "cg")))
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
         sigmas = self.schedule.grid(self.steps)
         m = m.floored(float(sigmas[-1]))
 
         def draw(x_t: Tensor, sigma: float) -> Tensor:
-            here = local(denoiser, x_t, sigma, self.covariance, self.switch, self.iterations)
+            here = local(prior, x_t, sigma, self.covariance, self.switch, self.iterations)
             return condition(here, m, rng, self.solver, self.iterations)
 
-        return reverse(draw, start_given(denoiser, float(sigmas[0]), rng, m), sigmas, rng, zeta=1.0)
+        return reverse(
+            draw, posterior_state(prior, float(sigmas[0]), rng, m, start), sigmas, rng, zeta=1.0
+        )

@@ -1,17 +1,17 @@
 """DDNM: denoising diffusion null-space models."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, start
+from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule, initial_state
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDNM(PosteriorSampler):
+class DDNM(ChainSampler):
     """Denoising diffusion null-space models (Wang et al. 2023, arXiv 2212.00490), for linear A. No
     product with the network.
 
@@ -29,8 +29,6 @@ class DDNM(PosteriorSampler):
         schedule: The noise levels.
     """
 
-    begins: ClassVar[bool] = True
-
     steps: Annotated[int, Ge(2)] = 100
     plus: bool = True
     eta: Annotated[float, Interval(ge=0, le=1)] = 0.85
@@ -39,28 +37,30 @@ class DDNM(PosteriorSampler):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"svd", "var"}) if self.plus else frozenset({"pinv"})
+        return frozenset({"svd", "var", "one level"} if self.plus else {"pinv"})
 
     @property
     def cost(self) -> tuple[int, int]:
         return (self.steps - 1) * (1 + self.travel) + 1, 0
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
         sigmas: list[float] = self.schedule.grid(self.steps).tolist()
-        step = self._plus(denoiser, m, rng) if self.plus else self._plain(denoiser, m, rng)
-        x_t = start(denoiser, sigmas[0], rng, m.shape, m.y)
+        step = self._plus(prior, m, rng) if self.plus else self._plain(prior, m, rng)
+        x_t = initial_state(prior, sigmas[0], rng, m.shape, m.y, start)
         for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             for again in reversed(range(1 + (self.travel if s else 0))):
                 x_s = step(x_t, sigma, s)
                 x_t = x_s + (sigma**2 - s**2) ** 0.5 * rng.normal_like(x_t) if again else x_s
         return x_t
 
-    def _plain(self, denoiser: Denoiser, m: Measurement, rng: Rng):  # noqa: ANN202
+    def _plain(self, prior: Prior, m: Measurement, rng: Rng):  # noqa: ANN202
         known = m.A.pinv(m.y)
 
         def step(x_t: Tensor, sigma: float, s: float) -> Tensor:
-            x_hat = denoiser(x_t, sigma)
+            x_hat = prior(x_t, sigma)
             x = known + x_hat - m.A.pinv(m.A(x_hat))
             return (
                 x
@@ -72,13 +72,13 @@ class DDNM(PosteriorSampler):
 
         return step
 
-    def _plus(self, denoiser: Denoiser, m: Measurement, rng: Rng):  # noqa: ANN202
+    def _plus(self, prior: Prior, m: Measurement, rng: Rng):  # noqa: ANN202
         svd = m.A.svd()
         kappa, known = m.spectral_noise(svd), m.spectral_data(svd)
         kept = (1 - self.eta**2) ** 0.5
 
         def step(x_t: Tensor, sigma: float, s: float) -> Tensor:
-            z, g = svd.vt(x_t), svd.vt(denoiser(x_t, sigma))
+            z, g = svd.vt(x_t), svd.vt(prior(x_t, sigma))
             level = s or sigma  # the last estimate is corrected at the last level
             free = kappa.isinf()
             fine = level >= kappa

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule
+from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class DDRM(PosteriorSampler):
         schedule: The noise levels.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"svd", "var"})
+    needs: ClassVar[frozenset[str]] = frozenset({"svd", "var", "one level"})
 
     steps: Annotated[int, Ge(2)] = 20
     eta: Annotated[float, Interval(ge=0, le=1)] = 0.85
@@ -40,7 +40,7 @@ class DDRM(PosteriorSampler):
         return self.steps, 0
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         sigmas: list[float] = self.schedule.grid(self.steps).tolist()
         svd = m.A.svd()
         kappa, known = m.spectral_noise(svd), m.spectral_data(svd)
@@ -53,7 +53,7 @@ class DDRM(PosteriorSampler):
         z = torch.where(free, sigmas[0] * e, z)
         kept = (1 - self.eta**2) ** 0.5
         for sigma, s in pairwise(sigmas):
-            g, e = svd.vt(denoiser(svd.v(z), sigma)), svd.vt(rng.normal(*m.shape).to(m.y))
+            g, e = svd.vt(prior(svd.v(z), sigma)), svd.vt(rng.normal(*m.shape).to(m.y))
             coarse = g + kept * s * (known - g) / kappa.clamp(min=1e-12) + self.eta * s * e
             replaced = (
                 (1 - self.eta_b) * g
@@ -65,4 +65,4 @@ class DDRM(PosteriorSampler):
                 g + kept * s / sigma * (z - g) + self.eta * s * e,
                 torch.where(s >= kappa, replaced, coarse),
             )
-        return denoiser(svd.v(z), sigmas[-1])
+        return prior(svd.v(z), sigmas[-1])

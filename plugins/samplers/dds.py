@@ -8,11 +8,11 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, cg, start
+from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule, cg, initial_state
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDS(PosteriorSampler):
+class DDS(ChainSampler):
     """Decomposed diffusion sampling (Chung et al. 2024, arXiv 2303.05754, algorithm 1), for linear
     A. No product with the network.
 
@@ -31,8 +31,6 @@ class DDS(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint"})
 
-    begins: ClassVar[bool] = True
-
     steps: Annotated[int, Ge(2)] = 50
     gamma: Annotated[float, Gt(0)] = 1.0
     iterations: Annotated[int, Ge(1)] = 5
@@ -44,7 +42,9 @@ class DDS(PosteriorSampler):
         return self.steps, 0
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
         sigmas: list[float] = self.schedule.grid(self.steps).tolist()
         known = m.A.adjoint(m.y)
 
@@ -55,11 +55,11 @@ class DDS(PosteriorSampler):
             b = (x_hat + self.gamma * known).flatten(1)
             return cg(matvec, b, self.iterations, x0=x_hat.flatten(1)).x.reshape(x_hat.shape)
 
-        x_t = start(denoiser, sigmas[0], rng, m.shape, m.y)
+        x_t = initial_state(prior, sigmas[0], rng, m.shape, m.y, start)
         for sigma, s in pairwise(sigmas):
-            x_hat = denoiser(x_t, sigma)
+            x_hat = prior(x_t, sigma)
             noise = (1 - self.eta**2) ** 0.5 * (x_t - x_hat) / sigma + self.eta * rng.normal_like(
                 x_t
             )
             x_t = closer(x_hat) + s * noise
-        return closer(denoiser(x_t, sigmas[-1]))
+        return closer(prior(x_t, sigmas[-1]))

@@ -8,20 +8,20 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from invem import (
-    Denoiser,
+    ChainSampler,
     Karras,
     Measurement,
-    PosteriorSampler,
+    Prior,
     Rng,
     Schedule,
     nearest,
+    posterior_state,
     reverse,
-    start_given,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffPIR(PosteriorSampler):
+class DiffPIR(ChainSampler):
     """DiffPIR (Zhu et al. 2023, arXiv 2305.08995, algorithm 1), for linear A and Gaussian noise. No
     product with the network.
 
@@ -39,8 +39,6 @@ class DiffPIR(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var"})
 
-    begins: ClassVar[bool] = True
-
     steps: Annotated[int, Ge(2)] = 100
     lam: Annotated[float, Gt(0)] = 7.0
     zeta: Annotated[float, Interval(ge=0, le=1)] = 0.3
@@ -51,13 +49,19 @@ class DiffPIR(PosteriorSampler):
         return self.steps, 0
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
         sigmas = self.schedule.grid(self.steps)
         m = m.floored(float(sigmas[-1]))
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            return nearest(m, denoiser(x_t, sigma), sigma / self.lam**0.5)
+            return nearest(m, prior(x_t, sigma), sigma / self.lam**0.5)
 
         return reverse(
-            posterior, start_given(denoiser, float(sigmas[0]), rng, m), sigmas, rng, zeta=self.zeta
+            posterior,
+            posterior_state(prior, float(sigmas[0]), rng, m, start),
+            sigmas,
+            rng,
+            zeta=self.zeta,
         )

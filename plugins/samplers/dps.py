@@ -8,11 +8,20 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, RecipeError, Rng, Schedule, start
+from invem import (
+    ChainSampler,
+    Karras,
+    Measurement,
+    Prior,
+    RecipeError,
+    Rng,
+    Schedule,
+    initial_state,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPS(PosteriorSampler):
+class DPS(ChainSampler):
     """Diffusion posterior sampling (Chung et al. 2023, arXiv 2209.14687, algorithm 1), for any
     differentiable A.
 
@@ -42,8 +51,6 @@ class DPS(PosteriorSampler):
         schedule: The noise levels.
     """
 
-    begins: ClassVar[bool] = True
-
     steps: Annotated[int, Ge(2)] = 256
     weight: Annotated[float, Gt(0)] | Literal["auto"] = 1.0
     guidance: Literal["norm", "likelihood"] = "norm"
@@ -59,25 +66,27 @@ class DPS(PosteriorSampler):
     def cost(self) -> tuple[int, int]:
         return self.steps, self.steps
 
-    def tune(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Self:
+    def tune(self, prior: Prior, m: Measurement, rng: Rng) -> Self:
         """Returns the sampler with `weight: auto` replaced by the candidate of least data misfit on
         m."""
         if self.weight != "auto":
             return self
         options = [dataclasses.replace(self, weight=weight) for weight in self.candidates]
-        misfits = [m.residual(option(denoiser, m, rng[:])).square().mean() for option in options]
+        misfits = [m.residual(option(prior, m, rng[:])).square().mean() for option in options]
         return options[int(torch.stack(misfits).nan_to_num(nan=torch.inf).argmin())]
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
         if self.weight == "auto":
             raise RecipeError("dps: weight 'auto' is set by tune(), which was not called")
         sigmas: list[float] = self.schedule.grid(self.steps).tolist()
-        x_t = start(denoiser, sigmas[0], rng, m.shape, m.y)
+        x_t = initial_state(prior, sigmas[0], rng, m.shape, m.y, start)
         for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             with torch.enable_grad():
                 x_t = x_t.detach().requires_grad_()
-                x_hat = denoiser(x_t, sigma)
+                x_hat = prior(x_t, sigma)
                 r = m.residual(x_hat).flatten(1)
                 if self.guidance == "norm":
                     misfit = r.square().sum(1).add(1e-12).sqrt()

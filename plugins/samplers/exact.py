@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invem import Denoiser, Measurement, PosteriorSampler, Rng
+from invem import Measurement, PosteriorSampler, Prior, Rng
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,5 +20,5 @@ class Exact(PosteriorSampler):
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var", "closed form"})
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
-        return denoiser.posterior(m, rng)
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
+        return prior.known_exact().posterior(m, rng)

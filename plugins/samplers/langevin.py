@@ -8,19 +8,19 @@ from annotated_types import Ge, Interval
 from torch import Tensor
 
 from invem import (
-    Denoiser,
+    ChainSampler,
     Geometric,
     Measurement,
-    PosteriorSampler,
+    Prior,
     Rng,
     Schedule,
+    initial_state,
     sharpness,
-    start,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnealedLangevin(PosteriorSampler):
+class AnnealedLangevin(ChainSampler):
     """Annealed Langevin dynamics for posteriors (Jalal et al. 2021, arXiv 2108.01368, algorithm 1),
     for any A and Gaussian noise.
 
@@ -35,9 +35,7 @@ class AnnealedLangevin(PosteriorSampler):
         schedule: The noise levels.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"vjp", "var"})
-
-    begins: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"vjp", "var", "density"})
 
     steps: Annotated[int, Ge(2)] = 100
     inner: Annotated[int, Ge(1)] = 5
@@ -49,11 +47,13 @@ class AnnealedLangevin(PosteriorSampler):
         return self.steps * self.inner + 1, 0
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
         sigmas: list[float] = self.schedule.grid(self.steps).tolist()
         m = m.floored(sigmas[-1])
         var = m.noise.var().expand_as(m.y)
-        x = start(denoiser, sigmas[0], rng, m.shape, m.y)
+        x = initial_state(prior, sigmas[0], rng, m.shape, m.y, start)
         for sigma in sigmas:
             # The curvature of |y - A(x)|^2/(2 var), of which the widened likelihood has at most the
             # share var/(var + sigma^2).
@@ -65,7 +65,7 @@ class AnnealedLangevin(PosteriorSampler):
                 data = m.A.vjp(x, (m.y - m.A(x)) / (var + sigma**2))
                 x = (
                     x
-                    + length * ((denoiser(x, sigma) - x) / sigma**2 + data)
+                    + length * ((prior(x, sigma) - x) / sigma**2 + data)
                     + (2 * length).sqrt() * rng.normal_like(x)
                 )
-        return denoiser(x, sigmas[-1])
+        return prior(x, sigmas[-1])

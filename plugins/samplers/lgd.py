@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Denoise, Denoiser, GuidedSampler, Measurement, Rng, Stepping
+from invem import Denoise, GuidedSampler, Measurement, Prior, Rng, Stepping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class LGD(GuidedSampler):
     noise with a density.
 
     p(y | x_t) is taken as the mean of p(y | x_hat + r z) over `samples` draws of z, r =
-    sigma/sqrt(1 + sigma^2), and its gradient goes through the denoiser. With many measurements one
+    sigma/sqrt(1 + sigma^2), and its gradient goes through the prior. With many measurements one
     draw outweighs the others, and the method becomes DPS at a random point. A pull is no longer
     than the one that would end the misfit if A were linear along it: without that bound low noise
     makes the chain diverge.
@@ -35,20 +35,20 @@ class LGD(GuidedSampler):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"vjp"})
+        return frozenset({"vjp", "density"})
 
     @property
     def products(self) -> int:
         return 1
 
-    def denoise(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Denoise:
+    def denoise(self, prior: Prior, m: Measurement, rng: Rng) -> Denoise:
         rows = torch.arange(len(m)).repeat_interleave(self.samples)
         several = m[rows]
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
             with torch.enable_grad():
                 x_t = x_t.detach().requires_grad_()
-                x_hat = denoiser(x_t, sigma)
+                x_hat = prior(x_t, sigma)
             r = sigma / math.sqrt(1 + sigma**2)
             x = x_hat.detach()[rows] + r * rng.normal(self.samples, *m.shape).to(x_t).flatten(0, 1)
             weights = several.log_prob(x).reshape(-1, self.samples).softmax(1).flatten()

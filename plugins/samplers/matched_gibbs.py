@@ -8,17 +8,17 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from invem import (
-    Denoiser,
     Karras,
     Measurement,
     PosteriorSampler,
+    Prior,
     Rng,
     condition,
     local,
     nearest_draw,
+    posterior_state,
     prior_draw,
     reverse,
-    start_given,
     strength,
 )
 
@@ -55,21 +55,21 @@ class MatchedGibbs(PosteriorSampler):
         return self.warm + self.sweeps * self.levels, 3 * self.sweeps * self.levels + 6 * self.warm
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         m = m.floored(self.end)
         sigmas = Karras(sigma_min=self.end).grid(self.warm)
-        how = "jacobian" if denoiser.moments is None else "switch"
+        how = "jacobian" if prior.moments is None else "switch"
 
         def draw(x_t: Tensor, sigma: float) -> Tensor:
-            return condition(local(denoiser, x_t, sigma, how), m, rng)
+            return condition(local(prior, x_t, sigma, how), m, rng)
 
-        x = reverse(draw, start_given(denoiser, float(sigmas[0]), rng, m), sigmas, rng, zeta=1.0)
+        x = reverse(draw, posterior_state(prior, float(sigmas[0]), rng, m), sigmas, rng, zeta=1.0)
         rho = self.share / strength(m)
         # Where y resolves next to nothing rho has no bound but the scale of the data.
         rho = rho.clamp(max=float(sigmas[0]))
         for _ in range(self.sweeps):
             x = prior_draw(
-                denoiser,
+                prior,
                 nearest_draw(m, x, rho, rng, matched=True),
                 rho,
                 self.levels,

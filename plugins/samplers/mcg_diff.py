@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, choose, resample
+from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule, choose, resample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class MCGDiff(PosteriorSampler):
         schedule: The noise levels.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"svd", "var"})
+    needs: ClassVar[frozenset[str]] = frozenset({"svd", "var", "one level"})
 
     steps: Annotated[int, Ge(2)] = 100
     particles: Annotated[int, Ge(1)] = 16
@@ -39,14 +39,14 @@ class MCGDiff(PosteriorSampler):
         return self.steps * self.particles, 0
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         sigmas: list[float] = self.schedule.grid(self.steps).tolist()
         k = self.particles
         each = m.floored(sigmas[-1])[torch.arange(len(m)).repeat_interleave(k)]
         svd = each.A.svd()
         kappa, known = each.spectral_noise(svd), each.spectral_data(svd)
         mean = svd.vt(
-            (denoiser.moments.mean if denoiser.moments is not None else torch.zeros(m.shape))
+            (prior.moments.mean if prior.moments is not None else torch.zeros(m.shape))
             .to(m.y)
             .expand(len(each), *m.shape)
         )
@@ -74,7 +74,7 @@ class MCGDiff(PosteriorSampler):
         for sigma, s in pairwise(sigmas):
             rows, weight = resample(weight, rng)
             z = z[rows]
-            g = svd.vt(denoiser(svd.v(z), sigma))
+            g = svd.vt(prior(svd.v(z), sigma))
             keep = s**2 / sigma**2
             q = torch.full_like(kappa, s**2 * (1 - keep), dtype=torch.float64)
             mu = g + keep * (z - g)
@@ -105,4 +105,4 @@ class MCGDiff(PosteriorSampler):
             weight = weight + (step - before).sum(1).reshape(-1, k)
             z = centre + spread * normal()
         rows = choose(weight, rng)
-        return denoiser(svd.v(z), sigmas[-1])[rows]
+        return prior(svd.v(z), sigmas[-1])[rows]

@@ -1,36 +1,36 @@
 """MMPS: moment-matching posterior sampling."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import (
+    ChainSampler,
     Covariance,
-    Denoiser,
     Karras,
     Local,
     Measurement,
-    PosteriorSampler,
+    Prior,
     RecipeError,
     Rng,
     Schedule,
     back,
     calls,
     condition,
+    initial_state,
     integrate,
     linearised,
     local,
+    posterior_state,
     reverse,
-    start,
-    start_given,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMPS(PosteriorSampler):
+class MMPS(ChainSampler):
     """Moment-matching posterior sampling (Rozet et al. 2024, arXiv 2405.13712, algorithm 3), for
     linear A and Gaussian noise.
 
@@ -68,8 +68,6 @@ class MMPS(PosteriorSampler):
         schedule: The noise levels. The noise of the data counts as at least the smallest of them.
     """
 
-    begins: ClassVar[bool] = True
-
     steps: Annotated[int, Ge(2)] = 24
     stepping: Literal[
         "corrected",
@@ -100,10 +98,9 @@ class MMPS(PosteriorSampler):
 
     @property
     def needs(self) -> frozenset[str]:
-        operator = "vjp" if self.linearise else "adjoint"
-        return frozenset(
-            {operator, "var"} | ({"moments"} if self.covariance != "jacobian" else set())
-        )
+        operator = {"vjp", "derivative"} if self.linearise else {"adjoint"}
+        prior = {"moments"} if self.covariance != "jacobian" else set()
+        return frozenset({"var"} | operator | prior)
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -125,13 +122,15 @@ class MMPS(PosteriorSampler):
         return forwards, round(forwards * low * (first + more.get(self.stepping, 0)))
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
         sigmas = self.schedule.grid(self.steps)
         given = m.floored(float(sigmas[-1]))
         last: list[Tensor] = []
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            here = local(denoiser, x_t, sigma, self.covariance, self.switch, self.iterations)
+            here = local(prior, x_t, sigma, self.covariance, self.switch, self.iterations)
             m = linearised(given, here.mean) if self.linearise else given
             exact = self.stepping == "corrected" or (
                 here.cheap and self.stepping in ("isotropic", "diagonal")
@@ -150,9 +149,9 @@ class MMPS(PosteriorSampler):
 
         first = float(sigmas[0])
         x_t = (
-            start(denoiser, first, rng, m.shape, m.y)
+            initial_state(prior, first, rng, m.shape, m.y, start)
             if self.linearise
-            else start_given(denoiser, first, rng, given)
+            else posterior_state(prior, first, rng, given, start)
         )
         if self.stepping in ("corrected", "isotropic", "diagonal"):
             return reverse(posterior, x_t, sigmas, rng)

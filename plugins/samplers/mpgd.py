@@ -8,7 +8,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from invem import Denoise, Denoiser, GuidedSampler, Measurement, Rng, Stepping
+from invem import Denoise, GuidedSampler, Measurement, Prior, Rng, Stepping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class MPGD(GuidedSampler):
     def needs(self) -> frozenset[str]:
         return frozenset({"vjp"})
 
-    def denoise(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Denoise:
+    def denoise(self, prior: Prior, m: Measurement, rng: Rng) -> Denoise:
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            x_hat = denoiser(x_t, sigma)
+            x_hat = prior(x_t, sigma)
             r = m.residual(x_hat)
             pulled = m.A.vjp(x_hat, r)
             size = r.flatten(1).norm(dim=1).clamp(min=1e-12)

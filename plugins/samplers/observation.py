@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invem import Denoiser, Measurement, PosteriorSampler, Rng
+from invem import Measurement, PosteriorSampler, Prior, Rng
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,13 @@ class Observation(PosteriorSampler):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"vjp"})
-    prior: ClassVar[bool] = False
+    uses_prior: ClassVar[bool] = False
 
     back: bool = False
     scaled: bool = False
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         y = m.y if m.A.seen is None else m.y * m.A.seen
         if y.shape[1:] == torch.Size(m.shape) and not self.back:
             return y

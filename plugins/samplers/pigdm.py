@@ -6,7 +6,7 @@ from typing import Annotated
 from annotated_types import Gt
 from torch import Tensor
 
-from invem import Denoise, Denoiser, GuidedSampler, Measurement, Rng, local, pull
+from invem import Denoise, GuidedSampler, Measurement, Prior, Rng, local, pull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,15 @@ class PiGDM(GuidedSampler):
     def products(self) -> int:
         return 1
 
-    def denoise(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Denoise:
+    def denoise(self, prior: Prior, m: Measurement, rng: Rng) -> Denoise:
         m = m.floored(float(self.schedule.grid(2)[-1]))
         v = self.variance
         if v is None:
-            cov = denoiser.moments and denoiser.moments.cov
+            cov = prior.moments and prior.moments.cov
             v = float((cov.diag + cov.factor.square().sum(1)).mean()) if cov else 1.0
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            here = local(denoiser, x_t, sigma, "jacobian")
+            here = local(prior, x_t, sigma, "jacobian")
             u = pull(m, m.y - m.A(here.mean), v * sigma**2 / (v + sigma**2))
             return here.mean + here.cov(u.flatten(1)).reshape(x_t.shape)
 

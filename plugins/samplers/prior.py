@@ -7,21 +7,21 @@ from annotated_types import Ge
 from torch import Tensor
 
 from invem import (
-    Denoiser,
+    ChainSampler,
     Karras,
     Measurement,
-    PosteriorSampler,
+    Prior,
     Rng,
     Schedule,
     Stepping,
     calls,
+    initial_state,
     integrate,
-    start,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prior(PosteriorSampler):
+class PriorSampler(ChainSampler):
     """Ignores the measurement: what a sampler must be better than, and the test of a rule of the
     reverse diffusion by itself.
 
@@ -33,8 +33,6 @@ class Prior(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    begins: ClassVar[bool] = True
-
     steps: Annotated[int, Ge(2)] = 32
     stepping: Stepping = "heun"
     schedule: Schedule = Karras()
@@ -43,12 +41,14 @@ class Prior(PosteriorSampler):
     def cost(self) -> tuple[int, int]:
         return calls(self.stepping, self.steps), 0
 
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
         sigmas = self.schedule.grid(self.steps)
         return integrate(
             self.stepping,
-            denoiser,
-            start(denoiser, float(sigmas[0]), rng, m.shape, m.y),
+            prior,
+            initial_state(prior, float(sigmas[0]), rng, m.shape, m.y, start),
             sigmas,
             rng,
         ).detach()

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invem import Denoiser, Measurement, PosteriorSampler, Rng
+from invem import Measurement, PosteriorSampler, Prior, Rng
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,8 @@ class PseudoInverse(PosteriorSampler):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pinv"})
-    prior: ClassVar[bool] = False
+    uses_prior: ClassVar[bool] = False
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         return m.A.pinv(m.y)

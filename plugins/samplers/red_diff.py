@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule
+from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +43,15 @@ class REDDiff(PosteriorSampler):
         return self.steps, 0
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         zero = m.y.new_zeros(len(m), *m.shape)
-        mu = zero + (denoiser.moments.mean if denoiser.moments is not None else 0.0)
+        mu = zero + (prior.moments.mean if prior.moments is not None else 0.0)
         first, second = zero, zero
         for k, sigma in enumerate(self.schedule.grid(self.steps).tolist(), 1):
             z = rng.normal_like(mu)
             x_t = mu + sigma * z
-            prior = (x_t - denoiser(x_t, sigma)) / sigma - z
-            grad = self.lam * sigma * prior - m.A.vjp(mu, m.y - m.A(mu))
+            pull = (x_t - prior(x_t, sigma)) / sigma - z
+            grad = self.lam * sigma * pull - m.A.vjp(mu, m.y - m.A(mu))
             first, second = 0.9 * first + 0.1 * grad, 0.99 * second + 0.01 * grad.square()
             mu = mu - self.rate * (first / (1 - 0.9**k)) / ((second / (1 - 0.99**k)).sqrt() + 1e-8)
         return mu

@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Measurement, PosteriorSampler, Rng, prior_draw
+from invem import Measurement, PosteriorSampler, Prior, Rng, prior_draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class SFBD(PosteriorSampler):
         iterations: Products of a draw of N(0, Cov[x | x_t]).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"identity", "var"})
+    needs: ClassVar[frozenset[str]] = frozenset({"identity", "var", "one level"})
 
     steps: Annotated[int, Ge(1)] = 16
     end: Annotated[float, Gt(0)] = 0.005
@@ -36,8 +36,6 @@ class SFBD(PosteriorSampler):
         return self.steps, self.steps * self.iterations
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         sigma = m.level("sfbd").reshape(-1, 1).clamp(min=2 * self.end)
-        return prior_draw(
-            denoiser, m.y, sigma, self.steps, self.end, rng, iterations=self.iterations
-        )
+        return prior_draw(prior, m.y, sigma, self.steps, self.end, rng, iterations=self.iterations)

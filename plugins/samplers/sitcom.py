@@ -1,17 +1,17 @@
 """SITCOM: step-wise triple-consistent sampling."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, start
+from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule, initial_state
 
 
 @dataclass(frozen=True, kw_only=True)
-class SITCOM(PosteriorSampler):
+class SITCOM(ChainSampler):
     """Step-wise triple-consistent sampling (Alkhouri et al. 2025, arXiv 2410.04479, algorithm 1),
     for any differentiable A.
 
@@ -29,8 +29,6 @@ class SITCOM(PosteriorSampler):
         schedule: The noise levels.
     """
 
-    begins: ClassVar[bool] = True
-
     steps: Annotated[int, Ge(2)] = 20
     inner: Annotated[int, Ge(1)] = 20
     rate: Annotated[float, Gt(0)] = 0.02
@@ -46,11 +44,13 @@ class SITCOM(PosteriorSampler):
         return self.steps * (self.inner + 1), self.steps * self.inner
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(
+        self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
+    ) -> Tensor:
         sigmas: list[float] = self.schedule.grid(self.steps).tolist()
         goal = (m.noise.var().expand_as(m.y).sqrt() + 1e-3).square()
         goal = (goal if m.A.seen is None else goal * m.A.seen).flatten(1).sum(1)
-        x_t = start(denoiser, sigmas[0], rng, m.shape, m.y)
+        x_t = initial_state(prior, sigmas[0], rng, m.shape, m.y, start)
         for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             scale = (1 + sigma**2) ** 0.5
             u, first, second = x_t / scale, torch.zeros_like(x_t), torch.zeros_like(x_t)
@@ -58,7 +58,7 @@ class SITCOM(PosteriorSampler):
             for k in range(1, self.inner + 1):
                 with torch.enable_grad():
                     u = u.detach().requires_grad_()
-                    x_hat = denoiser(scale * u, sigma)
+                    x_hat = prior(scale * u, sigma)
                     r = m.residual(x_hat).flatten(1).square().sum(1)
                     loss = r + self.lam * (scale * u - x_t).flatten(1).square().sum(1)
                     (grad,) = torch.autograd.grad(loss.sum(), u)
@@ -68,6 +68,6 @@ class SITCOM(PosteriorSampler):
                     self.rate * (first / (1 - 0.9**k)) / ((second / (1 - 0.999**k)).sqrt() + 1e-8)
                 )
                 u = u.detach() - step * live.reshape(-1, *[1] * (step.ndim - 1))
-            x_hat = denoiser(scale * u, sigma)
+            x_hat = prior(scale * u, sigma)
             x_t = x_hat + s * rng.normal_like(x_hat) if s else x_hat
         return x_t

@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from invem import Denoiser, Measurement, PosteriorSampler, Rng, nearest_draw, prior_draw, sharpness
+from invem import Measurement, PosteriorSampler, Prior, Rng, nearest_draw, prior_draw, sharpness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +42,18 @@ class SplitGibbs(PosteriorSampler):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"adjoint", "var"}) if self.kernel == "exact" else frozenset({"vjp"})
+        exact = self.kernel == "exact"
+        return frozenset({"adjoint", "var"} if exact else {"vjp", "density"})
 
     @property
     def cost(self) -> tuple[int, int]:
         return self.sweeps * self.levels, 3 * self.sweeps * self.levels
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         if self.kernel == "exact":
             m = m.floored(self.end)
-        mean = denoiser.moments.mean if denoiser.moments is not None else torch.zeros(m.shape)
+        mean = prior.moments.mean if prior.moments is not None else torch.zeros(m.shape)
         x = mean.to(m.y).expand(len(m), *m.shape) + self.first * rng.normal(*m.shape).to(m.y)
         for k in range(self.sweeps):
             rho = max(self.first * self.decay**k, self.last)
@@ -61,7 +62,7 @@ class SplitGibbs(PosteriorSampler):
                 if self.kernel == "exact"
                 else self._langevin(m, x, rho, rng)
             )
-            x = prior_draw(denoiser, z, rho, self.levels, min(self.end, 0.5 * rho), rng)
+            x = prior_draw(prior, z, rho, self.levels, min(self.end, 0.5 * rho), rng)
         return x
 
     def _langevin(self, m: Measurement, x: Tensor, rho: float, rng: Rng) -> Tensor:

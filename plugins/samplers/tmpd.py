@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invem import Denoise, Denoiser, GuidedSampler, Measurement, Rng, local
+from invem import Denoise, GuidedSampler, Measurement, Prior, Rng, local
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class TMPD(GuidedSampler):
     def products(self) -> int:
         return 2
 
-    def denoise(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Denoise:
+    def denoise(self, prior: Prior, m: Measurement, rng: Rng) -> Denoise:
         m = m.floored(float(self.schedule.grid(2)[-1]))
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            here = local(denoiser, x_t, sigma, "jacobian")
+            here = local(prior, x_t, sigma, "jacobian")
             ones = m.A.adjoint(torch.ones_like(m.y)).flatten(1)
             rows = m.A(here.cov(ones).reshape(x_t.shape)).clamp(min=0)
             u = m.A.adjoint((m.y - m.A(here.mean)) / (m.noise.var() + rows))

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Measurement, PosteriorSampler, Rng, strength
+from invem import Measurement, PosteriorSampler, Prior, Rng, strength
 
 _EVERY = 10  # iterations between looks at the duality gap
 
@@ -38,14 +38,14 @@ class TotalVariation(PosteriorSampler):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var"})
-    prior: ClassVar[bool] = False
+    uses_prior: ClassVar[bool] = False
 
     weight: Annotated[float, Gt(0)] = 2.0
     tol: Annotated[float, Gt(0)] = 3e-3
     iterations: Annotated[int, Ge(1)] = 1000
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         m = m.floored(1e-3)
         a = 1.01 * strength(m).clamp(min=1e-12)
         axes = range(-min(len(m.shape), 2), 0)

@@ -9,10 +9,10 @@ from annotated_types import Ge
 from torch import Tensor
 
 from invem import (
-    Denoiser,
     Karras,
     Measurement,
     PosteriorSampler,
+    Prior,
     Rng,
     Schedule,
     cg,
@@ -51,11 +51,11 @@ class TwistedSMC(PosteriorSampler):
         return self.steps * self.particles, self.steps * self.particles
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         sigmas: list[float] = self.schedule.grid(self.steps).tolist()
         k = self.particles
         each = m.floored(sigmas[-1])[torch.arange(len(m)).repeat_interleave(k)]
-        prior = denoiser.known_moments()
+        gaussian = prior.known_moments()
         var = each.noise.var().expand_as(each.y).flatten(1)
 
         def normal() -> Tensor:
@@ -63,7 +63,7 @@ class TwistedSMC(PosteriorSampler):
 
         def look(x_t: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
             """x_hat, E[x | x_t, y], and log psi but for what the particles share."""
-            here, given = local(denoiser, x_t, sigma, "jacobian"), prior.cov.given(sigma)
+            here, given = local(prior, x_t, sigma, "jacobian"), gaussian.cov.given(sigma)
             r = (each.y - each.A(here.mean)).flatten(1)
 
             def matvec(u: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class TwistedSMC(PosteriorSampler):
             step = here.cov(each.A.adjoint(u.reshape(each.y.shape)).flatten(1)).reshape(x_t.shape)
             return here.mean, here.mean + step, -0.5 * (r.double() * u).sum(1)
 
-        x_t = prior.mean + sigmas[0] * normal()
+        x_t = gaussian.mean + sigmas[0] * normal()
         x_hat, guided, psi = look(x_t, sigmas[0])
         weight = psi.reshape(-1, k)
         for sigma, s in pairwise(sigmas):

@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Denoiser, Measurement, PosteriorSampler, Rng, cg
+from invem import Measurement, PosteriorSampler, Prior, Rng, cg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Wiener(PosteriorSampler):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var"})
-    prior: ClassVar[bool] = False
+    uses_prior: ClassVar[bool] = False
 
     mean: float = 0.0
     std: Annotated[float, Gt(0)] = 0.5
@@ -43,7 +43,7 @@ class Wiener(PosteriorSampler):
     iterations: Annotated[int, Ge(1)] = 1000
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         dtype = m.y.dtype
         m = m.floored(1e-3 * self.std).to(
             dtype=torch.float32 if m.y.device.type == "mps" else torch.float64

@@ -8,56 +8,61 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from invem.batched import Rng
-from invem.denoiser import Denoiser
-from invem.errors import RecipeError, Unsupported
-from invem.measurement import Example, Measurement, remeasure
-from invem.objective import Objective, edm_weight, noise_levels
-
-__all__ = ["Interpolant", "Interpolating"]
+from invem import (
+    Conditioning,
+    Denoiser,
+    Example,
+    Gaussian,
+    MakeNetwork,
+    Measurement,
+    Objective,
+    Observing,
+    Prior,
+    RecipeError,
+    Rng,
+    Unsupported,
+    edm_weight,
+    noise_levels,
+    remeasure,
+)
 
 _T = 1e-3  # how near a uniform t comes to 0, where the weight is infinite
 
 
-class Interpolant(Denoiser):
-    """A network that is a prior, and that knows E[x | I_t] where its condition says so, I_t = (1 -
-    t) x + t x_1.
+class InterpolantConditioning(Conditioning):
+    """What a network that is a prior and an interpolant is given to know E[x | I_t], with
+    I_t = (1 - t) x + t x_1.
 
     x_1 = source + jitter z is what was measured (`source`). The velocity of the interpolant is
     E[x_1 - x | I_t] = (I_t - E[x | I_t])/t (Albergo & Vanden-Eijnden 2023, arXiv 2209.15571), so
-    that a rule for the probability flow over sigma integrates it over t.
+    that a rule for the probability flow over sigma integrates it over t. The network is called with
+    I_t in place of x_t and t in place of sigma.
 
     Args:
-        inner: The network, with `condition` 2.
         jitter: The standard deviation of the noise that is added to the source.
         informed: Whether the condition holds the measurement, or only says what kind it is.
     """
 
-    condition = 2
+    provides: ClassVar[frozenset[str]] = frozenset({"interpolant"})
 
-    def __init__(self, inner: Denoiser, jitter: float, informed: bool) -> None:
-        super().__init__()
-        self.inner, self.jitter, self.informed = inner, jitter, informed
-        self.moments = inner.moments
-
-    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        """Returns E[x | x_t], or with a condition E[x | I_t], I_t in place of x_t and t in place of
-        sigma."""
-        out: Tensor = self.inner(x_t, sigma, cond)
-        return out
-
-    @property
-    def sigma_data(self) -> float:
-        return float(getattr(self.inner, "sigma_data", 0.5))
+    def __init__(self, jitter: float, informed: bool) -> None:
+        self.jitter, self.informed = jitter, informed
 
     def first(self, m: Measurement, rng: Rng) -> Tensor:
         """Draws I_1, shape (B, *shape)."""
         y = source(m)
         return y + self.jitter * rng.normal(*m.shape).to(y)
 
-    def told(self, m: Measurement) -> Tensor:
-        """Returns the condition, shape (B, 2, *shape)."""
-        return told(m, self.informed)
+    def __call__(self, m: Measurement) -> Tensor:
+        """Returns [source or 1, shown], shape (B, 2, *shape): shown is 1 where something is
+        measured, A^T 1 where y is of another shape."""
+        y = source(m)
+        shown = torch.ones_like(y)
+        if m.y.shape != y.shape:
+            shown = m.A.adjoint(torch.ones_like(m.y))
+        elif m.A.seen is not None:
+            shown = m.A.seen.to(y).expand_as(y)
+        return torch.stack([y if self.informed else torch.ones_like(y), shown], 1)
 
 
 def source(m: Measurement) -> Tensor:
@@ -75,18 +80,6 @@ def source(m: Measurement) -> Tensor:
             " adjoint"
         )
     return m.A.adjoint(m.y)
-
-
-def told(m: Measurement, informed: bool) -> Tensor:
-    """Returns [source or 1, shown], shape (B, 2, *shape): shown is 1 where something is measured,
-    A^T 1 where y is of another shape."""
-    y = source(m)
-    shown = torch.ones_like(y)
-    if m.y.shape != y.shape:
-        shown = m.A.adjoint(torch.ones_like(m.y))
-    elif m.A.seen is not None:
-        shown = m.A.seen.to(y).expand_as(y)
-    return torch.stack([y if informed else torch.ones_like(y), shown], 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +104,7 @@ class Interpolating(Objective):
     drop: Annotated[float, Interval(gt=0, lt=1)] = 0.2
 
     informed: ClassVar[bool]
-    needs: ClassVar[frozenset[str]] = frozenset({"x", "measurement"})
+    needs: ClassVar[frozenset[str]] = frozenset({"x", "measurement", "signal"})
     provides: ClassVar[frozenset[str]] = frozenset({"interpolant"})
     condition: ClassVar[int] = 2
 
@@ -120,7 +113,11 @@ class Interpolating(Objective):
         """The share of signals that go with the measurement they were drawn from."""
         return 0.0
 
-    def loss(self, denoiser: Denoiser, batch: Example, rng: Rng) -> Tensor:
+    @property
+    def _conditioning(self) -> InterpolantConditioning:
+        return InterpolantConditioning(self.jitter, self.informed)
+
+    def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
         x, m = batch.x, batch.measurement
         if x is None:
             raise RecipeError(
@@ -131,37 +128,45 @@ class Interpolating(Objective):
         pick, drop, real, u = rng.uniform(4).reshape(-1, 4, *ones).to(x).unbind(1)
         z = rng.normal_like(x)
         flows = drop >= self.drop
-        others: Measurement | None = getattr(denoiser, "others", None)
-        law = (
-            m
-            if others is None
-            else others[(pick.flatten().cpu() * len(others)).long()].to(x.device)
-        )
+        law = model.chosen(pick.flatten().cpu(), m) if isinstance(model, Observing) else m
+        state, t, cond = x, torch.ones_like(sigma), None
         if law is None:
             flows = torch.zeros_like(flows)
-        state, t, cond = x, torch.ones_like(sigma), None
-        if law is not None:
-            again = remeasure(law, x, rng)
-            y, cond = source(again), told(again, self.informed)
-            if m is not None and self._real:
-                own = real < self._real
-                y, cond = (
-                    torch.where(own, source(m), y),
-                    torch.where(own.unsqueeze(1), told(m, self.informed), cond),
-                )
+        else:
+            y, cond = self._source(law.to(x.device), m, x, real, rng)
             t = _T + (1 - _T) * u
             state = (1 - t) * x + t * (y + self.jitter * z)
             cond = flows.unsqueeze(1) * cond
         state = torch.where(flows, state, x + sigma * z)
-        weight = torch.where(flows, 1 / t**2, edm_weight(denoiser, sigma))
-        error = denoiser(state, torch.where(flows, t, sigma), cond) - x
+        weight = torch.where(flows, 1 / t**2, edm_weight(model, sigma))
+        error = model(state, torch.where(flows, t, sigma), cond) - x
         return torch.mean((weight * error.square()).flatten(1), dim=1)
 
-    def wrap(
-        self, denoiser: Denoiser, m: Measurement | None, before: Denoiser | None = None
+    def _source(
+        self, law: Measurement, own: Measurement | None, x: Tensor, real: Tensor, rng: Rng
+    ) -> tuple[Tensor, Tensor]:
+        """Measures x anew by `law`, or takes its own measurement; returns source and condition.
+
+        Args:
+            law: Operator and noise of the new measurements.
+            own: The measurements that x was drawn from, where there are any.
+            x: Signals, shape (B, *shape).
+            real: Uniform numbers that decide which of the two it is, shape (B, 1, ...).
+            rng: B streams.
+        """
+        conditioning = self._conditioning
+        again = remeasure(law, x, rng)
+        y, cond = source(again), conditioning(again)
+        if own is not None and self._real:
+            kept = real < self._real
+            y = torch.where(kept, source(own), y)
+            cond = torch.where(kept.unsqueeze(1), conditioning(own), cond)
+        return y, cond
+
+    def build(
+        self, make_network: MakeNetwork, prior: Prior | None, m: Measurement | None
     ) -> Denoiser:
-        """Returns the network with the interpolant that it learns; it carries the training
-        measurements while it is trained."""
-        wrapped = Interpolant(denoiser, self.jitter, self.informed)
-        wrapped.others = m  # type: ignore[assignment]
-        return wrapped
+        return Observing(make_network(), m)
+
+    def prior(self, model: Denoiser, moments: Gaussian | None) -> Prior:
+        return Prior(model, moments, conditioning=self._conditioning)

@@ -6,18 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
+from invem_plugins.flows.interpolant import InterpolantConditioning
 from torch import Tensor
 
-from invem import (
-    Denoiser,
-    Interpolant,
-    Measurement,
-    PosteriorSampler,
-    Rng,
-    Unsupported,
-    calls,
-    integrate,
-)
+from invem import Measurement, PosteriorSampler, Prior, Rng, Unsupported, calls, integrate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +28,7 @@ class InterpolantFlow(PosteriorSampler):
         stepping: The rule.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"interpolant"})
+    needs: ClassVar[frozenset[str]] = frozenset({"interpolant", "signal"})
 
     steps: Annotated[int, Ge(2)] = 24
     stepping: Literal["euler", "heun"] = "heun"
@@ -46,19 +38,19 @@ class InterpolantFlow(PosteriorSampler):
         return calls(self.stepping, self.steps), 0
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
-        if not isinstance(denoiser, Interpolant):
+    def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
+        flow = prior.conditioning
+        if not isinstance(flow, InterpolantConditioning):
             raise Unsupported(
-                "interpolant needs a prior that an objective such as scsi or sfbd-omni was"
-                " fitted to"
+                "it needs a prior that an objective of stochastic interpolants was fitted to"
             )
-        cond = denoiser.told(m)
+        cond = flow(m)
 
         def denoise(x_t: Tensor, t: float) -> Tensor:
-            x_hat: Tensor = denoiser(x_t, t, cond)
+            x_hat: Tensor = prior(x_t, t, cond)
             return x_hat
 
         times = torch.cos(
             torch.arange(self.steps, dtype=torch.float64) * (math.pi / 2 / self.steps)
         )
-        return integrate(self.stepping, denoise, denoiser.first(m, rng), times, rng)
+        return integrate(self.stepping, denoise, flow.first(m, rng), times, rng)

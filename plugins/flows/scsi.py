@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Interval
-
-from invem import Interpolating
+from invem_plugins.flows.interpolant import Interpolating
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,194 @@
+"""What every step of a run is given: plan, directory, device, random streams, and when to stop."""
+
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from invem.batched import Rng
+from invem.errors import NumericalError, RecipeError, Stopped
+from invem.gaussian import Gaussian
+from invem.measurement import Measurement
+from invem.planning.plan import Plan, Stage
+from invem.prior import Prior
+from invem.storage.directory import Round, RunDirectory
+from invem.running.observations import Observations
+from invem.running.records import Record
+from invem.sampler import PosteriorSampler
+
+__all__ = ["Context", "all_finite", "keep_memory"]
+
+_TUNED_ON = 16  # observations that a sampler finds its automatic options on
+
+
+class Context:
+    """A plan, the directory that it is carried out in, and the device.
+
+    Args:
+        plan: The checked plan.
+        directory: The run directory.
+        stop: Asked between small pieces of work; a number other than zero is the exit code to stop
+            with.
+
+    Raises:
+        RecipeError: If the device of the recipe is not there.
+    """
+
+    def __init__(
+        self, plan: Plan, directory: RunDirectory, stop: Callable[[], int] = lambda: 0
+    ) -> None:
+        self.plan, self.recipe, self.directory = plan, plan.recipe, directory
+        compute = plan.recipe.compute
+        self.device = _device(compute.device)
+        accelerated = self.device.type == "cuda"
+        self.bfloat16 = compute.precision == "bfloat16" or (
+            compute.precision == "auto" and accelerated
+        )
+        self.compile = accelerated if compute.compile == "auto" else compute.compile
+        self.cancelled = False
+        self._stop = stop
+        self._observations: dict[str, Observations] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one signal."""
+        return self.plan.shape
+
+    def stage(self, at: Round) -> Stage:
+        """Returns the phase of a round, with its components."""
+        return self.plan.stages[at.phase]
+
+    def where(self, at: Round) -> str:
+        """Returns the round in words, for messages."""
+        return f"phase {self.stage(at).phase.name}, round {at.index}"
+
+    def named(self, at: Round) -> dict[str, object]:
+        """Returns the round as it stands in records."""
+        return {"phase": at.phase, "name": self.stage(at).phase.name, "round": at.index}
+
+    def log(self, event: str, **data: object) -> Record:
+        """Appends an event to the log of the run and returns it as a record."""
+        self.directory.log(event, **data)
+        return Record(event, dict(data))
+
+    # Stopping
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop."""
+        return bool(self._stop()) or self.cancelled
+
+    def check(self) -> None:
+        """Stops the run if it was asked to.
+
+        Raises:
+            Stopped: If it was.
+        """
+        code = self._stop()
+        if code or self.cancelled:
+            message = f"stopped; go on with: invem resume {self.directory.path}"
+            raise Stopped(message, code)
+
+    def pieces(self, n: int, size: int) -> Iterator[Tensor]:
+        """Yields 0, 1, ..., n - 1 in pieces; between two of them the run may stop."""
+        for first in range(0, n, size):
+            self.check()
+            yield torch.arange(first, min(first + size, n))
+
+    # Random streams
+
+    def rng(self, *key: int | str, items: Iterable[int]) -> Rng:
+        """Returns one stream per item, derived from the seed of the recipe and a key."""
+        return Rng.keyed(self.recipe.seed, *key, items=list(items))
+
+    def generator(self, *key: int | str) -> torch.Generator:
+        """Returns one generator for a key, for what is drawn for many items at once."""
+        return Rng.generator(self.recipe.seed, *key)
+
+    # Sampling
+
+    def observations(self, split: str) -> Observations:
+        """Returns the measurements of a split, which are read and verified once."""
+        if split not in self._observations:
+            self._observations[split] = Observations(
+                self.plan.model, self.directory.measurements(split), (self.recipe.seed, split)
+            )
+        return self._observations[split]
+
+    def standard(self) -> Prior:
+        """Returns the standard normal: the prior where none is learned yet."""
+        return Prior.of(Gaussian.standard(self.shape).to(self.device))
+
+    def tuned(
+        self, sampler: PosteriorSampler, prior: Prior, m: Measurement, *key: int | str
+    ) -> PosteriorSampler:
+        """Returns the sampler with its automatic options set on the first few measurements."""
+        few = range(min(_TUNED_ON, len(m)))
+        first = m[torch.tensor(few, dtype=torch.long)].to(self.device)
+        return sampler.tune(prior, first, self.rng(*key, items=few))
+
+    def sample(
+        self,
+        sampler: PosteriorSampler,
+        prior: Prior,
+        m: Measurement,
+        rows: Tensor,
+        batch: int,
+        *key: int | str,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Draws one signal for each of some rows of m, in pieces.
+
+        Args:
+            sampler: The sampler.
+            prior: The prior.
+            m: Measurements.
+            rows: The rows of m, shape (N,); draw i has the stream (key, i).
+            batch: How many are drawn at once.
+            key: The purpose, for the random streams.
+
+        Yields:
+            How many are done, and the draws of the piece on the CPU, shape (B, *shape).
+        """
+        for index in self.pieces(len(rows), batch):
+            rng = self.rng(*key, items=index.tolist())
+            here = m[rows[index]].to(self.device)
+            yield int(index[-1]) + 1, sampler(prior, here, rng).cpu()
+
+
+def all_finite(x: Tensor, what: str) -> Tensor:
+    """Returns x.
+
+    Raises:
+        NumericalError: If some of its rows are not finite.
+    """
+    bad = int((~x.flatten(1).isfinite().all(1)).sum())
+    if bad:
+        raise NumericalError(f"{what}: {bad} of {len(x)} are not finite")
+    return x
+
+
+def keep_memory() -> bool:
+    """Has the C library keep the memory that is freed; returns whether it is one that can.
+
+    glibc gives the memory of a graph back to the system and faults it in again for the next
+    product: a quarter of the time of an E-step.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        # The numbers are M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_TOP_PAD of malloc.h.
+        settings = ((-1, 2**31 - 1), (-3, 2**25), (-2, 2**26))
+        return all(library.mallopt(what, size) for what, size in settings)
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name, True):
+        raise RecipeError(
+            f"compute.device: '{name}' is not available on this machine; use cpu or auto"
+        )
+    return torch.device(name)

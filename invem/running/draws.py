@@ -1,0 +1,61 @@
+"""The draws of an E-step: which observations they are of, which are renewed, where they are."""
+
+import torch
+from torch import Tensor
+
+from invem import store
+from invem.running.context import Context
+from invem.running.order import batch_of_step
+from invem.storage.directory import Round
+
+__all__ = ["drop_old_pool", "read_draws", "renewed", "subset"]
+
+POOL = "pool"  # the draws of all rounds so far, where a round renews a share of them
+
+
+def subset(run: Context, at: Round) -> Tensor:
+    """Returns the training observations that a round draws from, ascending, shape (n,)."""
+    whole = run.plan.train
+    n = min(run.stage(at).phase.observations or whole, whole)
+    if n == whole:
+        return torch.arange(n)
+    order = torch.randperm(whole, generator=run.generator("subset", *at))
+    return order[:n].sort().values
+
+
+def renewed(run: Context, at: Round) -> Tensor:
+    """Returns the rows of a phase's draws that a round draws anew, ascending."""
+    phase = run.stage(at).phase
+    n = len(subset(run, at)) * phase.draws
+    if phase.refresh == 1 or at.index == 0:
+        return torch.arange(n)
+    # The rounds go through a permutation, so that every draw has its turn.
+    k = max(round(phase.refresh * n), 1)
+    key = (run.recipe.seed, "refresh", at.phase)
+    return batch_of_step(n, k, at.index - 1, *key).sort().values
+
+
+def read_draws(run: Context, at: Round) -> Tensor:
+    """Returns the draws that a round learns from, shape (N, *shape).
+
+    Where a round renews a share of the draws, all of them are stored as the pool of the round.
+    """
+    folder = run.directory.draws(at)
+    if folder.has(POOL):
+        return folder.read(POOL)["x"]
+    new = torch.cat([store.read(file)["x"] for file in folder.numbered()])
+    if run.stage(at).phase.refresh == 1:
+        return new
+    pool = new
+    if at.index > 0:
+        pool = read_draws(run, at.before())
+        pool[renewed(run, at)] = new
+    folder.write(POOL, {"x": pool})
+    drop_old_pool(run, at)
+    return pool
+
+
+def drop_old_pool(run: Context, at: Round) -> None:
+    """Removes the pool of the round before the last, which nobody reads again."""
+    if at.index > 1:
+        run.directory.draws(at.before().before()).remove(POOL)

@@ -1,0 +1,210 @@
+"""The E-step: one posterior draw per observation under the prior of the round before."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invem.analysis.calibrate import Parameters, calibrate, number
+from invem.errors import NumericalError
+from invem.measurement import Measurement
+from invem.prior import Prior
+from invem.running.context import Context
+from invem.running.draws import read_draws, renewed, subset
+from invem.running.measure import believed, clean_signals
+from invem.running.records import Clock, Record, count_signals
+from invem.sampler import ChainSampler, PosteriorSampler
+from invem.storage.directory import Folder, Round
+
+__all__ = ["data_misfit", "estep"]
+
+_SPENT = "spent"  # of the shards that are there; until the step is logged
+
+
+def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
+    """Draws from the posterior of each observation of a round, and stores the draws in shards.
+
+    Shards that are there are left as they are.
+
+    Args:
+        run: The run.
+        at: The round.
+        prior: The prior that is drawn with; a standard normal if there is none.
+
+    Yields:
+        A record "e-step" per shard and at the end; "calibrate" if options are calibrated.
+    """
+    stage, folder = run.stage(at), run.directory.draws(at)
+    rows = renewed(run, at)
+    index = subset(run, at).repeat_interleave(stage.phase.draws)[rows]
+    shards = math.ceil(len(index) / stage.phase.batch)
+    done = all(folder.has(f"{k:05d}") for k in range(shards))
+    if done and not folder.has_json(_SPENT):
+        return
+    sampler, prior = stage.at(at.index), prior or run.standard()
+    assert sampler is not None
+    if stage.phase.calibrate and not folder.has_json("calibrated"):
+        yield from _calibrate(run, at, sampler, prior)
+    m = run.observations("train").at(believed(run, at))
+    start = None
+    if stage.phase.restart is not None and at.index > 0:
+        assert isinstance(sampler, ChainSampler)
+        start = read_draws(run, at.before())[rows]
+        sampler = sampler.from_level(stage.phase.restart)
+    sampler = run.tuned(sampler, prior, m, "tune", *at)
+    if not folder.has_json("sampler"):
+        folder.write_json("sampler", describe(sampler))
+    tally = _Tally(folder)
+    for k, shard in enumerate(run.pieces(len(index), stage.phase.batch)):
+        if folder.has(f"{k:05d}"):
+            continue
+        begun = None if start is None else start[shard].to(run.device)
+        x = _shard(run, at, k, sampler, prior, m[index[shard]].to(run.device), shard, begun, tally)
+        folder.write(f"{k:05d}", {"x": x})
+        tally.save()
+        end = int(shard[-1]) + 1
+        yield Record("e-step", {**run.named(at), "done": end, "total": len(index)})
+    record = run.log("e-step", **run.named(at), draws=len(index), **tally.summary())
+    folder.remove_json(_SPENT)
+    yield record
+
+
+class _Tally:
+    """What the shards of an E-step cost and how well they explain the observations, kept beside
+    them until the step is logged.
+
+    Args:
+        folder: The folder of the step.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder, self.clock = folder, Clock()
+        before = folder.read_json(_SPENT) if folder.has_json(_SPENT) else {}
+        self.clock.add(before)
+        self.misfit = float(before.get("misfit", 0.0))
+        self.draws = int(before.get("draws", 0))
+        self.passes = int(before.get("passes", 0))
+
+    def add(self, m: Measurement, x: Tensor, passes: int) -> None:
+        """Adds the draws of a shard."""
+        self.misfit += float(data_misfit(m, x).double().sum())
+        self.draws += len(x)
+        self.passes += passes
+
+    def save(self) -> None:
+        """Writes what was added so far."""
+        facts = {"misfit": self.misfit, "draws": self.draws, "passes": self.passes}
+        self.folder.write_json(_SPENT, {**facts, **self.clock.read()})
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the mean misfit, the passes through the network and the times."""
+        known = bool(self.draws) and math.isfinite(self.misfit)
+        residual = self.misfit / self.draws if known else None
+        return {"residual": residual, "passes": self.passes, **self.clock.read()}
+
+
+def _shard(
+    run: Context,
+    at: Round,
+    k: int,
+    sampler: PosteriorSampler,
+    prior: Prior,
+    m: Measurement,
+    shard: Tensor,
+    start: Tensor | None,
+    tally: _Tally,
+) -> Tensor:
+    """Draws one shard; draws that are not finite are made once more with other random numbers."""
+    items = shard.tolist()
+    with count_signals(prior.denoiser) as called:
+        x = _drawn(sampler, prior, m, run.rng("e-step", *at, items=items), start)
+    products = len(shard) * sampler.cost[1] if prior.trained else 0
+    bad = ~x.flatten(1).isfinite().all(1)
+    if bool(bad.any()):
+        again = _drawn(sampler, prior, m, run.rng("e-step-again", *at, items=items), start)
+        x = torch.where(bad.reshape(-1, *[1] * (x.ndim - 1)), again, x)
+        if not bool(x.isfinite().all()):
+            count = int(bad.sum())
+            raise NumericalError(
+                f"{run.where(at)}: {count} draws of shard {k} are not finite, twice"
+            )
+    tally.add(m, x, called[0] + products)
+    return x
+
+
+def _drawn(
+    sampler: PosteriorSampler, prior: Prior, m: Measurement, rng: Any, start: Tensor | None
+) -> Tensor:
+    if start is None:
+        return sampler(prior, m, rng)
+    assert isinstance(sampler, ChainSampler)
+    return sampler(prior, m, rng, start)
+
+
+def describe(sampler: PosteriorSampler) -> dict[str, Any]:
+    """Returns a sampler as plain data: its name in words, and each option that is plain."""
+    options = {}
+    if dataclasses.is_dataclass(sampler):
+        for f in dataclasses.fields(sampler):
+            value = getattr(sampler, f.name)
+            if value is None or isinstance(value, bool | int | float | str):
+                options[f.name] = value
+    return {"sampler": repr(sampler), "options": options}
+
+
+def data_misfit(m: Measurement, x: Tensor) -> Tensor:
+    """Returns the mean squared residual in units of the noise, over the entries that x has a part
+    in, shape (B,); empty if unknown."""
+    if "var" not in m.noise.provides or not bool((m.noise.var() > 0).all()):
+        return x.new_empty(0)
+    r = (m.residual(x).square() / m.noise.var()).flatten(1)
+    seen = torch.ones_like(m.y) if m.A.seen is None else m.A.seen.expand_as(m.y)
+    return r.sum(1) / seen.flatten(1).sum(1).clamp(min=1)
+
+
+def _calibrate(
+    run: Context, at: Round, sampler: PosteriorSampler, prior: Prior
+) -> Iterator[Record]:
+    """Estimates options of operator and noise from the observations, under the prior of the
+    round."""
+    clock, phase = Clock(), run.stage(at).phase
+    observations, theta = run.observations("train"), believed(run, at)
+    options = run.plan.model.options
+    start = {}
+    for key in phase.calibrate:
+        kind, _, rest = key.partition(".")
+        start[key] = theta.get(key, number(options[kind], rest.split(".")))
+    order = torch.randperm(run.plan.train, generator=run.generator("calibrate", *at))
+    tuned = run.tuned(sampler, prior, observations.at(theta), "tune", *at)
+
+    def draw(m: Measurement) -> Tensor:
+        rows, key = torch.arange(len(m)), ("calibrate", *at)
+        return torch.cat([x for _, x in run.sample(tuned, prior, m, rows, phase.batch, *key)])
+
+    first = not any(
+        run.directory.draws(Round(p, r)).has_json("calibrated")
+        for p, stage in enumerate(run.plan.stages)
+        for r in range(stage.phase.rounds)
+    )
+    clean = clean_signals(run) if first and run.recipe.clean != 0 else None
+    bounds = Parameters({key: (low, high) for key, (low, high) in phase.calibrate.items()})
+    found = calibrate(
+        lambda values, rows: observations.at(theta | dict(values))[rows],
+        order,
+        bounds,
+        start,
+        draw,
+        clean,
+    )
+    facts = {
+        "values": found.values,
+        "error": found.error,
+        "how": found.how,
+        "settled": found.settled,
+        "path": found.path,
+    }
+    run.directory.draws(at).write_json("calibrated", facts)
+    yield run.log("calibrate", **run.named(at), **facts, **clock.read())

@@ -1,0 +1,240 @@
+"""Evaluation: restorations and samples of a round, and what the metrics say of them."""
+
+from collections.abc import Iterator, Set
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invem.diffusion import generate
+from invem.errors import DataError
+from invem.measurement import Measurement
+from invem.metric import Outcome
+from invem.prior import Prior
+from invem.running.context import Context, all_finite
+from invem.running.draws import read_draws
+from invem.running.measure import believed, clean_signals, draw_like_training, open_data
+from invem.running.records import Clock, Record
+from invem.schedule import Karras
+from invem.storage.directory import Round
+
+__all__ = ["evaluate", "evaluate_observations", "prepare", "unconditional"]
+
+_PREPARED = 8192  # training signals that a metric prepares on
+_REFERENCE = 10000  # held-out signals that distributions are compared with
+_RESIMULATED = 512  # simulated observations that are restored
+_PICTURES = 8  # held-out observations of which the report shows many draws
+_MAY_LACK = frozenset({"draws", "trained", "resimulated"})  # in some phases and not in others
+
+
+def prepare(run: Context) -> Iterator[Record]:
+    """Has each metric compute what it needs once per run, and stores it."""
+    for i, (label, metric) in enumerate(run.plan.metrics.items()):
+        if run.directory.prepared.has(str(i)) or run.plan.observed:
+            continue
+        data = open_data(run, "train")
+        index = torch.randperm(len(data), generator=run.generator("prepare"))[:_PREPARED]
+        tensors = metric.prepare(data[index])
+        run.directory.prepared.write(str(i), tensors, {"metric": label})
+        yield Record("prepare", {"metric": label})
+
+
+def evaluate_observations(run: Context) -> Record:
+    """Evaluates the observations as if they were restorations and samples: what every method
+    starts from."""
+    values: dict[str, Any] = {}
+    if run.plan.test:
+        m = run.observations("test").at()
+        if m.y.shape[1:] == torch.Size(run.shape):
+            reference, train = _reference(run), None
+            if reference is not None:
+                train = run.observations("train").at().y[: run.recipe.evaluate.samples]
+            truth = run.directory.true_signals()
+            outcome = Outcome(_range(run), truth, m.y[:, None], None, train, reference)
+            values = _values(run, outcome)
+    record = {"phase": None, "name": "observations", "round": None, "metrics": values}
+    run.directory.write_json("observations", record)
+    run.directory.collect_metrics()
+    return Record("evaluate", record)
+
+
+def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
+    """Restores held-out observations with the prior of a round, draws unconditional samples, and
+    computes the metrics.
+
+    Args:
+        run: The run.
+        at: The round.
+        prior: The prior after the round.
+
+    Yields:
+        Records "restore" on the way, and "evaluate" with the metrics.
+    """
+    folder = run.directory.evaluation(at)
+    if folder.has_json("metrics"):
+        return
+    clock, options = Clock(), run.recipe.evaluate
+    draws, m = None, None
+    if run.plan.test and run.stage(at).evaluator is not None:
+        m = run.observations("test").at(believed(run, at))
+        yield from _restorations(run, at, prior, m)
+        draws = folder.read("restorations")["draws"]
+    samples = None
+    if options.samples:
+        if not folder.has("samples"):
+            # The same random numbers in every round and for every prior, so that Fréchet distances
+            # can be compared.
+            x = unconditional(run, prior, options.samples, "generate", 0, 0)
+            what = f"{run.where(at)}: unconditional samples"
+            folder.write("samples", {"x": all_finite(x, what)})
+        samples = folder.read("samples")["x"]
+    truth = run.directory.true_signals()
+    outcome = Outcome(_range(run), truth, draws, m, samples, _reference(run), prior=prior)
+    if samples is not None:
+        outcome = _simulated(run, at, outcome, samples)
+        if "resimulated" in _wanted(run) and run.stage(at).evaluator is not None:
+            yield from _restore_simulations(run, at, prior, outcome)
+            outcome = replace(outcome, resimulated=folder.read("resimulated")["x"])
+        outcome = _with_training_signals(run, at, outcome)
+    record = {**run.named(at), "metrics": _values(run, outcome, unless=_MAY_LACK)}
+    folder.write_json("metrics", record)
+    run.directory.collect_metrics()
+    run.log("evaluate", **run.named(at), **clock.read())
+    yield Record("evaluate", record)
+
+
+def unconditional(run: Context, prior: Prior, n: int, *key: int | str) -> Tensor:
+    """Draws n unconditional samples, shape (n, *shape). key: the purpose, for the streams."""
+    sigmas = Karras(sigma_min=0.01).grid(run.recipe.evaluate.steps)
+    like, parts = torch.empty(0, device=run.device), []
+    for index in run.pieces(n, run.recipe.evaluate.batch):
+        rng = run.rng(*key, items=index.tolist())
+        parts.append(generate(prior, sigmas, rng, run.shape, like).cpu())
+    return torch.cat(parts)
+
+
+def _restorations(
+    run: Context, at: Round, prior: Prior, m: Measurement
+) -> Iterator[Record]:
+    """Draws for the held-out observations; at the end of the run many draws for a few of them."""
+    folder, options = run.directory.evaluation(at), run.recipe.evaluate
+    sampler = run.stage(at).evaluator
+    assert sampler is not None
+    sampler = run.tuned(sampler, prior, m, "tune-test", *at)
+    wanted = [("restorations", len(m), options.draws)]
+    last = Round(len(run.plan.stages) - 1, run.plan.stages[-1].phase.rounds - 1)
+    if at == last and options.posterior:
+        wanted.append(("posterior", min(_PICTURES, len(m)), options.posterior))
+    for purpose, n, k in wanted:
+        if folder.has(purpose):
+            continue
+        rows, parts = torch.arange(n).repeat_interleave(k), []
+        for done, x in run.sample(sampler, prior, m, rows, options.batch, purpose, *at):
+            parts.append(x)
+            yield Record("restore", {**run.named(at), "done": done, "total": len(rows)})
+        x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations")
+        folder.write(purpose, {"draws": x.reshape(n, k, *run.shape)})
+
+
+def _simulated(run: Context, at: Round, outcome: Outcome, samples: Tensor) -> Outcome:
+    """Adds training observations, and observations simulated from the samples."""
+    if not _wanted(run) & {"observed", "simulated", "resimulated"}:
+        return outcome
+    theta = believed(run, at)
+    real = run.observations("train").at(theta)
+    real = real[torch.arange(min(len(real), len(samples)))]
+    n, rng = len(samples), run.generator("simulate", *at)
+    if run.plan.observed:
+        rows = torch.randint(len(real), (n,), generator=rng)
+        operator, noise = real.A[rows], real.noise[rows]
+    else:
+        operator, noise = draw_like_training(run, n, rng, theta)
+    simulated = Measurement(noise.sample(operator(samples), rng), operator, noise)
+    return replace(outcome, observed=real, simulated=simulated)
+
+
+def _restore_simulations(
+    run: Context, at: Round, prior: Prior, outcome: Outcome
+) -> Iterator[Record]:
+    """Restores the first simulated observations by the sampler of the evaluation."""
+    folder, sampler = run.directory.evaluation(at), run.stage(at).evaluator
+    assert sampler is not None and outcome.simulated is not None
+    if folder.has("resimulated"):
+        return
+    rows, parts = torch.arange(min(len(outcome.simulated), _RESIMULATED)), []
+    size, key = run.recipe.evaluate.batch, ("resimulate", *at)
+    for done, x in run.sample(sampler, prior, outcome.simulated, rows, size, *key):
+        parts.append(x)
+        yield Record("restore", {**run.named(at), "done": done, "total": len(rows)})
+    x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations of simulations")
+    folder.write("resimulated", {"x": x})
+
+
+def _with_training_signals(run: Context, at: Round, outcome: Outcome) -> Outcome:
+    """Adds what the round was fitted to, if that were signals: one draw per observation."""
+    stage = run.stage(at)
+    if "trained" not in _wanted(run) or stage.on not in ("draws", "clean"):
+        return outcome
+    clean = stage.on == "clean"
+    x = clean_signals(run) if clean else read_draws(run, at)[:: stage.phase.draws]
+    return replace(outcome, trained=x)
+
+
+def _wanted(run: Context) -> frozenset[str]:
+    return frozenset[str]().union(*(metric.needs for metric in run.plan.metrics.values()))
+
+
+def _reference(run: Context) -> Tensor | None:
+    if run.plan.observed or "reference" not in _wanted(run):
+        return None
+    data = open_data(run, "test")
+    return data[torch.arange(min(len(data), _REFERENCE))].x
+
+
+def _range(run: Context) -> tuple[float, float]:
+    low, high = run.plan.facts.range
+    return low, high
+
+
+def _values(run: Context, outcome: Outcome, unless: Set[str] | None = None) -> dict[str, Any]:
+    """Computes the metrics.
+
+    Args:
+        run: The run.
+        outcome: What there is.
+        unless: Parts that may be lacking: a metric that needs one of them is left out, and any
+            other lack is an error. None: every metric that lacks something is left out.
+    """
+    values: dict[str, Any] = {}
+    for i, (label, metric) in enumerate(run.plan.metrics.items()):
+        if missing := [need for need in metric.needs if getattr(outcome, need, True) is None]:
+            if unless is not None and not unless & set(missing):
+                raise DataError(
+                    f"{run.directory.path}: {label} needs {', '.join(missing)}, which the run does"
+                    " not have"
+                )
+            continue
+        prepared = run.directory.prepared
+        state = prepared.read(str(i)) if prepared.has(str(i)) else {}
+        try:
+            value = metric(outcome, state).double()
+        except DataError:
+            if unless is not None:
+                raise
+            continue  # one observation is not two draws
+        n = value.numel()
+        values[label] = {
+            "value": _finite(value.mean()),
+            "sem": _finite(value.std() / n**0.5) if n > 1 else None,
+            "n": n,
+            "unit": metric.unit,
+            "higher_is_better": metric.higher_is_better if metric.target is None else None,
+            "target": metric.target,
+        }
+    return values
+
+
+def _finite(value: Tensor) -> float | None:
+    """Returns a number, or None for one that JSON has no word for."""
+    return float(value) if bool(value.isfinite()) else None

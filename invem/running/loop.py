@@ -1,0 +1,200 @@
+"""The run: a generator of records that measures, samples, fits and evaluates, step after step.
+
+A step whose file exists is complete and is skipped, so that a run that was stopped or killed goes
+on where it was. Every random number is derived from (seed, purpose, phase, round, item), so that it
+goes on with the same numbers.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from invem import store
+from invem.config import yaml
+from invem.errors import Unsupported
+from invem.objective import ClosedFormObjective
+from invem.planning.plan import Plan
+from invem.prior import Prior
+from invem.running.context import Context, keep_memory
+from invem.running.estep import estep
+from invem.running.evaluate import evaluate, evaluate_observations, prepare
+from invem.running.measure import measure
+from invem.running.mstep import mstep
+from invem.running.priors import FILE, first_prior, read_prior
+from invem.running.records import Record, environment
+from invem.storage.directory import Round, RunDirectory
+from invem.stopping import FinishedRound
+
+__all__ = ["carry_out", "rounds_of"]
+
+
+def carry_out(
+    plan: Plan, path: Path, stop: Callable[[], int] = lambda: 0
+) -> Iterator[Record]:
+    """Carries out a plan in a directory, from wherever the directory is, and yields records.
+
+    Args:
+        plan: The checked plan.
+        path: The run directory.
+        stop: Asked between small pieces of work; a number other than zero is the exit code to stop
+            with.
+
+    Raises:
+        Stopped: After the state was saved, if `stop` said so.
+        NumericalError: If draws or a loss are not finite.
+        DataError: If a file of the run is damaged.
+        ResourceError: If the disk is full.
+    """
+    if plan.recipe.compute.threads:
+        torch.set_num_threads(plan.recipe.compute.threads)
+    keep_memory()
+    run = Context(plan, RunDirectory(path), stop)
+    with store.lock(path):
+        yield from _begin(run)
+        for split, n in (("train", plan.train), ("test", plan.test)):
+            if n:
+                yield from measure(run, split)
+        yield from prepare(run)
+        if not run.directory.has_json("observations"):
+            yield evaluate_observations(run)
+        prior = first_prior(run)
+        for p in range(len(plan.stages)):
+            prior = yield from _phase(run, p, prior)
+        run.directory.collect_metrics()
+        yield Record("done", {"run": str(path)})
+
+
+def rounds_of(run: Context, phase: int) -> int:
+    """Returns how many rounds a phase has: those of the recipe, or fewer if it was ended before."""
+    stopped = run.directory.stop(phase)
+    return int(stopped["rounds"]) if stopped else run.plan.stages[phase].phase.rounds
+
+
+def _begin(run: Context) -> Iterator[Record]:
+    """Writes what the run is begun with, and what the observations can tell of the signals."""
+    plan = run.plan
+    if not run.directory.begun:
+        name = Path(plan.loaded.source).stem
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        facts = {"name": name, "created": created, "environment": environment()}
+        about = {"components": plan.components, "data": plan.facts._asdict(), **facts}
+        run.directory.begin(yaml.dump(plan.resolved), about)
+    if not run.directory.has_json("identifiability"):
+        try:
+            found = plan.identifiability()
+            told = {**found.describe(), "lines": found.lines(), "warning": found.warning}
+        except Unsupported as reason:
+            told = {"lines": [str(reason)], "warning": None}
+        run.directory.write_json("identifiability", told)
+        yield Record("identify", told)
+
+
+def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None, Prior | None]:
+    """Carries out the rounds of a phase; returns the prior after it."""
+    stage = run.plan.stages[p]
+    for r in range(stage.phase.rounds):
+        at, before = Round(p, r), prior
+        fitted = run.directory.fit(at).has(FILE)
+        if stage.sampler is not None and not fitted:
+            yield from estep(run, at, prior)
+        if stage.objective is not None:
+            if not fitted:
+                fit = mstep(run, at, prior)
+                if stage.phase.overlap and r + 1 < stage.phase.rounds:
+                    fit = run_concurrently(run, fit, estep(run, Round(p, r + 1), before))
+                yield from fit
+            prior = read_prior(run, at)
+        stopped = _stopped(run, at)
+        if _is_evaluated(run, at, stopped) and prior is not None:
+            yield from evaluate(run, at, prior)
+        if stopped or _stopped(run, at):
+            told = run.directory.stop(p)
+            assert told is not None
+            yield Record("stop", {**run.named(at), "reason": told["reason"]})
+            break
+    return prior
+
+
+def _is_evaluated(run: Context, at: Round, stopped: bool) -> bool:
+    """Whether a round is evaluated: the last of a phase, and those that the recipe asks for."""
+    stage, options = run.stage(at), run.recipe.evaluate
+    if not run.plan.test and not options.samples:
+        return False
+    if options.phases is not None and stage.phase.name not in options.phases:
+        return False
+    if stopped or at.index + 1 == stage.phase.rounds:
+        return True
+    closed_form = isinstance(stage.objective, ClosedFormObjective)
+    return not closed_form and (at.index + 1) % options.every == 0
+
+
+def _stopped(run: Context, at: Round) -> bool:
+    """Decides, from the files of the rounds so far, whether a phase ends before its last round."""
+    stage = run.stage(at)
+    if at.index + 1 == stage.phase.rounds:
+        return False
+    told = run.directory.stop(at.phase)
+    if told is not None:
+        return at.index + 1 >= int(told["rounds"])
+    rounds = [_finished(run, Round(at.phase, r)) for r in range(at.index + 1)]
+    reason = stage.stop(rounds)
+    if reason is not None:
+        run.directory.write_stop(at.phase, at.index + 1, reason)
+        run.log("stop", **run.named(at), reason=reason)
+    return reason is not None
+
+
+def _finished(run: Context, at: Round) -> FinishedRound:
+    draws, evaluation = run.directory.draws(at), run.directory.evaluation(at)
+    options = draws.read_json("sampler")["options"] if draws.has_json("sampler") else {}
+    found = evaluation.read_json("metrics")["metrics"] if evaluation.has_json("metrics") else None
+    return FinishedRound(options, found)
+
+
+def run_concurrently(
+    run: Context, main: Iterator[Record], other: Iterator[Record]
+) -> Iterator[Record]:
+    """Carries out two steps at once, each of which leaves the same files as alone.
+
+    If one of them fails the other is stopped.
+    """
+    done: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
+    threads = torch.get_num_threads()
+
+    def work() -> None:
+        torch.set_num_threads(threads)
+        try:
+            for record in other:
+                done.put(record)
+            done.put(None)
+        except BaseException as error:
+            done.put(error)
+
+    def finished(wait: bool) -> Iterator[Record]:
+        """Yields what the other step has to say, to its end if `wait`."""
+        nonlocal ended
+        while not ended and (wait or not done.empty()):
+            found = done.get()
+            if isinstance(found, Record):
+                yield found
+                continue
+            ended = True
+            if found is not None:
+                raise found
+
+    thread = threading.Thread(target=work, name="e-step", daemon=True)
+    thread.start()
+    ended = False
+    try:
+        for record in main:
+            yield record
+            yield from finished(wait=False)
+        yield from finished(wait=True)
+    finally:
+        run.cancelled = True
+        thread.join()
+        run.cancelled = False

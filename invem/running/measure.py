@@ -1,0 +1,164 @@
+"""Measuring: signals become observations once, and what is granted of the truth is kept apart."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from invem import store
+from invem.batched import Rng
+from invem.dataset import Dataset
+from invem.errors import DataError, RecipeError
+from invem.measurement import Measurement
+from invem.noise import NoiseModel
+from invem.operator import Operator
+from invem.running.context import Context
+from invem.storage.directory import Round
+from invem.running.observations import BLOCK, with_shared
+from invem.running.records import Record
+
+__all__ = ["believed", "clean_signals", "draw_like_training", "measure", "new_observations"]
+
+
+def measure(run: Context, split: str) -> Iterator[Record]:
+    """Draws operator and noise of a split, measures its signals, and stores the observations.
+
+    Files that are there are left as they are.
+
+    Args:
+        run: The run.
+        split: "train" or "test".
+
+    Yields:
+        A record "measure" per block.
+    """
+    n = run.plan.train if split == "train" else run.plan.test
+    kept = split == "test" and not run.plan.observed
+    folder, truth = run.directory.measurements(split), run.directory.truth
+    data: Dataset | None = None
+    for block in range(math.ceil(n / BLOCK)):
+        name = f"{block:05d}"
+        if folder.has(name) and (not kept or truth.has(name)):
+            continue
+        run.check()
+        data = open_data(run, split) if data is None else data
+        rows = torch.arange(block * BLOCK, min((block + 1) * BLOCK, n))
+        x = data[rows].x
+        assert x is not None
+        if kept:
+            truth.write(name, {"x": x})
+        if not folder.has(name):
+            folder.write(name, _measured(run, split, block, data, rows, x).tensors())
+        done = min((block + 1) * BLOCK, n)
+        yield Record("measure", {"split": split, "done": done, "total": n})
+
+
+def _measured(
+    run: Context, split: str, block: int, data: Dataset, rows: Tensor, x: Tensor
+) -> Measurement:
+    """Measures the signals of a block, or completes observations that exist already."""
+    rng = run.generator("measure", split, block)
+    operator, noise = run.plan.model.draw(len(x), rng)
+    first = run.directory.measurements("train").file("00000")
+    if first.exists():
+        operator, noise = with_shared(operator, noise, store.read(first))
+    if not run.plan.observed:
+        return Measurement(noise.sample(operator(x), rng), operator, noise)
+    m = Measurement(x, operator, noise)
+    given = data.measured(rows)
+    return m if given is None else m.with_tensors(m.tensors() | given)
+
+
+def open_data(run: Context, split: str) -> Dataset:
+    """Opens the data set, which must be the one that the run was begun with.
+
+    Raises:
+        RecipeError: If it is another one.
+    """
+    data, facts = run.plan.data(split), run.plan.facts
+    wanted = facts.whole_train if split == "train" else facts.whole_test
+    if len(data) != wanted or list(data.shape) != list(facts.shape):
+        was = f"{wanted} of {tuple(facts.shape)}"
+        now = f"{len(data)} of {tuple(data.shape)}"
+        raise RecipeError(
+            f"{run.directory.path}: the {split} data have changed since the run was begun: {was}"
+            f" then, {now} now"
+        )
+    return data
+
+
+def clean_signals(run: Context) -> Tensor:
+    """Returns the clean signals that the recipe grants, shape (N, *shape); kept in the run."""
+    if not run.directory.has("clean"):
+        data, n = open_data(run, "train"), run.plan.train
+        granted = n if run.recipe.clean == "all" else min(run.recipe.clean, n)
+        index = torch.randperm(n, generator=run.generator("clean"))[:granted]
+        x = data[index.sort().values].x
+        assert x is not None
+        run.directory.write("clean", {"x": x})
+    return run.directory.read("clean")["x"]
+
+
+def believed(run: Context, at: Round | None = None) -> dict[str, float]:
+    """Returns the options of operator and noise that are believed where they are not the recipe's.
+
+    Args:
+        run: The run.
+        at: The round; None is the end of the run.
+    """
+    theta = dict(run.recipe.assume)
+    for p, stage in enumerate(run.plan.stages):
+        for r in range(stage.phase.rounds if stage.phase.calibrate else 0):
+            folder = run.directory.draws(Round(p, r))
+            if (at is None or Round(p, r) <= at) and folder.has_json("calibrated"):
+                theta |= folder.read_json("calibrated")["values"]
+    return theta
+
+
+def draw_like_training(
+    run: Context, n: int, rng: torch.Generator, theta: Mapping[str, float]
+) -> tuple[Operator, NoiseModel]:
+    """Draws operator and noise of n new measurements, with what is common to those of the run."""
+    operator, noise = run.plan.model.draw(n, rng, theta)
+    if not run.directory.measurements("train").has("00000"):
+        return operator, noise
+    return with_shared(operator, noise, run.observations("train").shared(theta))
+
+
+def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement:
+    """Completes new observations with the operator and the noise of the recipe.
+
+    Args:
+        run: The run.
+        tensors: `y`, shape (N, *measurement shape), and the other tensors that the measurements of
+            the run have ("A.mask", "noise.sigma"), of which those may be left out that are the same
+            whenever they are drawn.
+
+    Raises:
+        DataError: If a tensor is missing, unknown or of the wrong shape.
+    """
+    if "y" not in tensors or not tensors["y"].numel():
+        raise DataError("there are no observations: a tensor named y is needed")
+    y = tensors["y"].float()
+    theta = believed(run)
+    drawn = (draw_like_training(run, len(y), Rng.generator("restore", k), theta) for k in range(2))
+    one, two = (Measurement(y, *both) for both in drawn)
+    known, again = one.tensors(), two.tensors()
+    for name in tensors.keys() - known.keys():
+        raise DataError(f"there is no tensor '{name}' (known: {', '.join(known)})")
+    for name, tensor in known.items():
+        if name not in tensors and not torch.equal(tensor, again[name]):
+            raise DataError(
+                f"'{name}' is drawn anew for each observation by this recipe: give it, shape"
+                f" {tuple(tensor.shape)}, beside y"
+            )
+    m = one.with_tensors({**known, **tensors, "y": y})
+    expected = one.A(torch.zeros(len(y), *run.shape)).shape
+    for name, tensor in m.tensors().items():
+        wanted = tuple(expected if name == "y" else known[name].shape)
+        if tuple(tensor.shape) != wanted:
+            raise DataError(f"'{name}' has the shape {tuple(tensor.shape)}, not {wanted}")
+        if not bool(tensor.isfinite().all()):
+            raise DataError(f"'{name}' has values that are not finite")
+    return m

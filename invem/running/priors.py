@@ -1,0 +1,201 @@
+"""Priors of a run: the value that a file of an M-step stands for."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invem.batched import Rng
+from invem.denoiser import Denoiser, Preconditioned
+from invem.errors import DataError, RecipeError
+from invem.gaussian import Gaussian
+from invem.objective import ClosedFormObjective, MakeNetwork, Objective
+from invem.planning.plan import Stage
+from invem.prior import ExactDenoiser, Prior, closed_form
+from invem.running.context import Context
+from invem.storage.directory import Round
+from invem.storage.weights import TrainedWeights, below, moments_of, shape_of
+
+__all__ = [
+    "first_prior",
+    "last_prior",
+    "network_maker",
+    "newest_weights",
+    "prior_of_files",
+    "read_prior",
+]
+
+FILE = "denoiser"  # of an M-step
+FOREIGN = "prior"  # what another run learned, in the run directory
+
+
+def network_maker(
+    build: Callable[[], Any],
+    seed: int,
+    sigma_data: float,
+    mean: Tensor | None,
+    *key: int,
+    made: list[Denoiser] | None = None,
+) -> MakeNetwork:
+    """Returns a function that builds networks, each from a random stream of its own.
+
+    Args:
+        build: Builds the network of the recipe or of a phase: () -> nn.Module.
+        seed: The seed of the recipe.
+        sigma_data: The scale of the preconditioning, for networks that are no denoisers themselves.
+        mean: The centre of the signals, shape (*shape); None is zero.
+        key: What the random streams of the weights are for, beside the number of the network.
+        made: Where each network is appended.
+    """
+    networks = [] if made is None else made
+
+    def make() -> Denoiser:
+        stream = Rng.keyed(seed, "network", *key, items=[len(networks)])
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(stream.seeds[0])
+            built = build()
+        network = built if isinstance(built, Denoiser) else Preconditioned(built, sigma_data)
+        if mean is not None:
+            network.mean = mean
+        networks.append(network)
+        return network
+
+    return make
+
+
+def prior_of_files(
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    objective: Objective | ClosedFormObjective | None,
+    make_network: Callable[[float, Tensor | None], MakeNetwork],
+    device: torch.device,
+) -> Prior:
+    """Returns the prior that a file holds, in evaluation mode, on a device.
+
+    Args:
+        tensors: The tensors of the file.
+        meta: Its metadata.
+        objective: What it was fitted by; None is a plain network, or a distribution that invem
+            itself knows.
+        make_network: Returns a builder of networks: (sigma_data, mean) -> MakeNetwork.
+        device: The device.
+
+    Raises:
+        RuntimeError: If the weights are of another network.
+    """
+    weights = TrainedWeights.from_file(tensors, meta)
+    if weights is None:
+        own = {name: tensor.to(device) for name, tensor in below(tensors, "exact.").items()}
+        solved = isinstance(objective, ClosedFormObjective)
+        return Prior.of(objective.closed_form(own) if solved else closed_form(own))
+    moments = moments_of(tensors)
+    make = make_network(weights.sigma_data, None if moments is None else moments.mean)
+    trained = objective if isinstance(objective, Objective) else None
+    model = make() if trained is None else trained.build(make, None, None)
+    model.load_state_dict(weights.averaged())
+    model = model.to(device).eval().requires_grad_(False)
+    moments = None if moments is None else moments.to(device)
+    return Prior(model, moments) if trained is None else trained.prior(model, moments)
+
+
+def read_prior(run: Context, at: Round | None) -> Prior:
+    """Reads the prior that a round fitted; without a round the one that another run learned.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+        RecipeError: If it is of another network than the recipe's.
+    """
+    folder = run.directory if at is None else run.directory.fit(at)
+    name = FOREIGN if at is None else FILE
+    tensors, meta = folder.read_meta(name)
+    stage = None if at is None else run.stage(at)
+
+    def make_network(sigma_data: float, mean: Tensor | None) -> MakeNetwork:
+        return network_maker(run.plan.builder_of(stage), run.recipe.seed, sigma_data, mean)
+
+    objective = None if stage is None else stage.objective
+    try:
+        return prior_of_files(tensors, meta, objective, make_network, run.device)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"{folder.file(name)}: it is of another network than the recipe's: {reason}"
+        ) from error
+
+
+def first_prior(run: Context) -> Prior | None:
+    """Returns the prior that the first phase begins with, and keeps a copy of what another run
+    learned."""
+    named = run.recipe.prior
+    if named is None:
+        return None
+    if named == "network":
+        network = built_network(run).to(run.device).eval().requires_grad_(False)
+        return Prior(network)
+    if not run.directory.has(FOREIGN):
+        tensors, meta = run.plan.foreign_prior()
+        if shape_of(tensors) != tuple(run.shape):
+            raise RecipeError(
+                f"prior {named}: it is of signals of shape {shape_of(tensors)}, not {run.shape}"
+            )
+        run.directory.write(FOREIGN, tensors, meta)
+    return read_prior(run, None)
+
+
+def built_network(run: Context) -> Denoiser:
+    """Returns the recipe's network as it is built, with the weights that it comes with."""
+    return network_maker(run.plan.builder_of(None), run.recipe.seed, 0.5, None)()
+
+
+def last_prior(run: Context) -> Prior:
+    """Returns the newest prior of the run.
+
+    Raises:
+        DataError: If no round is finished.
+    """
+    fitted = run.directory.fitted()
+    if fitted:
+        return read_prior(run, fitted[-1])
+    if run.directory.has(FOREIGN) or run.recipe.prior == "network":
+        prior = first_prior(run)
+        assert prior is not None
+        return prior
+    path = run.directory.path
+    raise DataError(f"{path}: no prior is finished in it; go on with: invem resume {path}")
+
+
+def newest_weights(run: Context, at: Round) -> TrainedWeights | None:
+    """Returns the newest weights of the network that a round trains, of the rounds before it.
+
+    They must be of the same network, and have predicted the same: see `Objective.learns`.
+    """
+    stage = run.stage(at)
+    for p in range(at.phase, -1, -1):
+        if not _same_network(run.plan.stages[p], stage):
+            continue
+        last = at.index if p == at.phase else run.plan.stages[p].phase.rounds
+        for r in range(last - 1, -1, -1):
+            folder = run.directory.fit(Round(p, r))
+            if folder.has(FILE):
+                found = TrainedWeights.from_file(*folder.read_meta(FILE))
+                if found is not None:
+                    return found
+    if stage.own or learns(stage) != Objective.learns:
+        return None
+    if run.recipe.prior == "network":
+        state = dict(built_network(run).state_dict())
+        return TrainedWeights(raw=state, average={})
+    if run.directory.has(FOREIGN):
+        return TrainedWeights.from_file(*run.directory.read_meta(FOREIGN))
+    return None
+
+
+def learns(stage: Stage) -> str:
+    """Returns what the network of a phase predicts."""
+    trained = isinstance(stage.objective, Objective)
+    return stage.objective.learns if trained else Objective.learns  # type: ignore[union-attr]
+
+
+def _same_network(one: Stage, other: Stage) -> bool:
+    return one.own == other.own and learns(one) == learns(other)

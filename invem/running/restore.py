@@ -1,0 +1,49 @@
+"""Restoring new observations with the newest prior of a run."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from invem.errors import RecipeError
+from invem.measurement import Measurement
+from invem.running.context import Context, all_finite
+from invem.running.priors import last_prior
+from invem.running.records import Record
+
+__all__ = ["restore"]
+
+
+def restore(run: Context, m: Measurement, draws: int, seed: int) -> Iterator[Record]:
+    """Draws from the posterior of new observations under the newest prior.
+
+    Args:
+        run: The run.
+        m: The observations (`measure.new_observations`).
+        draws: Draws per observation.
+        seed: Which random numbers.
+
+    Yields:
+        Records "restore" on the way, and "restored" with the draws, shape (N, draws, *shape).
+
+    Raises:
+        RecipeError: If the recipe has no sampler to restore with.
+        NumericalError: If draws are not finite.
+    """
+    stage = run.plan.stages[-1]
+    if stage.evaluator is None:
+        raise RecipeError(
+            f"{run.directory.path}: the recipe has no sampler to restore with; begin a run with"
+            " evaluate.sampler"
+        )
+    prior = last_prior(run)
+    sampler = run.tuned(stage.evaluator, prior, m, "tune-restore", seed)
+    rows = torch.arange(len(m)).repeat_interleave(draws)
+    name = {"name": stage.phase.name, "round": stage.phase.rounds - 1}
+    parts: list[Tensor] = []
+    size = run.recipe.evaluate.batch
+    for done, x in run.sample(sampler, prior, m, rows, size, "restore-new", seed):
+        parts.append(x)
+        yield Record("restore", {**name, "done": done, "total": len(rows)})
+    x = all_finite(torch.cat(parts), "restorations").reshape(len(m), draws, *run.shape)
+    yield Record("restored", {"draws": x})

@@ -1,0 +1,1 @@
+"""Files of runs: whole or absent, with their digest, under names that one place knows."""

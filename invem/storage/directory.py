@@ -1,0 +1,234 @@
+"""The run directory: the only place that knows what its files are called.
+
+    run.json  recipe.yaml  log.jsonl  metrics.jsonl  identifiability.json  observations.json
+    measurements/{train,test}/BBBBB.safetensors   truth/BBBBB.safetensors   clean.safetensors
+    prior.safetensors                             what the run began with, if another run learned it
+    metrics/I.safetensors                         what a metric prepares once
+    P-RRR-samples/      the E-step: KKKKK.safetensors (shards), pool, sampler.json, calibrated.json
+    P-RRR-denoiser/     the M-step: denoiser.safetensors, or step-SSSSSSSS.safetensors on the way
+    P-RRR-evaluation/   restorations, posterior, samples, resimulated, metrics.json
+    P-stop.json         where a phase ended before its last round, and why
+
+P is a phase and R a round, both from 0. A file that is there is complete: it was written under
+another name, flushed and renamed, and has its digest inside.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from invem import store
+from invem.errors import DataError, RecipeError
+
+__all__ = ["Folder", "Round", "RunDirectory"]
+
+
+class Round(NamedTuple):
+    """One round of one phase, both counted from 0."""
+
+    phase: int
+    index: int
+
+    def before(self) -> "Round":
+        """Returns the round before, of the same phase."""
+        return Round(self.phase, self.index - 1)
+
+
+class Folder:
+    """The files of one step of one round.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def file(self, name: str) -> Path:
+        """Returns the path of a tensor file."""
+        return self.path / f"{name}.safetensors"
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor file is there."""
+        return self.file(name).exists()
+
+    def write(self, name: str, tensors: Mapping[str, Tensor], meta: Any = None) -> None:
+        """Writes a tensor file, whole or not at all."""
+        store.write(self.file(name), tensors, meta)
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """Reads a tensor file and checks its digest."""
+        return store.read(self.file(name))
+
+    def read_meta(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Reads the tensors and the metadata of a file."""
+        return store.read_meta(self.file(name))
+
+    def remove(self, name: str) -> None:
+        """Removes a tensor file, if it is there."""
+        self.file(name).unlink(missing_ok=True)
+
+    def numbered(self) -> list[Path]:
+        """Returns the shards or blocks that are there, in order."""
+        return sorted(self.path.glob("[0-9]*.safetensors"))
+
+    def checkpoints(self) -> list[str]:
+        """Returns the names of the checkpoints that are there, oldest first."""
+        return sorted(path.stem for path in self.path.glob("step-*.safetensors"))
+
+    def has_json(self, name: str) -> bool:
+        """Whether a JSON file is there."""
+        return (self.path / f"{name}.json").exists()
+
+    def read_json(self, name: str) -> Any:
+        """Reads a JSON file."""
+        return store.read_json(self.path / f"{name}.json")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file, whole or not at all."""
+        store.write_json(self.path / f"{name}.json", value)
+
+    def remove_json(self, name: str) -> None:
+        """Removes a JSON file, if it is there."""
+        (self.path / f"{name}.json").unlink(missing_ok=True)
+
+
+class RunDirectory(Folder):
+    """A run directory.
+
+    Args:
+        path: The directory; it need not exist.
+    """
+
+    # What was begun with
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run was begun in it."""
+        return self.has_json("run")
+
+    def begin(self, recipe: str, description: Mapping[str, Any]) -> None:
+        """Writes the resolved recipe and the description of a run."""
+        store.write_text(self.path / "recipe.yaml", recipe)
+        self.write_json("run", {"format": 1, "recipe": recipe, **description})
+
+    def description(self) -> dict[str, Any]:
+        """Returns what `begin` wrote.
+
+        Raises:
+            RecipeError: If it is no run, or its recipe was changed.
+            DataError: If it is damaged.
+        """
+        if not self.begun:
+            raise RecipeError(f"{self.path}: not a run directory (there is no run.json in it)")
+        about: Any = self.read_json("run")
+        if not isinstance(about, dict) or not isinstance(about.get("recipe"), str):
+            raise DataError(f"{self.path / 'run.json'}: damaged: 'recipe' is missing")
+        if not self.recipe.is_file() or self.recipe.read_text("utf-8") != about["recipe"]:
+            raise RecipeError(
+                f"{self.recipe}: changed since the run was begun; begin a new run with it"
+            )
+        return about
+
+    @property
+    def recipe(self) -> Path:
+        """The path of the resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    # Measurements
+
+    def measurements(self, split: str) -> Folder:
+        """Returns the folder of the measurements of a split."""
+        return Folder(self.path / "measurements" / split)
+
+    @property
+    def truth(self) -> Folder:
+        """The folder of the true signals, which only metrics and the report open."""
+        return Folder(self.path / "truth")
+
+    def true_signals(self) -> Tensor | None:
+        """Returns the true signals of the held-out observations, shape (N, *shape), if kept."""
+        files = self.truth.numbered()
+        return torch.cat([store.read(file)["x"] for file in files]) if files else None
+
+    @property
+    def prepared(self) -> Folder:
+        """The folder of what metrics compute once."""
+        return Folder(self.path / "metrics")
+
+    # Steps
+
+    def draws(self, at: Round) -> Folder:
+        """Returns the folder of an E-step."""
+        return self._step(at, "samples")
+
+    def fit(self, at: Round) -> Folder:
+        """Returns the folder of an M-step."""
+        return self._step(at, "denoiser")
+
+    def evaluation(self, at: Round) -> Folder:
+        """Returns the folder of an evaluation."""
+        return self._step(at, "evaluation")
+
+    def _step(self, at: Round, kind: str) -> Folder:
+        return Folder(self.path / f"{at.phase}-{at.index:03d}-{kind}")
+
+    def fitted(self) -> list[Round]:
+        """Returns the rounds whose M-step is finished, in order."""
+        paths = self.path.glob("[0-9]*-[0-9]*-denoiser/denoiser.safetensors")
+        return sorted(_round(path.parent.name) for path in paths)
+
+    def evaluated(self) -> list[Round]:
+        """Returns the rounds whose evaluation is finished, in order."""
+        paths = self.path.glob("[0-9]*-[0-9]*-evaluation/metrics.json")
+        return sorted(_round(path.parent.name) for path in paths)
+
+    def stop(self, phase: int) -> dict[str, Any] | None:
+        """Returns where a phase ended before its last round ("rounds", "reason"), or None."""
+        name = f"{phase}-stop"
+        return dict(self.read_json(name)) if self.has_json(name) else None
+
+    def write_stop(self, phase: int, rounds: int, reason: str) -> None:
+        """Writes where a phase ended before its last round, and why."""
+        self.write_json(f"{phase}-stop", {"rounds": rounds, "reason": reason})
+
+    # Records
+
+    def log(self, event: str, **data: Any) -> None:
+        """Appends one event to the log."""
+        store.append_json(self.path / "log.jsonl", {"event": event, **data})
+
+    def logged(self) -> list[dict[str, Any]]:
+        """Returns the events of the log; a line that was torn by a kill is left out."""
+        return list(_lines(self.path / "log.jsonl"))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns the record of every evaluation, that of the observations first."""
+        return list(_lines(self.path / "metrics.jsonl"))
+
+    def collect_metrics(self) -> None:
+        """Writes metrics.jsonl anew from the metrics of every finished evaluation."""
+        rows = [self.read_json("observations")] if self.has_json("observations") else []
+        rows += [self.evaluation(at).read_json("metrics") for at in self.evaluated()]
+        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        store.write_text(self.path / "metrics.jsonl", text)
+
+
+def _round(name: str) -> Round:
+    phase, index = name.split("-")[:2]
+    return Round(int(phase), int(index))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of JSON; one that was torn by a kill is left out."""
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
