@@ -77,7 +77,7 @@ OPERATORS = Kind(
 
 @OPERATORS.contract("adjoint", tolerance=1e-9)
 def adjoint(case: _Case) -> float | None:
-    """For each sample <A x, v> = <x, A^T v>, relative to the norms of A x and v; linear operators
+    """`<A x, v> = <x, A^T v>` for each sample, relative to the norms of A x and v; linear operators
     only."""
     if not case.linear:
         return None
