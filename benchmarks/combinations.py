@@ -37,7 +37,7 @@ from invem.config import yaml
 from invem.config.catalog import Catalog, Component
 from invem.measurement import Measurement
 from invem.planning import plan as plans
-from invem.testing import _options
+from invem.testing import example_options
 
 PAGE = Path(__file__).parent.parent / "docs" / "combinations.md"
 SHAPES = ((1, 8, 8), (2, 8, 8))
@@ -147,7 +147,7 @@ def operators(folder: Path, names: list[str] | None = None) -> list[OperatorCase
     for name in names or own(CATALOG, "operators"):
         law = CATALOG.find("operators", name).load()
         for shape in SHAPES:
-            for _, options in _options(law, shape, folder):
+            for _, options in example_options(law, shape, folder):
                 with contextlib.suppress(RecipeError, MissingExtra):
                     A = law(2, shape, Rng.generator("combinations"), **options)
                     y = A(torch.zeros(2, *shape))

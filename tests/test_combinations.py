@@ -25,7 +25,7 @@ from invem import (
 )
 from invem.planning import plan as plans
 from invem.running.run import run
-from invem.testing import _options, _prior
+from invem.testing import example_options, example_prior
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -37,7 +37,7 @@ IDENTITY = page.OperatorCase("identity", "", (1, 4, 4), {}, frozenset())
 OBJECTIVES = [
     (name, o)
     for name in CONDITIONS
-    for _, o in _options(CATALOG.find("objectives", name).load(), (1, 8, 8), Path("/tmp"))
+    for _, o in example_options(CATALOG.find("objectives", name).load(), (1, 8, 8), Path("/tmp"))
 ]
 SAMPLERS = page.samplers()
 
@@ -184,7 +184,7 @@ class Conditional(GaussianDenoiser):
 
 def measurement(operator, noise, n=2, **options):
     A = operator.draw(CATALOG, n)
-    clean = A(_prior(operator.shape).sample(Rng.keyed("combinations", items=range(n))))
+    clean = A(example_prior(operator.shape).sample(Rng.keyed("combinations", items=range(n))))
     law = CATALOG.find("noises", noise).load()(
         n, tuple(clean.shape[1:]), Rng.generator("combinations"), **options
     )
@@ -204,7 +204,7 @@ def refused(part, m):
 def draws_are_finite(case, m):
     denoiser = (
         Conditional if {"conditional", "interpolant"} & case.sampler.needs else GaussianDenoiser
-    )(_prior(m.shape))
+    )(example_prior(m.shape))
     denoiser = Interpolant(denoiser, 0.1, True) if "interpolant" in case.sampler.needs else denoiser
     sampler = case.sampler.tune(denoiser, m, Rng.keyed("tune", items=range(len(m))))
     x = sampler(denoiser, m, Rng.keyed("draw", items=range(len(m))))
@@ -238,7 +238,7 @@ def test_a_sampler_draws_under_every_noise_that_it_is_accepted_with(case):
 def learns(name, options, m):
     """Whether loss and gradient of an objective are finite on draws, and on measurements or granted
     images where it takes them."""
-    objective, prior = CATALOG.find("objectives", name).load()(**options), _prior(m.shape)
+    objective, prior = CATALOG.find("objectives", name).load()(**options), example_prior(m.shape)
     x = prior.sample(Rng.keyed("combinations", items=range(len(m))))
     closed = objective.closed_form
     granted = objective.networks == 1  # the plan refuses clean images to the others

@@ -7,9 +7,19 @@ import pytest
 import torch
 from invem_plugins.samplers.dps import DPS
 
-from invem import LinearOperator, MissingExtra, Operator, RecipeError
+from invem import LinearOperator, MissingExtra, Operator, RecipeError, conditioning
 from invem.config.catalog import Catalog
-from invem.testing import KINDS, Result, check, contracts
+from invem.testing import (
+    KINDS,
+    Kind,
+    Result,
+    check,
+    contracts,
+    example_denoiser,
+    example_measurement,
+    example_prior,
+    run_contract,
+)
 
 CATALOG = Catalog.load()
 COMPONENTS = [(kind, name) for kind in KINDS for name in sorted(CATALOG.offers[kind])]
@@ -174,3 +184,87 @@ def test_a_law_that_accepts_nothing_fails():
     assert check("operators", refuses)[0] == Result(
         "adjoint", False, detail="it accepts none of the shapes and options that were tried"
     )
+
+
+def test_a_law_that_accepts_nothing_fails_each_contract_that_is_asked_for():
+    def refuses(n, shape, rng):
+        raise RecipeError("no")
+
+    assert [r.contract for r in check("operators", refuses)] == list(KINDS["operators"].contracts)
+    assert [r.contract for r in check("operators", refuses, "svd")] == ["svd"]
+
+
+# A new contract is one function.
+
+
+@pytest.fixture
+def gadgets():
+    kind = Kind("gadgets", "Tried as they are.", lambda factory, folder: iter(()))
+
+    @kind.contract("size", tolerance=2.0)
+    def size(case):
+        """The size is small,
+        in units of nothing.
+
+        A remark.
+        """
+        return case
+
+    return kind
+
+
+def test_a_contract_is_registered_with_its_tolerance_and_its_sentence(gadgets):
+    (contract,) = gadgets.contracts.values()
+    assert (contract.name, contract.tolerance) == ("size", 2.0)
+    assert contract.sentence == "The size is small, in units of nothing."
+
+
+@pytest.mark.parametrize(
+    ("cases", "result"),
+    [
+        ([("a", 1.0), ("b", 2.0)], Result("size", True, 2.0, 2.0, "")),
+        ([("a", 3.0), ("b", 4.0), ("c", 1.0)], Result("size", False, 4.0, 2.0, "b")),
+        ([("a", None), ("b", 1.0)], Result("size", True, 1.0, 2.0, "")),
+        ([("a", None)], Result("size", None, detail="does not apply")),
+    ],
+)
+def test_the_worst_case_is_the_result(gadgets, cases, result):
+    assert run_contract(gadgets.contracts["size"], cases) == result
+
+
+def test_a_case_that_is_not_a_number_or_raises_fails(gadgets):
+    cases = [("a", 1.0), ("b", float("nan")), ("c", 9.0)]
+    result = run_contract(gadgets.contracts["size"], cases)
+    assert result.passed is False and result.detail == "b"
+
+    @gadgets.contract("broken", tolerance=None)
+    def broken(case):
+        raise ValueError("no  such\nnumber")
+
+    result = run_contract(gadgets.contracts["broken"], cases)
+    assert result == Result("broken", False, detail="a: ValueError: no such number")
+
+
+# The problem that samplers and objectives are tried on has the answer that it says.
+
+
+@pytest.mark.parametrize("observed", ["mask", "whole"])
+def test_the_exact_denoisers_know_the_posterior_mean(observed):
+    prior, m = example_prior((8,)), example_measurement(observed, 4, (8,))
+    C, mean = prior.cov.dense().double(), prior.mean.double()
+    A = m.matrices()
+    gain = C @ A.mT @ torch.linalg.inv(A @ C @ A.mT + 0.2**2 * torch.eye(8, dtype=torch.float64))
+    expected = mean + torch.einsum("bdm,bm->bd", gain, m.y.double() - A @ mean)
+    denoiser = example_denoiser(frozenset({"conditional"}), prior)
+    x_hat = denoiser(torch.zeros(4, 8), 1e4, conditioning(m))
+    assert torch.allclose(x_hat.double(), expected, atol=1e-4)
+
+
+def test_the_examples_differ_between_observations_and_not_between_calls():
+    for observed in ("mask", "projection"):
+        one, two = (example_measurement(observed, 4, (8,)) for _ in range(2))
+        assert torch.equal(one.y, two.y)
+        assert not one.alike
+        other = example_measurement(observed, 4, (8,), None, "other")
+        x = torch.ones(4, 8)
+        assert not torch.equal(one.A(x), other.A(x))

@@ -177,21 +177,37 @@ def test_the_biases_of_samplers_are_those_of_the_file():
             assert cells == [f"{abs(value):.2f}" for value in rows[key]], name
 
 
-def test_the_table_of_contracts_has_every_component_and_contract():
+def test_the_page_of_contracts_is_that_of_the_registry():
+    from invem.testing import explain
+
+    page = (ROOT / "docs" / "contracts.md").read_text("utf-8")
+    assert explain() in page, "python -m invem.testing prints the sections on the kinds"
+
+
+def test_every_contract_is_explained_and_in_the_table_of_the_command():
     from invem.testing import KINDS as CONTRACTS
 
-    rows = re.findall(
-        r"^\| (\w+)/([\w-]+) \| (.*?) \| (\w*) \|",
-        (ROOT / "docs" / "contracts.md").read_text("utf-8"),
-        re.M,
-    )
+    assert sorted(CONTRACTS) == sorted(KINDS)
+    for kind in CONTRACTS.values():
+        for contract in kind.contracts.values():
+            assert re.fullmatch(r".*[^.]\.", contract.sentence), (kind.name, contract.name)
+            assert "|" not in contract.sentence + contract.name
+
+
+def test_the_full_table_of_contracts_has_a_row_per_component_and_contract():
+    import subprocess
+    import sys
+
+    from invem.testing import KINDS as CONTRACTS
+
+    command = [sys.executable, "-m", "invem", "plugin", "check", "schedules", "noises"]
+    done = subprocess.run([*command, "--markdown"], capture_output=True, text=True, check=True)
+    rows = re.findall(r"^\| (\w+)/([\w-]+) \| (.*?) \| (\w*) \|", done.stdout, re.M)
     expected = [
-        (kind, name, c)
-        for kind in KINDS
-        for name in sorted(CATALOG.offers[kind])
-        for c in CONTRACTS[kind][1]
+        (kind, name, contract)
+        for kind in ("schedules", "noises")
+        for name in CATALOG.offers[kind]
+        for contract in CONTRACTS[kind].contracts
     ]
-    assert sorted((kind, name, c) for kind, name, c, _ in rows) == sorted(expected), (
-        "run the command of docs/contracts.md"
-    )
+    assert sorted((kind, name, c) for kind, name, c, _ in rows) == sorted(expected)
     assert {word for *_, word in rows} <= {"holds", "reported", ""}

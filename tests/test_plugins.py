@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from invem import RecipeError
-from invem.scaffold import scaffold
+from invem import RecipeError, scaffold
+from invem.hookspecs import HOOKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -162,7 +162,23 @@ def test_a_new_plugin_passes_its_tests_untouched(kind, tmp_path):
     scaffold.write(f"my-{kind}", kind, folder)
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", folder, cwd=folder)
     assert " passed" in done.stdout or "[100%]" in done.stdout
-    run("-m", "ruff", "check", "--isolated", "--select", "E,F,W", "--line-length", "140", folder)
+    run("-m", "ruff", "check", "--isolated", "--select", "E,F,W", "--line-length", "100", folder)
+
+
+def test_a_new_plugin_can_be_of_every_kind_of_hook():
+    assert sorted(f"{kind}s" for kind in scaffold.KINDS) == sorted(HOOKS)
+
+
+@pytest.mark.parametrize("kind", scaffold.KINDS)
+@pytest.mark.parametrize("name", ["x", "a-name-of-thirty-characters-or"])
+def test_a_new_plugin_is_formatted(kind, name, tmp_path):
+    files = scaffold.write(name, kind, tmp_path / "new")
+    modules = [path for path in files if path.suffix == ".py"]
+    run("-m", "ruff", "format", "--isolated", "--check", "--line-length", "100", *modules)
+    for path in files:
+        text = path.read_text("utf-8")
+        assert text.endswith("\n") and not text.endswith("\n\n")
+        assert not re.search("{{|}}|{%|{#", text)
 
 
 def test_what_a_new_plugin_cannot_be(tmp_path):

@@ -690,7 +690,8 @@ def plugin_new(
     kind: Annotated[
         str,
         typer.Option(
-            "--kind", help="operator, noise, network, sampler, objective, dataset or metric."
+            "--kind",
+            help="operator, noise, network, sampler, objective, dataset, metric or schedule.",
         ),
     ],
     out: Annotated[
@@ -699,7 +700,7 @@ def plugin_new(
     as_json: AsJson = False,
 ) -> None:
     """Write a small distribution with one component, complete with its test."""
-    from invem.scaffold import scaffold
+    from invem import scaffold
 
     folder = out or Path(f"invem-{name}")
     files = [str(path) for path in scaffold.write(name, kind, folder)]
