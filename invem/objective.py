@@ -72,12 +72,15 @@ class Objective(Fitting):
         learns: What its networks predict. Weights of an earlier phase are gone on from if they
             predict the same.
         compiles: Whether the model can be compiled. A compiled one has no second derivative.
+        takes_examples: Whether it learns from the examples that it is given, and not from the prior
+            before it alone.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset()
     condition: ClassVar[int] = 0
     learns: ClassVar[str] = "signals"
     compiles: ClassVar[bool] = True
+    takes_examples: ClassVar[bool] = True
 
     def build(
         self, make_network: MakeNetwork, prior: Prior | None, m: Measurement | None

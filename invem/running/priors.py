@@ -162,7 +162,7 @@ def last_prior(run: Context) -> Prior:
         assert prior is not None
         return prior
     path = run.directory.path
-    raise DataError(f"{path}: no prior is finished in it; go on with: invem resume {path}")
+    raise DataError(f"{path}: no denoiser is finished in it; go on with: invem resume {path}")
 
 
 def newest_weights(run: Context, at: Round) -> TrainedWeights | None:

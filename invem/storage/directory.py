@@ -182,6 +182,17 @@ class RunDirectory(Folder):
         paths = self.path.glob("[0-9]*-[0-9]*-denoiser/denoiser.safetensors")
         return sorted(_round(path.parent.name) for path in paths)
 
+    def read_newest_prior(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Reads the file of the newest finished M-step: tensors and metadata.
+
+        Raises:
+            DataError: If there is none, or it is damaged.
+        """
+        fitted = self.fitted()
+        if not fitted:
+            raise DataError(f"{self.path}: no denoiser is finished in it")
+        return self.fit(fitted[-1]).read_meta("denoiser")
+
     def evaluated(self) -> list[Round]:
         """Returns the rounds whose evaluation is finished, in order."""
         paths = self.path.glob("[0-9]*-[0-9]*-evaluation/metrics.json")

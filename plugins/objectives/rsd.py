@@ -78,6 +78,7 @@ class RSD(Objective):
     p_std: Annotated[float, Gt(0)] = 1.2
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "moments"})
+    takes_examples: ClassVar[bool] = False
 
     def build(
         self, make_network: MakeNetwork, prior: Prior | None, m: Measurement | None

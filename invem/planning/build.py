@@ -1,0 +1,144 @@
+"""Building components: each from its name and options, with every problem told at its place."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from invem.config import recipe as recipes
+from invem.config.catalog import Catalog, Component, options_of, parse_options
+from invem.config.recipe import Loaded, Part
+from invem.config.yaml import Path
+from invem.errors import DataError, InvemError, PluginError, RecipeError
+from invem.operator import OperatorLaw
+
+__all__ = ["Builder", "Make", "defaults", "listing"]
+
+Make = Callable[..., Any]
+
+
+class Builder:
+    """Builds components, and collects what is wrong with them.
+
+    Args:
+        loaded: The recipe.
+        catalog: The components.
+
+    Attributes:
+        problems: One line per problem, with its place in the recipe.
+        components: Kind, name, distribution and version of every component that was asked for.
+        values: Every option of each component with its value, by the place of the component.
+    """
+
+    def __init__(self, loaded: Loaded, catalog: Catalog) -> None:
+        self.loaded, self.catalog = loaded, catalog
+        self.problems: list[str] = []
+        self.components: list[dict[str, str]] = []
+        self.values: dict[Path, dict[str, Any]] = {}
+        self.missing = False
+
+    def fail(self, path: Path, message: str, key: bool = False) -> None:
+        """Adds a problem with the value, or the key, at a place."""
+        self.problems.append(str(recipes.error(self.loaded, path, message, key)))
+
+    def factory(
+        self, kind: str, name: str, options: dict[str, Any], path: Path, named: bool = True
+    ) -> Make | None:
+        """Returns what builds a component with its options; None after a problem.
+
+        Args:
+            kind: The kind.
+            name: The name in the recipe.
+            options: The options as plain data.
+            path: The place of the component.
+            named: Whether the name stands under a key `name` of its own there.
+        """
+        try:
+            component = self.catalog.find(kind, name)
+            build = component.load()
+            allowed = set(options_of(build))
+            if kind == "objectives" and (taken := allowed & recipes.Fit.model_fields.keys()):
+                raise PluginError(
+                    f"objective '{name}' of {component.distribution}: {listing(taken)} is a key of"
+                    " a fit, and cannot be an option"
+                )
+        except (PluginError, RecipeError) as error:
+            self.missing |= isinstance(error, PluginError)
+            self.fail((*path, "name") if named else path, str(error))
+            return None
+        before = len(self.problems)
+        values = parse_options(
+            self.catalog, component, options, lambda p, k, text: self.fail((*path, *p), text, k)
+        )
+        if len(self.problems) > before or set(values) != allowed:
+            return None
+        self.values[path] = values
+        self._record(component, options)
+
+        def make(*args: Any, **other: Any) -> Any:
+            try:
+                return build(*args, **{**values, **other})
+            except (ValueError, TypeError, RuntimeError, RecipeError, DataError) as error:
+                raise recipes.error(self.loaded, path, str(error)) from error
+
+        return make
+
+    def _record(self, component: Component, options: dict[str, Any]) -> None:
+        """Adds a component, and the operators among its options."""
+        row = {
+            "kind": component.kind,
+            "name": component.name,
+            "distribution": component.distribution,
+            "version": component.version,
+        }
+        if row not in self.components:
+            self.components.append(row)
+        for option, parameter in options_of(component.load()).items():
+            nested = options.get(option, ()) if parameter.annotation == list[OperatorLaw] else ()
+            for inner in nested:
+                given = {"name": inner} if isinstance(inner, str) else inner
+                self._record(self.catalog.find("operators", given["name"]), given)
+
+    def part(self, kind: str, part: Part, path: Path) -> Make | None:
+        """Returns what builds the component at a place; None after a problem."""
+        whole: Any = self.loaded.value
+        for step in path:
+            # A part that the recipe leaves out, or names by text alone, has no places of its own.
+            there = isinstance(whole, list) or (isinstance(whole, dict) and step in whole)
+            whole = whole[step] if there else ""
+        named = not isinstance(whole, str)
+        return self.factory(kind, part.name, part.options, path, named=named)
+
+    def build(self, kind: str, part: Part, path: Path) -> Any:
+        """Returns the component at a place; None after a problem."""
+        make = self.part(kind, part, path)
+        if make is None:
+            return None
+        try:
+            return make()
+        except InvemError as error:
+            self.problems.append(str(error))
+            return None
+
+    def done(self) -> None:
+        """Raises what was collected.
+
+        Raises:
+            RecipeError: Every problem that was found, one per line.
+            PluginError: If the only problem is a plugin that is missing or broken.
+        """
+        if self.problems:
+            only = self.missing and len(self.problems) == 1
+            raise (PluginError if only else RecipeError)("\n".join(self.problems))
+
+
+def listing(names: frozenset[str] | set[str]) -> str:
+    """Returns names in order, separated by commas; "nothing" if there are none."""
+    return ", ".join(sorted(names)) or "nothing"
+
+
+def defaults(catalog: Catalog, kind: str) -> Iterator[tuple[str, Any]]:
+    """Yields every component of a kind that can be built without options, by name."""
+    for name, offers in sorted(catalog.offers[kind].items()):
+        with contextlib.suppress(InvemError, TypeError):
+            if len(offers) == 1:
+                yield name, offers[0].load()()

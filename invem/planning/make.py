@@ -1,0 +1,196 @@
+"""From a recipe to a plan: names, options, needs and data are checked, nothing is computed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from invem.config import recipe as recipes
+from invem.config.catalog import Catalog
+from invem.config.recipe import Loaded, Recipe
+from invem.dataset import Dataset
+from invem.denoiser import Denoiser, Preconditioned
+from invem.errors import DataError, RecipeError
+from invem.metric import Metric
+from invem.planning.build import Builder, Make
+from invem.planning.model import MeasurementModel
+from invem.planning.needs import Provided, check_metrics, check_stages
+from invem.planning.plan import Facts, Plan, Stage, read_foreign_prior
+from invem.planning.policies import check_stops
+from invem.planning.requirements import check_requirements
+from invem.planning.resolve import resolved
+from invem.planning.sources import Source, check_observations
+from invem.planning.stages import build_stages
+from invem.planning.unknowns import check_calibratable, check_unknowns
+from invem.storage.weights import TrainedWeights, shape_of
+
+__all__ = ["make"]
+
+
+def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
+    """Checks a recipe against the catalogue and against itself.
+
+    Args:
+        loaded: The recipe.
+        catalog: The components.
+        facts: What is known of the data set, if a run was begun with it; it is opened otherwise.
+
+    Raises:
+        RecipeError: Every problem that was found, one per line; a data set that is missing or
+            damaged is one.
+        PluginError: If the only problem is a plugin that is missing or broken.
+    """
+    recipe, builder = loaded.recipe, Builder(loaded, catalog)
+    check_requirements(recipe, builder)
+    where = "data" if recipe.data is not None else "observations"
+    source = getattr(recipe, where)
+    data = builder.part("datasets", source, (where,))
+    operator = builder.part("operators", recipe.operator, ("operator",))
+    noise = builder.part("noises", recipe.noise, ("noise",))
+    network = builder.part("networks", recipe.network, ("network",))
+    stages = build_stages(recipe, builder)
+    metrics = _metrics(recipe, builder)
+    builder.done()
+    assert data and operator and noise and network
+    check_stops(recipe, builder, stages, metrics)
+
+    def split(name: str) -> Dataset:
+        return Source(data(name), lambda text: recipes.error(loaded, (where,), text))
+
+    check_unknowns(recipe, builder)
+    builder.done()
+    begun = facts is not None
+    train = None if begun else split("train")
+    if train is not None:
+        reference = any("reference" in metric.needs for metric in metrics.values())
+        test = len(split("test")) if recipe.evaluate.observations or reference else 0
+        facts = Facts(train.shape, train.range, len(train), test)
+    assert facts is not None
+    options = {kind: builder.values[(kind,)] for kind in ("operator", "noise")}
+    model = MeasurementModel(tuple(facts.shape), operator, noise, options)
+    given = train.measured(torch.tensor([0])) if train is not None else None
+    check_calibratable(recipe, builder, model, set(given or ()))
+    if train is not None and where == "observations":
+        check_observations(recipe, builder, model, train)
+    built = network(model.shape)
+    if not begun:
+        facts = facts._replace(prior=_first_prior(recipe, builder, built, model.shape))
+    stages = _checked(recipe, builder, stages, metrics, model, built, facts)
+    builder.done()
+    return Plan(
+        loaded=loaded,
+        data=split,
+        observed=where == "observations",
+        model=model,
+        network=network,
+        stages=stages,
+        metrics=metrics,
+        resolved=resolved(recipe, builder),
+        components=builder.components,
+        facts=facts,
+        train=min(recipe.count or facts.whole_train, facts.whole_train),
+        test=min(recipe.evaluate.observations, facts.whole_test),
+        warnings=[] if train is None else _skipped(where, train),
+    )
+
+
+def _metrics(recipe: Recipe, builder: Builder) -> dict[str, Metric]:
+    """Builds the metrics; two of one name are told apart by their options."""
+    metrics: dict[str, Metric] = {}
+    names = [part.name for part in recipe.evaluate.metrics]
+    for i, part in enumerate(recipe.evaluate.metrics):
+        metric = builder.build("metrics", part, ("evaluate", "metrics", i))
+        inner = ",".join(f"{k}={v}" for k, v in part.options.items())
+        label = f"{part.name}({inner})" if inner and names.count(part.name) > 1 else part.name
+        if label in metrics:
+            builder.fail(("evaluate", "metrics", i), f"{label} is there twice")
+        elif metric is not None:
+            metrics[label] = metric
+    return metrics
+
+
+def _skipped(where: str, data: Dataset) -> list[str]:
+    """Returns a warning if files of a data set were left out."""
+    skipped = data.skipped
+    if not skipped:
+        return []
+    shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+    plural = "s" if len(skipped) > 1 else ""
+    return [f"{where}: {len(skipped)} broken file{plural} left out: {shown}"]
+
+
+def _checked(
+    recipe: Recipe,
+    builder: Builder,
+    stages: list[Stage],
+    metrics: dict[str, Metric],
+    model: MeasurementModel,
+    built: nn.Module,
+    facts: Facts,
+) -> list[Stage]:
+    """Compares what components need with what there is; returns the phases with the sampler that
+    can evaluate each."""
+    if facts.prior == () and recipe.prior == "network" and not isinstance(built, Denoiser):
+        builder.fail(
+            ("prior",),
+            f"{recipe.network.name} is built without weights: name a run, or a network that comes"
+            " with its weights",
+        )
+    conditions = [
+        int(getattr(_network_of(stage, built, model.shape), "condition", 0)) for stage in stages
+    ]
+    provided = Provided(
+        measurement=model.provides(recipe.assume),
+        where=f"{recipe.operator.name} with {recipe.noise.name} noise",
+        prior=frozenset(facts.prior or ()),
+        conditions=conditions,
+        truth=recipe.data is not None,
+        image=len(model.shape) == 3,
+    )
+    stages = check_stages(recipe, builder, stages, provided)
+    check_metrics(recipe, builder, stages, metrics, provided)
+    for i, stage in enumerate(stages):
+        if stage.objective is not None and (reason := stage.objective.refuses(model.shape)):
+            assert stage.phase.fit is not None
+            name = stage.phase.fit.objective
+            text = reason if reason.startswith(name) else f"{name}: {reason}"
+            builder.fail(("phases", i, "fit"), text)
+    return stages
+
+
+def _network_of(stage: Stage, built: nn.Module, shape: tuple[int, ...]) -> Any:
+    own: Make | None = stage.network
+    return built if own is None else own(shape)
+
+
+def _first_prior(
+    recipe: Recipe, builder: Builder, built: nn.Module, shape: tuple[int, ...]
+) -> tuple[str, ...] | None:
+    """Returns what the prior provides that the first phase begins with, after comparing that of
+    another run with the network of this one."""
+    if recipe.prior is None or recipe.prior == "network":
+        return None if recipe.prior is None else ()
+    fail: Callable[[str], None] = lambda text: builder.fail(("prior",), text)  # noqa: E731
+    try:
+        tensors, meta = read_foreign_prior(recipe.prior)
+    except DataError as error:
+        fail(str(error))
+        return ()
+    weights = TrainedWeights.from_file(tensors, meta)
+    if (other := shape_of(tensors)) != tuple(shape):
+        fail(f"it is of signals of shape {other}, not {tuple(shape)}")
+    elif weights is not None and weights.networks != ("",):
+        fail("its objective put a module around the network; go on from it in the same recipe")
+    elif weights is not None:
+        network = built if isinstance(built, Denoiser) else Preconditioned(built)
+        mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in weights.raw.items()}
+        names = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
+        if names:
+            there, here = (of.get(names[0], "missing") for of in (theirs, mine))
+            fail(
+                f"it is of another network than this recipe's {recipe.network.name}:"
+                f" {names[0]} is {there} there and {here} here"
+            )
+    return tuple(meta.get("provides", ()))
