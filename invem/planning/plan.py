@@ -16,10 +16,11 @@ from packaging.requirements import InvalidRequirement, Requirement
 from torch import Tensor, nn
 
 from invem import store
-from invem.analysis.calibrate import Parameters, changed, number
+from invem.analysis import Parameters
 from invem.batched import Rng
 from invem.config import recipe as recipes
 from invem.config.catalog import Catalog, Component, options_of, parse_options
+from invem.config.nested import option_number, with_option
 from invem.config.recipe import Fit, Loaded, Part, Phase, Recipe
 from invem.config.yaml import Path
 from invem.dataset import Dataset
@@ -361,7 +362,7 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
             if why := _rough(
                 law,
                 key,
-                recipe.assume.get(key, number(options[kind], rest.split("."))),
+                recipe.assume.get(key, option_number(options[kind], rest.split("."))),
                 given or set(),
             ):
                 builder.fail(("phases", i, "calibrate", key), why)
@@ -682,7 +683,7 @@ def _at(
     for key, value in theta.items():
         name, _, rest = key.partition(".")
         if name == kind:
-            found = changed(found, rest.split("."), value)
+            found = with_option(found, rest.split("."), value)
     return found
 
 
@@ -706,7 +707,7 @@ def _believed(recipe: Recipe, builder: _Builder, options: Mapping[str, Mapping[s
         try:
             if kind not in options or not rest:
                 raise RecipeError("it names no option of operator or noise, as operator.std does")
-            start.setdefault(key, number(options[kind], rest.split(".")))
+            start.setdefault(key, option_number(options[kind], rest.split(".")))
             for value in (
                 [recipe.assume[key]]
                 if place[0] == "assume"
@@ -721,7 +722,7 @@ def _believed(recipe: Recipe, builder: _Builder, options: Mapping[str, Mapping[s
             try:
                 Parameters(
                     {key: (low, high) for key, (low, high) in phase.calibrate.items()}
-                ).inwards(start)
+                ).coordinates(start)
             except RecipeError as error:
                 builder.fail(whole, str(error).removeprefix("calibrate: "))
             if phase.sampler is None:

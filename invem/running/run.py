@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from invem import store
-from invem.analysis.calibrate import Parameters, calibrate, number, rebuilt
-from invem.analysis.identify import identify
+from invem.analysis import Parameters, calibrate, describe, identify, lines, rebuilt, warning
 from invem.batched import Batched, Rng
 from invem.config import yaml
+from invem.config.nested import option_number
 from invem.config.recipe import Fit
 from invem.dataset import Dataset
 from invem.denoiser import (
@@ -51,6 +51,7 @@ from invem.metric import Outcome
 from invem.noise import NoiseModel
 from invem.objective import Objective
 from invem.operator import Operator
+from invem.planning.observation_model import observation_model
 from invem.planning.plan import Plan, Stage
 from invem.sampler import PosteriorSampler
 from invem.schedule import Karras
@@ -300,8 +301,8 @@ class Run:
     def _identify(self) -> Record:
         """Says what the observations can tell of the signals, before anything is learned."""
         try:
-            found = identify(self.plan)
-            facts = {**found.describe(), "lines": found.lines(), "warning": found.warning}
+            found = identify(observation_model(self.plan))
+            facts = {**describe(found), "lines": lines(found), "warning": warning(found)}
         except Unsupported as reason:
             facts = {"lines": [str(reason)], "warning": None}
         store.write_json(self.out / "identifiability.json", facts)
@@ -732,7 +733,7 @@ class Run:
         clock = _Clock()
         theta = self.believed(p, r)
         start = {
-            key: theta.get(key, number(self.plan.options[kind], rest))
+            key: theta.get(key, option_number(self.plan.options[kind], rest))
             for key, kind, rest in map(_key, stage.phase.calibrate)
         }
         order = torch.randperm(

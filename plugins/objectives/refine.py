@@ -99,7 +99,8 @@ class Refine(Objective):
         drawn = before.posterior(few, Rng.keyed("refine", items=range(len(few))))
         spread = (drawn - before.posterior_mean(few)).square().mean().sqrt()
         refined = RefinedDenoiser(denoiser, before, float(spread))
-        refined.others, refined.alike = m, _alike(m)  # type: ignore[assignment]
+        refined.others = m  # type: ignore[assignment]
+        refined.shares_operator_and_noise = m.shares_operator_and_noise
         return refined
 
 
@@ -123,7 +124,7 @@ class RefinedDenoiser(Denoiser):
 
     def __init__(self, inner: Denoiser, prior: Denoiser | None = None, spread: float = 1.0) -> None:
         super().__init__()
-        self.inner, self.alike = inner, False
+        self.inner, self.shares_operator_and_noise = inner, False
         self.register_buffer("spread", torch.tensor(max(spread, 1e-3)))
         for name, tensor in {} if prior is None else _tensors(prior).items():
             self.register_buffer(_PRIOR + name.replace(".", "-"), tensor)
@@ -179,7 +180,7 @@ class RefinedDenoiser(Denoiser):
         """Returns the same for training measurements made anew; what A and the noise alone decide
         is kept, where all share them."""
         law = self.prior
-        if not self.alike or not isinstance(law, FactorMixture):
+        if not self.shares_operator_and_noise or not isinstance(law, FactorMixture):
             return self.told(m)
         if not self._under:
             self._under = [law.conditioned(m[:1])]
@@ -214,9 +215,3 @@ def _tensors(prior: Denoiser) -> dict[str, Tensor]:
     law: Any = getattr(prior, "prior", prior.moments)
     found: dict[str, Tensor] = law.tensors()
     return found
-
-
-def _alike(m: Measurement) -> bool:
-    """Whether A and the noise of all measurements are the same."""
-    var = m.noise.var().expand_as(m.y)
-    return m.alike and bool((var == var[:1]).all())
