@@ -385,3 +385,15 @@ def test_the_command():
         "phases.1.sampler={name: dps, guidance: norm}",
     ]
     assert "no derivative" in invem("identify", *words, code=2).stderr
+
+
+def test_a_plan_is_analysed_with_the_operators_of_its_run():
+    """Blocks of 1,024, each with a stream of its own; signals and clean images as in the recipe."""
+    loaded = recipe.load(ROOT / "recipes" / "inpainting.yaml", ["clean=7", "seed=3"])
+    made = make(loaded, CATALOG)
+    found = observation_model(made)
+    assert found.block == 1024 and found.observations == made.train and found.clean == 7
+    assert found.shape == made.shape and not found.prior and found.stored is None
+    expected = made.law(4, Rng.generator(3, "measure", "train", 1))[0]
+    assert torch.equal(found.draw(4, 1)[0].mask, expected.mask)
+    assert torch.equal(found.signals(5), made.data("train")[torch.arange(5)].x)

@@ -329,8 +329,7 @@ def by_score(
 
     path: list[dict[str, float]] = []
     slope = first = scatter = torch.eye(len(u), dtype=torch.float64)
-    last: tuple[Tensor, Tensor] | None = None
-    settled = False
+    last, settled = None, False
     while len(path) < evaluations and not settled:
         path.append(here := parameters.values(u))
         x = _finite_draws(draw, repeated(here), here)
@@ -349,8 +348,8 @@ def by_score(
         u = (u + newton_step(slope, first, gradient, free)).clamp(low, high)
         settled = bool(((u - last[0]).abs() < tol).all())
     inverse = torch.linalg.pinv(slope)
-    errors = parameters.errors(u, inverse @ scatter @ inverse.T)
-    return Calibrated(parameters.values(u), "score", settled, path, errors)
+    error = parameters.errors(u, inverse @ scatter @ inverse.T)
+    return Calibrated(parameters.values(u), "score", settled, path, error)
 
 
 def _finite_draws(
