@@ -80,7 +80,13 @@ def test_the_identity_shows_all():
     assert torch.allclose(
         found.errors, torch.full((20,), math.sqrt(2 / 500) * (1 + 0.01 / C), dtype=torch.float64)
     )
-    assert (found.hidden, found.told, found.learned, found.pooled, found.faint) == (0, 20, 20, 0, 0)
+    assert (found.hidden, found.above_noise, found.learned, found.pooled, found.faint) == (
+        0,
+        20,
+        20,
+        0,
+        0,
+    )
     assert found.shared and found.exact and found.complete and found.operators == 1
     assert warning(found) is None
     assert (
@@ -224,7 +230,7 @@ def test_noise_of_all_kinds():
         )  # the mean of 1/sigma^2 for log sigma uniform
         assert 1 / found.noise == pytest.approx(inverse, rel=0.1)
     found = identify(model(lambda n, s, r: random_mask(n, s, r, keep=0.5), (6,), sigma=0.0))
-    assert found.noise == 0 and found.told == 6
+    assert found.noise == 0 and found.above_noise == 6
     assert torch.allclose(found.errors, (2 / (1000 * found.eigenvalues)).sqrt())
     heavy = identify(
         model(identity, (1, 8, 8), noise=laplace, x=torch.zeros(64, 1, 8, 8), scale=0.2)
@@ -237,7 +243,13 @@ def test_weak_directions_are_pooled_or_faint():
     too faint and one is hidden."""
     matrix = torch.diag(torch.tensor([1.0, 0.1, 0.02, 1e-5]))[None]
     found = identify(model(fixed(matrix), (4,), n=5000, sigma=0.1))
-    assert (found.told, found.pooled, found.learned, found.faint, found.hidden) == (1, 1, 2, 1, 1)
+    assert (found.above_noise, found.pooled, found.learned, found.faint, found.hidden) == (
+        1,
+        1,
+        2,
+        1,
+        1,
+    )
     assert "hides 1 of 4 directions" in warning(found)
     shown = identify(model(fixed(matrix[:, :3, :3]), (3,), n=5000, sigma=0.1))
     assert "1 of 3 directions too faintly" in warning(shown)

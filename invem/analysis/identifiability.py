@@ -107,7 +107,7 @@ class Identifiability:
         return self.eigenvalues > HIDDEN * self.eigenvalues[0]
 
     @property
-    def _is_told(self) -> Tensor:
+    def _exceeds_noise(self) -> Tensor:
         return self.is_seen & (self.eigenvalues * self.signal >= self.noise)
 
     @property
@@ -116,10 +116,10 @@ class Identifiability:
         return self.directions - int(self.is_seen.sum())
 
     @property
-    def told(self) -> int:
+    def above_noise(self) -> int:
         """The number of directions in which an observation has, on average, more signal than
         noise."""
-        return int(self._is_told.sum())
+        return int(self._exceeds_noise.sum())
 
     @property
     def learned(self) -> int:
@@ -131,7 +131,7 @@ class Identifiability:
     def pooled(self) -> int:
         """The number of directions whose variance is learned though no single observation
         determines them. No restoration recovers these."""
-        return int((self.is_seen & ~self._is_told & (self.errors <= LEARNED)).sum())
+        return int((self.is_seen & ~self._exceeds_noise & (self.errors <= LEARNED)).sum())
 
     @property
     def faint(self) -> int:

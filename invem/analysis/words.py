@@ -25,7 +25,7 @@ def describe(found: Identifiability) -> dict[str, Any]:
     return {
         "directions": found.directions,
         "hidden": found.hidden,
-        "told by one observation": found.told,
+        "told by one observation": found.above_noise,
         "learned": found.learned,
         "pooled": found.pooled,
         "faint": found.faint,
@@ -83,7 +83,7 @@ def lines(found: Identifiability) -> list[str]:
         text.append(f"the numbers of directions are estimates by {PROBES} random probes")
     text.append(
         "an observation has, at the mean, more signal than noise in"
-        f" {_count(found, found.told)} (a white signal of standard deviation"
+        f" {_count(found, found.above_noise)} (a white signal of standard deviation"
         f" {math.sqrt(found.signal):.2g}, noise of {math.sqrt(found.noise):.2g})"
     )
     if found.linear:
