@@ -23,7 +23,8 @@ class Gaussian(Batched):
     Attributes:
         mean: Shape (*shape).
         cov: The covariance over flattened signals, d = prod(shape).
-        LARGEST: The entries of a signal up to which `shrunken` makes a dense covariance.
+        LARGEST: The most entries of a signal for which `shrunk_to_smooth_field` forms a dense
+            covariance.
     """
 
     LARGEST: ClassVar[int] = 4096
@@ -91,29 +92,33 @@ class Gaussian(Batched):
         return cls(mean.reshape(x.shape[1:]), DPLR(diag.to(x.dtype), factor.to(x.dtype)))
 
     @classmethod
-    def shrunken(cls, x: Tensor, share: float | None = None, floor: float = 1e-4) -> Self:
-        """Fits mean and a dense covariance to a few signals, the covariance shrunken towards that
-        of a smooth field.
+    def shrunk_to_smooth_field(
+        cls, x: Tensor, share: float | None = None, floor: float = 1e-4
+    ) -> Self:
+        """Fits the mean and a dense covariance to a few signals. The covariance is shrunk towards
+        that of a smooth random field.
 
-        (1 - a) S + a T. T has the variance of each entry, and between entries the correlations of a
-        field that has the spectrum of the signals and is independent in the basis of the discrete
-        cosine transform over the last two dimensions (one, for a vector): as few signals as 50 tell
-        the spectrum, which is what a factor analysis of them gets wrong, the more so the finer the
-        detail. If `share` is None, a = sum var(s_ij) / sum (s_ij - t_ij)^2 (O. Ledoit & M. Wolf
-        2003, as J. Schäfer & K. Strimmer 2005, doi:10.2202/1544-6115.1175, estimate it).
+        The estimate is (1 - a) S + a T with the sample covariance S and a target T. T keeps the
+        variance of each entry. Its correlations are those of a random field with the power spectrum
+        of the signals, independent in the basis of the discrete cosine transform over the last two
+        dimensions (over the one dimension of a vector). A spectrum is well estimated from as few as
+        50 signals. Factor analysis of so few signals gets it wrong, most of all at fine scales.
+
+        If `share` is None, a = sum var(s_ij) / sum (s_ij - t_ij)^2 (O. Ledoit & M. Wolf 2003,
+        doi:10.1016/S0927-5398(03)00007-0), with var(s_ij) as estimated by J. Schäfer & K. Strimmer
+        2005, doi:10.2202/1544-6115.1175.
 
         Args:
             x: Signals, shape (N, *shape), N >= 2.
             share: a, between 0 and 1.
-            floor: The smallest variance of a pixel of T, in squared units of the data.
+            floor: The smallest variance of an entry of T, in squared units of the data.
 
         Raises:
             DataError: If there are fewer than two signals.
             Unsupported: If a signal has more than `LARGEST` entries.
         """
         n, shape = len(x), tuple(x.shape[1:])
-        if n < 2:
-            raise DataError(f"a covariance needs at least 2 signals, got {n}")
+        _require_two_signals(n)
         if (d := math.prod(shape)) > cls.LARGEST:
             raise Unsupported(
                 f"a dense covariance is for signals of at most {cls.LARGEST} entries, and these"
@@ -121,30 +126,63 @@ class Gaussian(Batched):
             )
         flat = wide(x.flatten(1))
         mean = flat.mean(0)
-        gap = flat - mean
-        sample = gap.T @ gap / (n - 1)
-        std = sample.diagonal().clamp(min=floor).sqrt()
-        sides = shape[-2:] if shape else (1,)
-        basis = torch.ones(1, 1, dtype=flat.dtype, device=flat.device)
-        for side in sides:
-            basis = torch.kron(basis, _cosines(side).to(flat))
-        power = (gap.reshape(n, -1, len(basis)) @ basis.T).square().sum(0) / (n - 1)
-        blocks = basis.T @ (power[:, :, None] * basis)
-        root = blocks.diagonal(dim1=1, dim2=2).clamp(min=1e-12).sqrt()
-        blocks = blocks / (root[:, :, None] * root[:, None])
-        target = torch.zeros_like(sample)
-        for i, block in enumerate(torch.unbind(blocks)):
-            part = slice(i * len(basis), (i + 1) * len(basis))
-            target[part, part] = std[part, None] * block * std[part]
+        centred = flat - mean
+        sample = centred.T @ centred / (n - 1)
+        target = _smooth_field_covariance(
+            centred, sample.diagonal().clamp(min=floor).sqrt(), shape[-2:] if shape else (1,)
+        )
         if share is None:
-            # var(s_ij) is that of the mean of the products x_i x_j, whose second moments need no
+            # var(s_ij) is that of the mean of the products x_i x_j. Its sum over all i, j needs no
             # tensor of all pairs and signals.
-            squares = gap.square()
-            spread = (
-                ((squares.T @ squares).sum() - (gap.T @ gap).square().sum() / n) * n / (n - 1) ** 3
+            squares = centred.square()
+            scatter = (
+                ((squares.T @ squares).sum() - (centred.T @ centred).square().sum() / n)
+                * n
+                / (n - 1) ** 3
             )
-            share = float((spread / (sample - target).square().sum().clamp(min=1e-30)).clamp(0, 1))
+            share = float((scatter / (sample - target).square().sum().clamp(min=1e-30)).clamp(0, 1))
         return cls.full(mean.reshape(shape).to(x), (1 - share) * sample + share * target)
+
+    @classmethod
+    def shrunk_to_diagonal(cls, x: Tensor) -> Self:
+        """Fits the mean and a covariance to a few signals. The covariance is shrunk towards its
+        diagonal.
+
+        The estimate is (1 - a) S + a diag(S) with the sample covariance S and a = sum var(s_ij) /
+        sum s_ij^2 over i != j (J. Schäfer & K. Strimmer 2005, doi:10.2202/1544-6115.1175, target
+        D). S itself is singular if there are few signals. A variance that S lacks would then count
+        as noise of the observations: with the S of 50 digits, noise of standard deviation 0.050 is
+        estimated as 0.053.
+
+        Args:
+            x: Signals, shape (N, *shape), N >= 2.
+
+        Raises:
+            DataError: If there are fewer than two signals.
+        """
+        n = len(x)
+        _require_two_signals(n)
+        flat = x.flatten(1).double()
+        mean = flat.mean(0)
+        centred = flat - mean
+        gram, squares = centred @ centred.T, centred.square()
+        variance = squares.mean(0)
+        # Sums over i != j of s_ij^2, and of the mean over signals of (x_i x_j)^2, without forming
+        # the d x d matrices.
+        covariances = gram.square().sum() / n**2 - variance.square().sum()
+        products = (gram.diagonal().square().sum() - squares.square().sum()) / n
+        share = float(
+            ((products - covariances) / (n - 1) / covariances.clamp(min=1e-30)).clamp(0, 1)
+        )
+        diag = (share * (n / (n - 1)) * variance).clamp(min=1e-6)
+        factor = (
+            centred.T * ((1 - share) / (n - 1)) ** 0.5
+            if share < 1
+            else centred.new_zeros(centred.shape[1], 0)
+        )
+        return cls(
+            mean.reshape(x.shape[1:]).to(x.dtype), DPLR(diag.to(x.dtype), factor.to(x.dtype))
+        )
 
     def sample(self, rng: Rng) -> Tensor:
         """Draws one signal a stream, shape (B, *shape)."""
@@ -185,6 +223,35 @@ class Gaussian(Batched):
 
         u = cg(lambda v: var * v + m.A(pull(v)).flatten(1), r.flatten(1), iterations, tol).x
         return pull(u)
+
+
+def _require_two_signals(n: int) -> None:
+    if n < 2:
+        raise DataError(f"a covariance needs at least 2 signals, got {n}")
+
+
+def _smooth_field_covariance(centred: Tensor, std: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """Returns the covariance of the smooth field that signals suggest, shape (d, d).
+
+    Args:
+        centred: Signals minus their mean, shape (N, d).
+        std: The standard deviation of each entry, shape (d,).
+        sides: The last dimensions of a signal, over which the field is smooth. Entries that differ
+            in another dimension (the channel) are uncorrelated.
+    """
+    n, d = centred.shape
+    basis = torch.ones(1, 1, dtype=centred.dtype, device=centred.device)
+    for side in sides:
+        basis = torch.kron(basis, _cosines(side).to(centred))
+    power = (centred.reshape(n, -1, len(basis)) @ basis.T).square().sum(0) / (n - 1)
+    blocks = basis.T @ (power[:, :, None] * basis)
+    root = blocks.diagonal(dim1=1, dim2=2).clamp(min=1e-12).sqrt()
+    blocks = blocks / (root[:, :, None] * root[:, None])
+    covariance = centred.new_zeros(d, d)
+    for i, block in enumerate(torch.unbind(blocks)):
+        part = slice(i * len(basis), (i + 1) * len(basis))
+        covariance[part, part] = std[part, None] * block * std[part]
+    return covariance
 
 
 def _cosines(n: int) -> Tensor:

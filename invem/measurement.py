@@ -73,18 +73,14 @@ class Measurement(Batched):
         return torch.equal(self.A[rows](probe), probe)
 
     @property
-    def alike(self) -> bool:
-        """Whether the operators of all observations are the same."""
-        own = self.A.tensors().keys() - self.A.shared_paths()
-        return all(
-            bool((self.A.tensors()[path] == self.A.tensors()[path][:1]).all()) for path in own
-        )
+    def shares_operator(self) -> bool:
+        """Whether all observations were made with the same operator."""
+        return _repeats_the_first(self.A)
 
     @property
-    def shares_likelihood(self) -> bool:
-        """Whether the operators and the noise variances of all observations are the same."""
-        var = self.noise.var().expand_as(self.y)
-        return self.alike and bool((var == var[:1]).all())
+    def shares_operator_and_noise(self) -> bool:
+        """Whether all observations were made with the same operator and have the same noise."""
+        return self.shares_operator and _repeats_the_first(self.noise)
 
     def matrices(self) -> Tensor:
         """Returns the matrices of linear operators on flattened signals, shape (B, m, d), float64.
@@ -161,6 +157,16 @@ class Measurement(Batched):
         return _padded(
             torch.where(seen, svd.ut(self.y) / torch.where(seen, s, 1), 0), self.shape, 0.0
         )
+
+
+def _repeats_the_first(batch: Batched) -> bool:
+    """Whether each tensor of a batch has the same value for all samples."""
+    common = batch.shared_paths()
+    return all(
+        bool((tensor == tensor[:1]).all())
+        for path, tensor in batch.tensors().items()
+        if path not in common
+    )
 
 
 def _padded(z: Tensor, shape: tuple[int, ...], value: float) -> Tensor:

@@ -224,7 +224,7 @@ class FactorMixture(Batched):
         """
         var = _floored(m, self.diag.max() + self.factors.square().sum((1, 2)).max())
         var = var[:1] if bool((var == var[:1]).all()) else var
-        first = m[:1] if m.alike else m
+        first = m[:1] if m.shares_operator else m
         if ("mask" in m.A.provides or m.changes_nothing) and m.y.shape[1:] == self.shape:
             ones = torch.ones(len(first), *self.shape, dtype=m.y.dtype, device=m.y.device)
             return _Entrywise(self, wide(first.A(ones).flatten(1)), var)

@@ -23,16 +23,14 @@ from invem import (
     Rng,
     Unsupported,
 )
-from invem.analysis.calibrate import (
+from invem.analysis import (
     Parameters,
     by_draws,
     by_moments,
     by_score,
     calibrate,
-    changed,
     rebuilt,
     score,
-    shrunken,
 )
 
 D = 8
@@ -255,18 +253,18 @@ def test_bounds_that_are_none():
     with pytest.raises(RecipeError, match="nothing"):
         Parameters({})
     with pytest.raises(RecipeError, match="not between"):
-        Parameters({"sigma": (0.1, 0.5)}).inwards({"sigma": 1.0})
+        Parameters({"sigma": (0.1, 0.5)}).coordinates({"sigma": 1.0})
 
 
 def test_coordinates():
     parameters = Parameters({"std": (0.5, 2.0), "offset": (-1.0, 3.0)})
     values = {"std": 0.7, "offset": 0.25}
-    assert parameters.values(parameters.inwards(values)) == pytest.approx(values)
+    assert parameters.values(parameters.coordinates(values)) == pytest.approx(values)
     low, high = parameters.limits()
     assert parameters.values(low) == pytest.approx({"std": 0.5, "offset": -1.0})
     assert parameters.values(high) == pytest.approx({"std": 2.0, "offset": 3.0})
     covariance = torch.diag(torch.tensor([0.01, 0.04], dtype=torch.float64))
-    assert parameters.errors(parameters.inwards(values), covariance) == pytest.approx(
+    assert parameters.errors(parameters.coordinates(values), covariance) == pytest.approx(
         {"std": 0.07, "offset": 0.8}
     )
 
@@ -351,7 +349,9 @@ def test_the_first_round_is_by_moments_where_there_are_clean_images():
     first = calibrate(some, rows, parameters, start, cubature(2), clean)
     later = calibrate(some, rows, parameters, start, cubature(2))
     assert (first.how, later.how) == ("moments", "score")
-    assert first.values == by_moments(shrunken(clean), at, parameters, start).values
+    assert (
+        first.values == by_moments(Gaussian.shrunk_to_diagonal(clean), at, parameters, start).values
+    )
     assert first.values["sigma"] == pytest.approx(TRUE["sigma"], rel=0.15)
     masked = calibrate(
         lambda values, rows: problem(("sigma",), hide=0.5)[2](values)[rows],
@@ -387,7 +387,7 @@ def test_the_first_round_is_by_moments_where_there_are_clean_images():
 def test_the_shrunken_covariance_is_the_formula(n, d):
     z, mix = (torch.randn(k, d, generator=Rng.generator(k, d), dtype=torch.float64) for k in (n, d))
     x = z @ mix
-    found = shrunken(x)
+    found = Gaussian.shrunk_to_diagonal(x)
     w = torch.einsum("ni,nj->nij", x - x.mean(0), x - x.mean(0))
     S, off = w.sum(0) / (n - 1), ~torch.eye(d, dtype=torch.bool)
     scatter = n / (n - 1) ** 3 * (w - w.mean(0)).square().sum(0)
@@ -414,7 +414,10 @@ def test_digits_blur_and_noise_from_fifty_clean_images():
         clean = data[torch.randperm(len(data), generator=Rng.generator("clean", seed))[:50]]
         start = {"operator.std": 1.5, "noise.sigma": 0.1}
         found = by_moments(
-            shrunken(clean), lambda values: Measurement(y, *law(values, len(y))), parameters, start
+            Gaussian.shrunk_to_diagonal(clean),
+            lambda values: Measurement(y, *law(values, len(y))),
+            parameters,
+            start,
         )
         assert found.settled
         assert found.values["operator.std"] == pytest.approx(1.0, rel=0.03)
@@ -434,25 +437,3 @@ def test_what_the_values_do_not_change_stays():
     assert torch.equal(m.A.mask, given)
     assert torch.equal(m.y, stored.y)
     assert torch.allclose(m.noise.var(), torch.tensor(0.04))
-
-
-def test_an_option_is_changed_by_its_way():
-    options = {
-        "std": 1.0,
-        "size": 7,
-        "of": [partial(gaussian_blur, std=1.0), partial(gain, gain=1.0)],
-        "levels": [0.1, 0.2],
-    }
-    assert changed(options, ["std"], 2.0)["std"] == 2.0
-    new = changed(options, ["of", "1", "gain"], 3.0)
-    assert new["of"][1].keywords == {"gain": 3.0} and options["of"][1].keywords == {"gain": 1.0}
-    assert new["of"][0] is options["of"][0]
-    assert changed(options, ["levels", "1"], 0.3)["levels"] == [0.1, 0.3]
-    for keys, text in (
-        (["sd"], "no option"),
-        (["of"], "not a number"),
-        (["of", "2", "gain"], "no part"),
-        (["std", "x"], "no part"),
-    ):
-        with pytest.raises(RecipeError, match=text):
-            changed(options, keys, 1.0)

@@ -264,7 +264,7 @@ def test_the_examples_differ_between_observations_and_not_between_calls():
     for observed in ("mask", "projection"):
         one, two = (example_measurement(observed, 4, (8,)) for _ in range(2))
         assert torch.equal(one.y, two.y)
-        assert not one.alike
+        assert not one.shares_operator
         other = example_measurement(observed, 4, (8,), None, "other")
         x = torch.ones(4, 8)
         assert not torch.equal(one.A(x), other.A(x))

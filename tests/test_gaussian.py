@@ -250,7 +250,9 @@ def test_a_shrunken_covariance_is_the_formula(shape):
     )  # whose correlations no smooth field has
     sample, spread = products(x)
     d = len(sample)
-    own, smooth, found = (Gaussian.shrunken(x, share).cov.dense() for share in (0.0, 1.0, None))
+    own, smooth, found = (
+        Gaussian.shrunk_to_smooth_field(x, share).cov.dense() for share in (0.0, 1.0, None)
+    )
     assert torch.allclose(own, sample, atol=1e-10)
     assert torch.allclose(smooth.diagonal(), sample.diagonal(), rtol=1e-6)
     share = spread.sum() / (sample - smooth).square().sum()
@@ -274,14 +276,14 @@ def test_few_signals_of_a_smooth_field_are_better_shrunken():
         return float(ratio.trace() - 48 - torch.linalg.slogdet(ratio).logabsdet) / 2
 
     x = field.sample(Rng.keyed("few", items=range(30)))
-    shrunken = Gaussian.shrunken(x)
+    shrunken = Gaussian.shrunk_to_smooth_field(x)
     assert off(shrunken) < 0.5 * min(off(Gaussian.fit(x, rank)) for rank in (1, 4, 8, 16, 29))
     many = field.sample(Rng.keyed("many", items=range(20000)))
-    assert off(Gaussian.shrunken(many)) < 0.1
+    assert off(Gaussian.shrunk_to_smooth_field(many)) < 0.1
 
 
 def test_what_cannot_be_shrunken_is_refused():
     with pytest.raises(DataError, match="2 signals"):
-        Gaussian.shrunken(torch.ones(1, 4))
+        Gaussian.shrunk_to_smooth_field(torch.ones(1, 4))
     with pytest.raises(Unsupported, match="4096"):
-        Gaussian.shrunken(torch.ones(3, 4097))
+        Gaussian.shrunk_to_smooth_field(torch.ones(3, 4097))

@@ -5,7 +5,6 @@ import functools
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,11 +21,11 @@ from invem_plugins.operators.random_projection import random_projection
 from safetensors.torch import save_file
 from test_cli import invem
 
-from invem import Example, Mask, Matrix, Rng, Unsupported, chain
-from invem.analysis import identify as module
-from invem.analysis.identify import identify
+from invem import Mask, Matrix, Rng, Unsupported, chain
+from invem.analysis import ObservationModel, describe, identify, lines, warning
 from invem.config import recipe
 from invem.config.catalog import Catalog
+from invem.planning.observation_model import observation_model
 from invem.planning.plan import make
 
 ROOT = Path(__file__).parent.parent
@@ -34,12 +33,13 @@ CATALOG = Catalog.load()
 C = 0.25  # the variance that the report takes a signal of range -1 to 1 to have
 
 
-def plan(
-    law, shape, n=1000, noise=gaussian, clean=0, prior=None, x=None, observed=False, **options
+def model(
+    law, shape, n=1000, noise=gaussian, clean=0, prior=False, x=None, observed=False, **options
 ):
-    """What the report asks of a plan."""
+    """An observation model of range -1 to 1. x: the signals."""
 
-    def drawn(k, rng, assume):
+    def draw(k, block):
+        rng = Rng.generator(0, "measure", "train", block)
         A = law(k, shape, rng)
         return A, noise(
             k,
@@ -48,25 +48,22 @@ def plan(
             **(options or ({"sigma": 0.1} if noise is gaussian else {})),
         )
 
-    class Data:
-        def __getitem__(self, index):
-            return Example(x[index])
-
-    return SimpleNamespace(
-        law=drawn,
+    return ObservationModel(
+        draw=draw,
+        block=1024,
+        operator="law",
         shape=shape,
-        train=n,
-        observed=observed,
-        data=lambda split: Data(),
-        facts=SimpleNamespace(range=(-1.0, 1.0)),
-        recipe=SimpleNamespace(
-            seed=0, assume={}, clean=clean, prior=prior, operator=SimpleNamespace(name="law")
-        ),
+        range=(-1.0, 1.0),
+        observations=n,
+        signals=None if observed else lambda k: x[:k],
+        clean=clean,
+        prior=prior,
     )
 
 
 def of_recipe(name, *overrides):
-    return identify(make(recipe.load(ROOT / "recipes" / name, list(overrides)), CATALOG))
+    loaded = recipe.load(ROOT / "recipes" / name, list(overrides))
+    return identify(observation_model(make(loaded, CATALOG)))
 
 
 def fixed(matrix):
@@ -78,23 +75,29 @@ def some_matrix(rows, d, key=0):
 
 
 def test_the_identity_shows_all():
-    found = identify(plan(identity, (1, 5, 4), n=500))
+    found = identify(model(identity, (1, 5, 4), n=500))
     assert torch.equal(found.eigenvalues, torch.ones(20, dtype=torch.float64))
     assert torch.allclose(
         found.errors, torch.full((20,), math.sqrt(2 / 500) * (1 + 0.01 / C), dtype=torch.float64)
     )
-    assert (found.hidden, found.told, found.learned, found.pooled, found.faint) == (0, 20, 20, 0, 0)
+    assert (found.hidden, found.above_noise, found.learned, found.pooled, found.faint) == (
+        0,
+        20,
+        20,
+        0,
+        0,
+    )
     assert found.shared and found.exact and found.complete and found.operators == 1
-    assert found.warning is None
+    assert warning(found) is None
     assert (
-        found.lines()[-1]
+        lines(found)[-1]
         == "nothing is hidden: mean and covariance can be learned from these observations alone"
     )
 
 
 def test_a_random_mask_shows_each_pixel_at_its_rate_and_pairs_at_its_square():
     n, p = 3000, 0.3
-    found = identify(plan(lambda k, s, r: random_mask(k, s, r, keep=p), (1, 6, 6), n=n))
+    found = identify(model(lambda k, s, r: random_mask(k, s, r, keep=p), (1, 6, 6), n=n))
     assert bool(((found.eigenvalues - p).abs() < 5 * math.sqrt(p * (1 - p) / n)).all())
     least, mean = found.together
     assert mean == pytest.approx(p**2, abs=5 * math.sqrt(p**2 / n))
@@ -111,28 +114,28 @@ def test_pairs_across_halves_are_never_seen():
         left = (torch.arange(6) < 3).float().expand(1, 6, 6)
         return Mask(shape, torch.where(torch.rand(n, 1, 1, 1, generator=rng) < 0.5, left, 1 - left))
 
-    found = identify(plan(sides, shape))
+    found = identify(model(sides, shape))
     assert found.hidden == 0 and found.learned == 36
     assert found.apart == pytest.approx(18 * 18 / (36 * 35 / 2))
-    assert "51.4 % of the pairs of pixels are never seen together" in found.warning
+    assert "51.4 % of the pairs of pixels are never seen together" in warning(found)
     # Four sides: what no side shows together are the pixels of opposite quarters.
-    found = identify(plan(lambda n, s, r: half_mask(n, s, r, side="random"), shape))
+    found = identify(model(lambda n, s, r: half_mask(n, s, r, side="random"), shape))
     assert found.apart == pytest.approx(2 * 9 * 9 / (36 * 35 / 2))
 
 
 def test_one_half_hides_the_other():
-    found = identify(plan(half_mask, (1, 6, 6)))
+    found = identify(model(half_mask, (1, 6, 6)))
     assert (found.hidden, found.learned, found.apart) == (18, 18, 0)
     assert found.shared and bool(found.errors[18:].isinf().all())
-    assert "mostly" not in found.lines()[0]
-    assert "hides 18 of 36 directions" in found.warning and "`clean: 50`" in found.warning
+    assert "mostly" not in lines(found)[0]
+    assert "hides 18 of 36 directions" in warning(found) and "`clean: 50`" in warning(found)
 
 
 @pytest.mark.parametrize("boundary", ["reflect", "circular", "zero"])
 def test_a_blur_has_its_squared_singular_values(boundary):
     shape, d = (1, 7, 6), 42
     law = lambda n, s, r: gaussian_blur(n, s, r, std=0.8, size=5, boundary=boundary)  # noqa: E731
-    found = identify(plan(law, shape))
+    found = identify(model(law, shape))
     A = law(d, shape, Rng.generator(0))
     matrix = A(torch.eye(d).reshape(d, *shape)).flatten(1).T.double()
     assert torch.allclose(found.eigenvalues, torch.linalg.svdvals(matrix) ** 2, atol=1e-6)
@@ -141,7 +144,7 @@ def test_a_blur_has_its_squared_singular_values(boundary):
 
 def test_a_fixed_projection_hides_the_rest():
     matrix = some_matrix(3, 8)
-    found = identify(plan(fixed(matrix), (8,)))
+    found = identify(model(fixed(matrix), (8,)))
     assert found.hidden == 5 and found.learned == 3 and found.shared
     assert torch.allclose(
         found.eigenvalues[:3], torch.linalg.svdvals(matrix[0].double()) ** 2, atol=1e-5
@@ -150,7 +153,7 @@ def test_a_fixed_projection_hides_the_rest():
 
 
 def test_random_projections_hide_nothing():
-    found = identify(plan(lambda n, s, r: random_projection(n, s, r, measurements=3), (8,)))
+    found = identify(model(lambda n, s, r: random_projection(n, s, r, measurements=3), (8,)))
     assert found.hidden == 0 and not found.shared
     assert bool(((found.eigenvalues - 3 / 8).abs() < 0.06).all())
     assert found.pairs == "second moments" and found.apart == 0 and found.complete
@@ -163,20 +166,20 @@ def test_two_projections_that_see_every_direction_do_not_see_every_covariance():
         both = torch.cat([some_matrix(4, 8, "a"), some_matrix(4, 8, "b")])
         return Matrix(shape, both[torch.randint(2, (n,), generator=rng)])
 
-    found = identify(plan(either, (8,)))
+    found = identify(model(either, (8,)))
     assert found.hidden == 0
     assert found.apart == pytest.approx(16 / 36)
-    assert "44.4 % of the second moments" in found.warning
+    assert "44.4 % of the second moments" in warning(found)
 
 
 def test_columns_of_fourier_space_are_looked_at_in_fourier_space():
     """In pixels everything is seen by every operator; of 8 equispaced columns those of one offset,
     and their mirror images, are."""
     law = lambda n, s, r: fourier_mask(n, s, r, acceleration=4, centre=0.0, pattern="equispaced")  # noqa: E731
-    complex_pairs = identify(plan(law, (2, 8, 8)))
+    complex_pairs = identify(model(law, (2, 8, 8)))
     assert complex_pairs.pairs == "directions" and complex_pairs.complete
     assert complex_pairs.apart == pytest.approx(6 * 32 * 32 / (128 * 127 / 2))
-    real_pairs = identify(plan(law, (1, 8, 8)))
+    real_pairs = identify(model(law, (1, 8, 8)))
     assert real_pairs.pairs == "directions" and real_pairs.complete
     assert real_pairs.apart == pytest.approx((16 * 32 + 16 * 16 + 16 * 32) / (64 * 63 / 2))
 
@@ -185,7 +188,7 @@ def test_errors_are_those_of_estimates():
     """400 data sets of a Gaussian signal: the spread of the estimated variance along each singular
     vector."""
     matrix, n, sets, sigma = some_matrix(4, 6), 300, 400, 0.5
-    found = identify(plan(fixed(matrix), (6,), n=n, sigma=sigma))
+    found = identify(model(fixed(matrix), (6,), n=n, sigma=sigma))
     _, s, vt = torch.linalg.svd(matrix[0].double(), full_matrices=False)
     x = math.sqrt(C) * torch.randn(sets, n, 6, generator=Rng.generator("x"), dtype=torch.float64)
     z = x @ vt.T + sigma / s * torch.randn(
@@ -205,9 +208,9 @@ def test_errors_of_operators_that_differ_are_the_information_bound(rows):
     def law(n, shape, rng):
         return Matrix(shape, torch.randn(n, rows, d, generator=rng))
 
-    given = plan(law, (d,), n=n, sigma=sigma)
+    given = model(law, (d,), n=n, sigma=sigma)
     found = identify(given)
-    A = given.law(n, Rng.generator(0, "measure", "train", 0), {})[0].matrix.double()
+    A = given.draw(n, 0)[0].matrix.double()
     values, v = torch.linalg.eigh((A.mT @ A).mean(0))
     cov = C * A @ A.mT + sigma**2 * torch.eye(rows, dtype=torch.float64)
     shown = A @ v
@@ -218,19 +221,19 @@ def test_errors_of_operators_that_differ_are_the_information_bound(rows):
 
 def test_noise_of_all_kinds():
     for p in (
-        plan(identity, (6,), sigma=[0.1, 0.4]),
-        plan(identity, (6,), sigma=[0.1, 0.4], per="pixel"),
+        model(identity, (6,), sigma=[0.1, 0.4]),
+        model(identity, (6,), sigma=[0.1, 0.4], per="pixel"),
     ):
         found = identify(p)
         inverse = (1 / 0.01 - 1 / 0.16) / (
             2 * math.log(4)
         )  # the mean of 1/sigma^2 for log sigma uniform
         assert 1 / found.noise == pytest.approx(inverse, rel=0.1)
-    found = identify(plan(lambda n, s, r: random_mask(n, s, r, keep=0.5), (6,), sigma=0.0))
-    assert found.noise == 0 and found.told == 6
+    found = identify(model(lambda n, s, r: random_mask(n, s, r, keep=0.5), (6,), sigma=0.0))
+    assert found.noise == 0 and found.above_noise == 6
     assert torch.allclose(found.errors, (2 / (1000 * found.eigenvalues)).sqrt())
     heavy = identify(
-        plan(identity, (1, 8, 8), noise=laplace, x=torch.zeros(64, 1, 8, 8), scale=0.2)
+        model(identity, (1, 8, 8), noise=laplace, x=torch.zeros(64, 1, 8, 8), scale=0.2)
     )
     assert heavy.noise == pytest.approx(2 * 0.04, rel=0.2)
 
@@ -239,64 +242,69 @@ def test_weak_directions_are_pooled_or_faint():
     """Singular values chosen so that one direction is told, one is learned from all alone, one is
     too faint and one is hidden."""
     matrix = torch.diag(torch.tensor([1.0, 0.1, 0.02, 1e-5]))[None]
-    found = identify(plan(fixed(matrix), (4,), n=5000, sigma=0.1))
-    assert (found.told, found.pooled, found.learned, found.faint, found.hidden) == (1, 1, 2, 1, 1)
-    assert "hides 1 of 4 directions" in found.warning
-    shown = identify(plan(fixed(matrix[:, :3, :3]), (3,), n=5000, sigma=0.1))
-    assert "1 of 3 directions too faintly" in shown.warning
+    found = identify(model(fixed(matrix), (4,), n=5000, sigma=0.1))
+    assert (found.above_noise, found.pooled, found.learned, found.faint, found.hidden) == (
+        1,
+        1,
+        2,
+        1,
+        1,
+    )
+    assert "hides 1 of 4 directions" in warning(found)
+    shown = identify(model(fixed(matrix[:, :3, :3]), (3,), n=5000, sigma=0.1))
+    assert "1 of 3 directions too faintly" in warning(shown)
     # As many observations as it says are enough.
     wanted = 5000 * (float(shown.errors[-1]) / 0.5) ** 2
-    assert identify(plan(fixed(matrix[:, :3, :3]), (3,), n=math.ceil(wanted), sigma=0.1)).faint == 0
+    assert (
+        identify(model(fixed(matrix[:, :3, :3]), (3,), n=math.ceil(wanted), sigma=0.1)).faint == 0
+    )
 
 
 def test_an_operator_that_is_not_linear_is_looked_at_by_its_derivatives():
     x = torch.rand(64, 1, 4, 4, generator=Rng.generator("x")) * 1.8 - 0.9
-    found = identify(plan(gamma, (1, 4, 4), x=x))
+    found = identify(model(gamma, (1, 4, 4), x=x))
     slopes = 2.2 * ((x.double() + 1) / 2) ** 1.2
     assert torch.allclose(
         found.eigenvalues, slopes.square().mean(0).flatten().sort(descending=True).values, rtol=1e-4
     )
     assert not found.linear and found.operators == 64
-    assert "derivatives of the operator at 64 signals" in found.lines()[0]
-    assert "is not looked at" in found.lines()[-1]
-    seen = identify(plan(gamma, (1, 4, 4), observed=True))
+    assert "derivatives of the operator at 64 signals" in lines(found)[0]
+    assert "is not looked at" in lines(found)[-1]
+    seen = identify(model(gamma, (1, 4, 4), observed=True))
     assert not seen.linear and seen.eigenvalues.shape == (16,)
 
 
 def test_an_operator_without_a_derivative_is_refused():
     jpeg = CATALOG.find("operators", "jpeg").load()
     with pytest.raises(Unsupported, match="no derivative"):
-        identify(plan(jpeg, (1, 8, 8)))
+        identify(model(jpeg, (1, 8, 8)))
 
 
-def test_the_estimate_of_large_signals_is_near_the_truth(monkeypatch):
+def test_the_estimate_of_large_signals_is_near_the_truth():
     law = lambda n, s, r: radon(n, s, r, angles=4)  # noqa: E731
-    exact = identify(plan(law, (1, 16, 16)))
-    monkeypatch.setattr(module, "_DENSE", 16)
-    found = identify(plan(law, (1, 16, 16)))
+    exact = identify(model(law, (1, 16, 16)))
+    found = identify(model(law, (1, 16, 16)), most_entries=16)
     assert exact.exact and not found.exact
     assert float(found.eigenvalues[0]) == pytest.approx(float(exact.eigenvalues[0]), rel=0.05)
     assert float(found.eigenvalues.sum()) == pytest.approx(float(exact.eigenvalues.sum()), rel=0.15)
     assert abs(found.hidden - exact.hidden) < 0.1 * 256
     assert abs(found.learned - exact.learned) < 0.1 * 256
-    assert "estimates" in found.lines()[1]
+    assert "estimates" in lines(found)[1]
 
 
-def test_the_bound_of_large_signals_is_a_bound(monkeypatch):
+def test_the_bound_of_large_signals_is_a_bound():
     law = functools.partial(CATALOG.find("operators", "structured-projection").load(), share=0.5)
-    exact = identify(plan(law, (1, 8, 8), n=300))
-    monkeypatch.setattr(module, "_DENSE", 16)
-    bound = identify(plan(law, (1, 8, 8), n=300))
+    exact = identify(model(law, (1, 8, 8), n=300))
+    bound = identify(model(law, (1, 8, 8), n=300), most_entries=16)
     assert bool((bound.errors >= 0.98 * exact.errors).all())
-    assert bound.warning is None
+    assert warning(bound) is None
 
 
 @pytest.mark.parametrize("limit", [1024, 16])
 @pytest.mark.parametrize("last", ["identity", "gaussian-blur"])
-def test_what_the_first_operators_miss_is_looked_for_in_the_others(monkeypatch, limit, last):
+def test_what_the_first_operators_miss_is_looked_for_in_the_others(limit, last):
     """A pixel in fifty is seen: the hundred operators that are looked at closely do not show a
     tenth of them, the 3,000 of the run do."""
-    monkeypatch.setattr(module, "_DENSE", limit)
     after = CATALOG.find("operators", last).load()
 
     def law(n, shape, rng):
@@ -305,8 +313,8 @@ def test_what_the_first_operators_miss_is_looked_for_in_the_others(monkeypatch, 
             after(n, shape, rng, **({} if last == "identity" else {"std": 0.5, "size": 3})),
         )
 
-    found = identify(plan(law, (1, 12, 12), n=3000))
-    assert found.hidden == 0 and found.faint == 0 and found.warning is None
+    found = identify(model(law, (1, 12, 12), n=3000), most_entries=limit)
+    assert found.hidden == 0 and found.faint == 0 and warning(found) is None
     assert found.learned + found.unknown == 144
     assert float(found.eigenvalues.sum()) == pytest.approx(
         144 * 0.02, rel=0.5 if last == "identity" else 0.8
@@ -344,24 +352,23 @@ def test_what_the_first_operators_miss_is_looked_for_in_the_others(monkeypatch, 
 )
 def test_the_words_on_the_recipes(name, words):
     found = of_recipe(name)
-    text = "\n".join(found.lines())
+    text = "\n".join(lines(found))
     for word in words:
         assert word in text
-    assert found.warning is None
-    assert json.loads(json.dumps(found.describe(), allow_nan=False))["directions"] == 64
+    assert warning(found) is None
+    assert json.loads(json.dumps(describe(found), allow_nan=False))["directions"] == 64
 
 
 def test_a_blur_without_clean_images_is_warned_of():
     found = of_recipe("blur.yaml", "clean=0", "phases.0.fit={objective: gaussian-moments}")
-    assert (
-        "no number of observations" in found.warning
-        and "grant clean images: `clean: 50`" in found.warning
-    )
-    assert "\n" not in found.warning
-    begun = identify(plan(half_mask, (1, 6, 6), prior="runs/other"))
-    assert begun.warning is None and "what the recipe begins with" in begun.lines()[-1]
-    few = identify(plan(half_mask, (1, 6, 6), clean=10))
-    assert few.warning is None and "no more than 9 combinations of the 18" in few.lines()[-1]
+    assert "no number of observations" in warning(
+        found
+    ) and "grant clean images: `clean: 50`" in warning(found)
+    assert "\n" not in warning(found)
+    begun = identify(model(half_mask, (1, 6, 6), prior=True))
+    assert warning(begun) is None and "what the recipe begins with" in lines(begun)[-1]
+    few = identify(model(half_mask, (1, 6, 6), clean=10))
+    assert warning(few) is None and "no more than 9 combinations of the 18" in lines(few)[-1]
 
 
 def test_operators_that_came_with_the_observations_are_looked_at(tmp_path):
@@ -373,7 +380,7 @@ def test_operators_that_came_with_the_observations_are_looked_at(tmp_path):
     found = of_recipe("inpainting.yaml", "data=null", given, "evaluate.metrics=[]")
     assert found.hidden == 24 and found.operators == 20
     assert sorted(set(found.eigenvalues.tolist())) == [0.0, 0.5, 1.0]
-    assert "`prior:`" in found.warning and not found.truth
+    assert "`prior:`" in warning(found) and not found.truth
 
 
 def test_the_command():
@@ -390,3 +397,15 @@ def test_the_command():
         "phases.1.sampler={name: dps, guidance: norm}",
     ]
     assert "no derivative" in invem("identify", *words, code=2).stderr
+
+
+def test_a_plan_is_analysed_with_the_operators_of_its_run():
+    """Blocks of 1,024, each with a stream of its own; signals and clean images as in the recipe."""
+    loaded = recipe.load(ROOT / "recipes" / "inpainting.yaml", ["clean=7", "seed=3"])
+    made = make(loaded, CATALOG)
+    found = observation_model(made)
+    assert found.block == 1024 and found.observations == made.train and found.clean == 7
+    assert found.shape == made.shape and not found.prior and found.stored is None
+    expected = made.law(4, Rng.generator(3, "measure", "train", 1))[0]
+    assert torch.equal(found.draw(4, 1)[0].mask, expected.mask)
+    assert torch.equal(found.signals(5), made.data("train")[torch.arange(5)].x)

@@ -205,7 +205,7 @@ def test_the_posterior_mean_is_that_of_the_draws_and_of_the_dense_mixture():
         assert torch.allclose(prior.posterior_mean(m).double(), expected, atol=1e-4)
         assert torch.allclose(dense.posterior_mean(m).double(), expected, atol=1e-6)
         assert torch.allclose(MixtureDenoiser(prior).posterior_mean(m), prior.posterior_mean(m))
-        if m.alike:
+        if m.shares_operator:
             both = prior.conditioned(m[:1])
             assert torch.allclose(both.mean(m.y), prior.posterior_mean(m), atol=1e-5)
             assert torch.allclose(
@@ -225,7 +225,7 @@ def test_operators_that_differ_are_measured_with_again():
         m,
         MixtureDenoiser(prior),
     )
-    assert not denoiser.alike
+    assert not denoiser.shares_operator_and_noise
     loss = Refine().loss(denoiser, Example(x[:7]), rng(7))
     loss.mean().backward()
     assert loss.shape == (7,) and bool(loss.isfinite().all())

@@ -1,1 +1,38 @@
-"""What observations can tell before and while a prior is learned: spectra and calibration."""
+"""What observations can say before and while a prior is learned: identifiability and calibration.
+
+`identify` computes which directions of a signal, and which covariances, the operators and the noise
+let be learned. `calibrate` estimates options of operator and noise that are only roughly known.
+"""
+
+from invem.analysis.calibration import (
+    Calibrated,
+    MeasurementAt,
+    by_draws,
+    by_moments,
+    by_score,
+    calibrate,
+    rebuilt,
+    score,
+)
+from invem.analysis.identifiability import Identifiability, identify
+from invem.analysis.model import ObservationModel
+from invem.analysis.parameters import Parameters
+from invem.analysis.words import describe, lines, warning
+
+__all__ = [
+    "Calibrated",
+    "Identifiability",
+    "MeasurementAt",
+    "ObservationModel",
+    "Parameters",
+    "by_draws",
+    "by_moments",
+    "by_score",
+    "calibrate",
+    "describe",
+    "identify",
+    "lines",
+    "rebuilt",
+    "score",
+    "warning",
+]

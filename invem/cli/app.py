@@ -227,12 +227,13 @@ def plan(
     recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
 ) -> None:
     """Check a recipe and print what it would do; compute nothing."""
-    from invem.analysis.identify import identify
+    from invem import analysis
     from invem.errors import Unsupported
+    from invem.planning.observation_model import observation_model
 
     made = _plan(recipe, overrides, smoke)
     try:
-        lines = identify(made).lines()
+        lines = analysis.lines(analysis.identify(observation_model(made)))
     except Unsupported as reason:
         lines = [str(reason)]
     _print({**made.describe(), "identifiability": lines}, as_json)
@@ -244,13 +245,14 @@ def identify(
 ) -> None:
     """Say what the observations of a recipe can tell of its signals, what is hidden, and how many
     clean images would help."""
-    from invem.analysis.identify import identify
+    from invem import analysis
+    from invem.planning.observation_model import observation_model
 
-    found = identify(_plan(recipe, overrides, smoke))
+    found = analysis.identify(observation_model(_plan(recipe, overrides, smoke)))
     if as_json:
-        _print(found.describe(), True)
+        _print(analysis.describe(found), True)
     else:
-        print("\n".join(found.lines()))
+        print("\n".join(analysis.lines(found)))
 
 
 @app.command()

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from invem.analysis.calibrate import changed
 from invem.batched import Rng
+from invem.config.nested import with_option
 from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
@@ -84,5 +84,5 @@ class MeasurementModel:
         for key, value in theta.items():
             name, _, rest = key.partition(".")
             if name == kind:
-                found = changed(found, rest.split("."), value)
+                found = with_option(found, rest.split("."), value)
         return found

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invem.analysis.calibrate import Parameters, calibrate, number
+from invem.analysis import Parameters, calibrate
+from invem.config.nested import option_number
 from invem.errors import NumericalError
 from invem.measurement import Measurement
 from invem.prior import Prior
@@ -176,7 +177,7 @@ def _calibrate(
     start = {}
     for key in phase.calibrate:
         kind, _, rest = key.partition(".")
-        start[key] = theta.get(key, number(options[kind], rest.split(".")))
+        start[key] = theta.get(key, option_number(options[kind], rest.split(".")))
     order = torch.randperm(run.plan.train, generator=run.generator("calibrate", *at))
     tuned = run.tuned(sampler, prior, observations.at(theta), "tune", *at)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from invem import store
+from invem import analysis, store
 from invem.config import yaml
 from invem.errors import Unsupported
 from invem.objective import ClosedFormObjective
@@ -86,7 +86,8 @@ def _begin(run: Context) -> Iterator[Record]:
     if not run.directory.has_json("identifiability"):
         try:
             found = plan.identifiability()
-            told = {**found.describe(), "lines": found.lines(), "warning": found.warning}
+            told = analysis.describe(found)
+            told |= {"lines": analysis.lines(found), "warning": analysis.warning(found)}
         except Unsupported as reason:
             told = {"lines": [str(reason)], "warning": None}
         run.directory.write_json("identifiability", told)

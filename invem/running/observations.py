@@ -7,7 +7,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from invem.analysis.calibrate import rebuilt
+from invem import store
+from invem.analysis import rebuilt
 from invem.batched import Rng
 from invem.errors import DataError
 from invem.measurement import Measurement
@@ -15,7 +16,6 @@ from invem.noise import NoiseModel
 from invem.operator import Operator
 from invem.planning.model import MeasurementModel
 from invem.storage.directory import Folder
-from invem import store
 
 __all__ = ["BLOCK", "Observations", "with_shared"]
 

@@ -162,7 +162,7 @@ def _gaussian(prior: Gaussian, m: Measurement) -> Tensor:
     entrywise = bool(m.provides & {"mask", "identity"})
     size, d = m.y[0].numel(), prior.mean.numel()
     low = entrywise and 2 * prior.cov.factor.shape[1] < size
-    common = _spread(prior, m[0]) if not low and m.alike else None
+    common = _spread(prior, m[0]) if not low and m.shares_operator else None
     if size > LARGEST and not entrywise and common is None:
         raise Unsupported(
             f"observation-likelihood solves a dense system for each operator: {size} entries are"

@@ -23,8 +23,8 @@ class GaussianMoments(ClosedFormObjective):
     Attributes:
         rank: The number of factors F; 64 if null. Not with `shrink`, whose covariance has all.
         shrink: For a few signals (granted clean images): the share of the covariance of a smooth
-            field in theirs (`Gaussian.shrunken`), between 0 and 1, or "auto"; null is factor
-            analysis. For signals of at most 4,096 entries.
+            field in theirs (`Gaussian.shrunk_to_smooth_field`), between 0 and 1, or "auto"; null is
+            factor analysis. For signals of at most 4,096 entries.
     """
 
     rank: Annotated[int, Ge(0)] | None = None
@@ -63,4 +63,4 @@ class GaussianMoments(ClosedFormObjective):
         x = torch.cat(drawn)
         if self.shrink is None:
             return Gaussian.fit(x, 64 if self.rank is None else self.rank)
-        return Gaussian.shrunken(x, None if self.shrink == "auto" else self.shrink)
+        return Gaussian.shrunk_to_smooth_field(x, None if self.shrink == "auto" else self.shrink)

@@ -137,7 +137,7 @@ class RefinedDenoiser(Observing):
         for name, tensor in {} if exact is None else exact.tensors().items():
             self.register_buffer(_PRIOR + name.replace(".", "-"), tensor)
         # Where all observations share operator and noise, what these alone decide is kept.
-        self._common = observations is not None and observations.shares_likelihood
+        self._common = observations is not None and observations.shares_operator_and_noise
         self._exact: list[Gaussian | Mixture | FactorMixture] = []
         self._conditioned: list[Conditioned] = []
 
