@@ -1,6 +1,7 @@
 """The benchmark of samplers: what it says of samplers whose answer is known, what it counts, and
 what it writes."""
 
+import ast
 import dataclasses
 import json
 import math
@@ -50,11 +51,17 @@ from invem.bench import (
     uniformity_gap,
     write_figure,
 )
+from invem.bench.metrics import shown, tuning_metric
+from invem.bench.statistics import PER_OBSERVATION, PER_SEED, RATIOS
+from invem.config import recipe
 from invem.config.catalog import Catalog, Component
 from invem.linear import Mask
+from invem.planning.plan import make
+from invem.running.run import Run
 
 ROOT = Path(__file__).parent.parent
 CATALOG = Catalog.load()
+BUILT_IN = {kind: set(offers) for kind, offers in CATALOG.offers.items()}
 CLOSED = [name for name, definition in PROBLEMS.items() if definition.prior is not None]
 PAGE = (ROOT / "docs" / "bench.md").read_text("utf-8").replace("\\|", "|")
 
@@ -639,6 +646,63 @@ def test_the_page_and_the_table_show_every_sampler(found):
     assert to_rich(found).row_count == 4
 
 
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_the_figure_is_an_image_with_every_sampler_that_has_numbers(found, tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_figure(found, path)
+    data = path.read_bytes()
+    write_figure(found, path)
+    assert path.read_bytes() == data
+    if suffix == ".png":
+        assert data.startswith(b"\x89PNG")
+        return
+    text = data.decode()
+    assert ">oracle<" in text and ">oracle:width=0.5<" in text and ">fails<" not in text
+    assert "sliced-wasserstein" in text
+    write_figure(found, path, "psnr")
+    assert "psnr (dB)" in path.read_text("utf-8")
+
+
+def test_a_figure_that_cannot_be_drawn_is_told(found, tmp_path):
+    with pytest.raises(RecipeError, match=r"a\.gif: the name of a figure ends in \.svg or \.png"):
+        write_figure(found, tmp_path / "a.gif")
+    with pytest.raises(RecipeError, match="no sampler has a value of ssim"):
+        write_figure(found, tmp_path / "a.svg", "ssim")
+
+
+def test_names_on_the_page_are_escaped(found):
+    other = json.loads(json.dumps(found))
+    other["rows"][0]["setting"] = "<script>&"
+    other["left_out"] = ["<b>"]
+    text = render_page(other, {})
+    parsed(text)
+    assert "<script>" not in text and "&lt;script&gt;&amp;" in text and "&lt;b&gt;" in text
+
+
+def test_built_in_problems_and_metrics_are_read_from_data_files():
+    for definition in PROBLEMS.values():
+        closed = (definition.prior, definition.operator, definition.noise)
+        assert all(closed) != bool(definition.recipe)
+    statistics = PER_OBSERVATION.keys() | RATIOS.keys() | PER_SEED.keys()
+    used = {m.source["statistic"] for m in METRICS.values() if "statistic" in m.source}
+    assert used == statistics
+    shown_names = {n for w in ("columns", "plots") for e in (True, False) for n in shown(w, e)}
+    assert (
+        shown_names <= METRICS.keys()
+        and {tuning_metric(True), tuning_metric(False)} <= METRICS.keys()
+    )
+
+
+def test_the_package_names_no_sampler_and_no_metric():
+    names = {name for kind in ("samplers", "metrics", "operators") for name in BUILT_IN[kind]}
+    # Words of the language of a benchmark that are names of samplers too.
+    names -= {"prior", "exact", "observation", "identity", "sum", "pad", "crop", "stack"}
+    for path in (ROOT / "invem" / "bench").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in names, f"{path.name}: {node.value}"
+
+
 def test_numbers_that_are_not_finite_are_null():
     problem = build_problem("gaussian", CATALOG)
     row = Row("a", "a", {}, metrics={"psnr": Value(math.inf, math.nan, 2)}, failures=1, draws=2)
@@ -675,6 +739,10 @@ def smoke(tmp_path_factory):
 
 
 FEW = ["--observations", "2", "--draws", "4", "--seeds", "2"]
+
+
+def opened(folder):
+    return Run(make(recipe.load(folder / "recipe.yaml"), CATALOG), folder)
 
 
 def test_a_run_is_benched_on_its_held_out_observations(smoke, tmp_path):
@@ -725,12 +793,10 @@ def test_the_truth_may_be_drawn_from_the_prior_of_a_run(smoke, tmp_path, monkeyp
     path = tmp_path / "a.json"
     invem("bench", smoke, "--samplers", "mmps:steps=3", *FEW, "--truth", "prior", "--json", path)
     assert read_document(path)["problem"]["truth"] == "prior"
-    from invem.cli import _open
-
-    problem = problem_of_run(_open(smoke), "prior")
+    problem = problem_of_run(opened(smoke), "prior")
     (x, m), (held, measured) = (
         problem.measure(0, "test", 2),
-        problem_of_run(_open(smoke)).measure(0, "test", 2),
+        problem_of_run(opened(smoke)).measure(0, "test", 2),
     )
     assert (
         not torch.allclose(x, held)
@@ -749,9 +815,8 @@ def _generate(*arguments):
 
 def test_the_held_out_observations_are_those_of_the_run(smoke):
     from invem import store
-    from invem.cli import _open
 
-    problem = problem_of_run(_open(smoke))
+    problem = problem_of_run(opened(smoke))
     truth = store.read(smoke / "truth" / "00000.safetensors")["x"]
     drawn = [problem.measure(seed, "test", 3)[0] for seed in range(2)] + [
         problem.measure(0, "validation", 2)[0]
@@ -781,14 +846,14 @@ def test_a_gaussian_prior_of_a_run_has_an_exact_posterior(tmp_path):
 
 def test_a_recipe_is_benched_where_it_was_run(smoke, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text((smoke / "recipe.yaml").read_text())
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((smoke / "recipe.yaml").read_text())
     assert "invem run mine.yaml --out runs/mine" in invem("bench", "mine.yaml", code=2).stderr
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(smoke)
     done = invem("bench", "mine.yaml", "--samplers", "mmps:steps=2", *FEW, "--markdown")
     assert "| mmps:steps=2 | 2 |" in done.stdout
-    recipe.write_text(recipe.read_text().replace("seed: 0", "seed: 1"))
+    mine.write_text(mine.read_text().replace("seed: 0", "seed: 1"))
     assert "other settings" in invem("bench", "mine.yaml", code=2).stderr
 
 

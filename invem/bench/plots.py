@@ -46,6 +46,11 @@ class _Point(NamedTuple):
     sem: float
     label: str
 
+    def bar(self, log: bool) -> tuple[float, float]:
+        """The ends of the bar of one standard error. On a logarithmic axis it stays above zero."""
+        below = min(self.sem, self.value / 2) if log else self.sem
+        return self.value - below, self.value + self.sem
+
 
 def write_figure(document: Mapping[str, Any], path: Path, metric: str | None = None) -> None:
     """Writes the plot of quality against cost as an image.
@@ -115,16 +120,13 @@ def quality_plot(document: Mapping[str, Any], metric: str) -> "Figure | None":
         axes.set_xlabel("forwards and products per draw")
         axes.set_ylabel(METRICS[metric].title(metric))
         for point in points:
-            # On a logarithmic axis a bar must not reach zero.
-            below = min(point.sem, point.value / 2) if log else point.sem
-            axes.errorbar(
-                point.cost, point.value, [[below], [point.sem]], color=_ACCENT, fmt="o", ms=4, lw=1
-            )
+            axes.plot(point.cost, point.value, color=_ACCENT, marker="o", ms=4)
+            axes.plot([point.cost] * 2, point.bar(log), color=_ACCENT, lw=1)
         if floor:
             axes.axhline(floor, color=_SOFT, ls="--", lw=1)
         axes.margins(0.06, 0.1)
         _set_ticks(axes, log)
-        _label_points(figure, axes, points)
+        _label_points(figure, axes, points, log)
     return figure
 
 
@@ -153,12 +155,16 @@ def _set_ticks(axes: "Axes", log_y: bool) -> None:
         axis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
 
 
-def _label_points(figure: "Figure", axes: "Axes", points: list[_Point]) -> None:
-    """Writes each label beside its point, at the first place where it hides no earlier label."""
+def _label_points(figure: "Figure", axes: "Axes", points: list[_Point], log: bool) -> None:
+    """Writes each label beside its point, at the first place where it hides no label and no bar."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
-    frame, taken = axes.get_window_extent(), list[Bbox]()
+    frame = axes.get_window_extent()
+    taken = [
+        Bbox(axes.transData.transform([(point.cost, end) for end in point.bar(log)]))
+        for point in points
+    ]
     shifts = sorted(range(-60, 61, 12), key=abs)
     places = [(7 * side, shift) for shift in shifts for side in (1, -1)]
     for point in sorted(points, key=lambda point: -point.value):
@@ -166,6 +172,7 @@ def _label_points(figure: "Figure", axes: "Axes", points: list[_Point]) -> None:
         label = axes.annotate(
             text,
             (point.cost, point.value),
+            xytext=(0, 0),
             textcoords="offset points",
             va="center",
             color=_SOFT,

@@ -91,7 +91,8 @@ def misfit(batch: Batch) -> Tensor | None:
     b, k = batch.draws.shape[:2]
     m = batch.m[torch.arange(b).repeat_interleave(k)]
     gap: Tensor = (m.y - m.A(batch.draws.flatten(0, 1))).abs()
-    return (gap.square() / m.noise.var()).flatten(1).mean(1).reshape(b, k).mean(1)
+    squared: Tensor = gap.square() / m.noise.var()
+    return squared.flatten(1).mean(1).reshape(b, k).mean(1)
 
 
 def coverage(batch: Batch, level: float) -> Tensor:
@@ -109,7 +110,7 @@ def mean_error(batch: Batch) -> Tensor | None:
         return None
     root = torch.linalg.cholesky(posterior.cov[batch.rows])
     gap = (batch.flat.mean(1) - posterior.mean[batch.rows])[..., None]
-    white = torch.linalg.solve_triangular(root, gap, upper=False)[..., 0]
+    white: Tensor = torch.linalg.solve_triangular(root, gap, upper=False)[..., 0]
     return white.square().mean(1).sqrt()
 
 
@@ -266,7 +267,9 @@ class SeedDraws:
             excess += own / len(self.finite)
         root = torch.linalg.cholesky(cov)
         half = torch.linalg.solve_triangular(root, excess, upper=False)
-        return 1 + torch.linalg.eigvalsh(torch.linalg.solve_triangular(root, half.mT, upper=False))
+        white = torch.linalg.solve_triangular(root, half.mT, upper=False)
+        values: Tensor = torch.linalg.eigvalsh(white)
+        return 1 + values
 
 
 def rank_ks(seed: SeedDraws) -> float:
