@@ -152,7 +152,7 @@ def _set_ticks(axes: "Axes", log_y: bool) -> None:
         subs = (1.0, 2.0, 5.0) if decades < 4 else (1.0,)
         axis.set_major_locator(LogLocator(subs=subs) if decades > 1 else MaxNLocator(5))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+        axis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
 
 
 def _label_points(figure: "Figure", axes: "Axes", points: list[_Point], log: bool) -> None:

@@ -10,7 +10,7 @@ from invem.bench.metrics import METRICS, shown
 
 __all__ = ["cell", "cells", "good_rows", "metric_cells", "render_markdown", "summary", "to_rich"]
 
-_COSTS = ("forwards", "products", "A, Aᵀ, A⁺/SVD", "ms a draw", "MiB")
+_COSTS = ("forwards", "products", "A, Aᵀ, A⁺/SVD", "ms per draw", "MiB")
 
 
 def summary(document: Mapping[str, Any]) -> str:
