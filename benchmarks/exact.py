@@ -8,28 +8,27 @@ defaults and the particle filters and the noise-matched Gibbs sampler at larger 
 (not on the manifold). About half an hour on one core.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from invem import store
-from invem.bench import bench, benchpage, problems
+from invem.bench import (
+    PROBLEMS,
+    Design,
+    build_problem,
+    compare_samplers,
+    make_document,
+    parse_sampler,
+    render_markdown,
+    select_samplers,
+    write_document,
+)
 from invem.config.catalog import Catalog
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-PROBLEMS = (
-    "gaussian",
-    "gaussian-loud",
-    "gaussian-blur",
-    "mixture-2",
-    "mixture-8",
-    "mixture-8-mask",
-    "mixture-80",
-    "manifold",
-)
+CLOSED_FORM = [name for name, definition in PROBLEMS.items() if definition.prior is not None]
 MORE = (
     "twisted-smc:particles=32:steps=128",
     "mcg-diff:particles=64:steps=200",
@@ -42,34 +41,25 @@ SEEDS, OBSERVATIONS = 3, 8
 def main():
     torch.set_num_threads(1)
     catalog = Catalog.load()
-    for name in sys.argv[1:] or PROBLEMS:
+    for name in sys.argv[1:] or CLOSED_FORM:
         begun = time.perf_counter()
-        problem = problems.build(name, catalog, "held-out", "cpu")
-        n, k = bench.sizes(problem, OBSERVATIONS, None)
-        chosen, left = bench.settings(problem, catalog, None, [], None)
+        problem = build_problem(name, catalog, device="cpu")
+        design = Design.of(problem, SEEDS, OBSERVATIONS)
+        chosen, left_out = select_samplers(problem, catalog)
         fitting = {setting.label.partition(":")[0] for setting in chosen}
         # The prior of the manifold has hundreds of modes, and a call of its denoiser costs as much.
         chosen += [
-            bench.parse(spec, catalog)
+            parse_sampler(spec, catalog)
             for spec in MORE
             if spec.partition(":")[0] in fitting and name != "manifold"
         ]
         rows = []
-        for row in bench.bench(problem, chosen, catalog, SEEDS, n, k, 0):
+        for row in compare_samplers(problem, chosen, catalog, design):
             rows.append(row)
             print(name, row.setting, f"{time.perf_counter() - begun:.0f} s", flush=True)
-        asked = {
-            "seeds": list(range(SEEDS)),
-            "observations": n,
-            "draws": k,
-            "budget": None,
-            "tune": 0,
-        }
-        found = bench.document(problem, rows, asked, left)
-        store.write_text(
-            RESULTS / f"bench-{name}.json", json.dumps(found, indent=1, allow_nan=False) + "\n"
-        )
-        print(benchpage.markdown(found))
+        found = make_document(problem, rows, design, left_out)
+        write_document(found, RESULTS / f"bench-{name}.json")
+        print(render_markdown(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmark of samplers: what it says of samplers whose answer is known, what it counts, and
 what it writes."""
 
+import ast
 import dataclasses
 import json
 import math
@@ -24,16 +25,44 @@ from invem import (
     RecipeError,
     Rng,
 )
-from invem.bench import bench as benches
-from invem.bench import benchpage, problems
-from invem.bench.bench import FLOOR, LEVELS, METRICS, bench, document, settings
-from invem.bench.problems import NAMES, SUMMARIES, Isotropic, Posterior, build
+from invem.bench import (
+    FLOOR,
+    LEVELS,
+    METRICS,
+    PROBLEMS,
+    Design,
+    IsotropicMixtureDenoiser,
+    Posterior,
+    Row,
+    Value,
+    build_problem,
+    compare_samplers,
+    compare_with_baseline,
+    coverage_curve,
+    make_document,
+    parse_sampler,
+    problem_of_run,
+    problems,
+    read_document,
+    render_markdown,
+    render_page,
+    select_samplers,
+    to_rich,
+    uniformity_gap,
+    write_figure,
+)
+from invem.bench.metrics import shown, tuning_metric
+from invem.bench.statistics import PER_OBSERVATION, PER_SEED, RATIOS
+from invem.config import recipe
 from invem.config.catalog import Catalog, Component
 from invem.linear import Mask
+from invem.planning.plan import make
+from invem.running.run import Run
 
 ROOT = Path(__file__).parent.parent
 CATALOG = Catalog.load()
-CLOSED = [name for name in NAMES if name != "digits"]
+BUILT_IN = {kind: set(offers) for kind, offers in CATALOG.offers.items()}
+CLOSED = [name for name, definition in PROBLEMS.items() if definition.prior is not None]
 PAGE = (ROOT / "docs" / "bench.md").read_text("utf-8").replace("\\|", "|")
 
 
@@ -135,10 +164,11 @@ for _name, _factory in {
 
 
 def rows(problem, samplers, **options):
-    problem = build(problem, CATALOG) if isinstance(problem, str) else problem
-    chosen, left = settings(problem, CATALOG, samplers)
+    problem = build_problem(problem, CATALOG) if isinstance(problem, str) else problem
+    chosen, left = select_samplers(problem, CATALOG, samplers)
     assert not left
-    return {row.setting: row for row in bench(problem, chosen, CATALOG, **options)}
+    design = Design.of(problem, **options)
+    return {row.setting: row for row in compare_samplers(problem, chosen, CATALOG, design)}
 
 
 def values(row):
@@ -161,7 +191,7 @@ def dense(m):
 
 @pytest.mark.parametrize("name", CLOSED)
 def test_the_exact_posterior_is_that_of_other_formulas(name):
-    problem = build(name, CATALOG)
+    problem = build_problem(name, CATALOG)
     x, m = problem.measure(0, "test", 3)
     assert x.shape == (3, *problem.shape)
     found = problem.posterior(m)
@@ -189,7 +219,7 @@ def test_the_exact_posterior_is_that_of_other_formulas(name):
 
 @pytest.mark.parametrize("name", ["gaussian-blur", "mixture-2", "mixture-8-mask", "manifold"])
 def test_draws_have_the_moments_of_the_posterior(name):
-    problem = build(name, CATALOG)
+    problem = build_problem(name, CATALOG)
     _, m = problem.measure(1, "test", 2)
     posterior = problem.posterior(m)
     k = 20_000
@@ -203,8 +233,8 @@ def test_draws_have_the_moments_of_the_posterior(name):
 
 def test_mixtures_have_several_modes_and_the_fast_denoiser_is_the_general_one():
     for name in ("mixture-8", "manifold"):
-        problem = build(name, CATALOG)
-        assert isinstance(problem.denoiser, Isotropic)
+        problem = build_problem(name, CATALOG)
+        assert isinstance(problem.denoiser, IsotropicMixtureDenoiser)
         x, m = problem.measure(0, "test", 16)
         for sigma in (0.05, 0.5, torch.linspace(0.1, 20, 16)[:, None]):
             x_t = x + sigma * torch.randn(x.shape, generator=Rng.generator("z"))
@@ -214,7 +244,7 @@ def test_mixtures_have_several_modes_and_the_fast_denoiser_is_the_general_one():
 
 
 def test_a_seed_is_its_observations_and_the_splits_are_apart():
-    problem = build("mixture-8", CATALOG)
+    problem = build_problem("mixture-8", CATALOG)
     (x, m), (x2, m2) = problem.measure(3, "test", 4), problem.measure(3, "test", 4)
     assert torch.equal(x, x2) and torch.equal(m.y, m2.y) and torch.equal(m.A.matrix, m2.A.matrix)
     for other, _ in (problem.measure(4, "test", 4), problem.measure(3, "validation", 4)):
@@ -292,10 +322,10 @@ def test_ranks_have_their_nominal_coverage_for_any_number_of_draws():
     for k in (1, 4, 7):
         r = torch.arange(k + 1, dtype=torch.float64)
         ranks = torch.stack([r / (k + 1), (r + 1) / (k + 1)], -1)
-        assert benches._coverage(ranks[None])[0].tolist() == pytest.approx(LEVELS)
-        assert benches._ks(ranks) < 1e-12
+        assert coverage_curve(ranks[None])[0].tolist() == pytest.approx(LEVELS)
+        assert uniformity_gap(ranks) < 1e-12
     point = torch.tensor([[0.0, 1 / 9]])
-    assert benches._ks(point) == pytest.approx(0.89, abs=0.01)
+    assert uniformity_gap(point) == pytest.approx(0.89, abs=0.01)
     row = rows("gaussian", "oracle", seeds=1, observations=600, draws=3)["oracle"]
     for name, target in {"coverage-50": 0.5, "coverage-90": 0.9}.items():
         assert abs(row.metrics[name].value - target) < 4 * row.metrics[name].sem < 0.06
@@ -317,9 +347,10 @@ def test_calls_are_counted():
 
 @pytest.mark.parametrize("name", ["mmps", "dps"])
 def test_counts_are_those_that_samplers_name(name):
-    problem = build("gaussian", CATALOG)
-    (setting,), _ = settings(problem, CATALOG, f"{name}:steps=6")
-    _, row = bench(problem, [setting], CATALOG, seeds=1, observations=2, draws=2)
+    problem = build_problem("gaussian", CATALOG)
+    (setting,), _ = select_samplers(problem, CATALOG, f"{name}:steps=6")
+    design = Design.of(problem, seeds=1, observations=2, draws=2)
+    _, row = compare_samplers(problem, [setting], CATALOG, design)
     assert (row.forwards, row.products) == setting.sampler().cost
     assert row.operator >= 6 and row.adjoint >= 6
 
@@ -366,20 +397,20 @@ def test_samplers_get_the_same_numbers():
 
 
 def test_steps_and_a_budget_choose_settings():
-    problem = build("gaussian", CATALOG)
-    chosen, _ = settings(problem, CATALOG, "steps,steps:steps=5,oracle", steps=[4, 8])
+    problem = build_problem("gaussian", CATALOG)
+    chosen, _ = select_samplers(problem, CATALOG, "steps,steps:steps=5,oracle", steps=[4, 8])
     assert [s.label for s in chosen] == [
         "steps:steps=4",
         "steps:steps=8",
         "steps:steps=5",
         "oracle",
     ]
-    chosen, left = settings(
+    chosen, left = select_samplers(
         problem, CATALOG, "steps,steps:careful=true,oracle,steps:steps=7", budget=99
     )
     assert [s.label for s in chosen] == ["steps", "steps:careful=true", "oracle", "steps:steps=7"]
     assert [s.values.get("steps") for s in chosen] == [24, 12, None, 7]
-    chosen, left = settings(problem, CATALOG, "steps,oracle,steps:steps=7,mmps", budget=15)
+    chosen, left = select_samplers(problem, CATALOG, "steps,oracle,steps:steps=7,mmps", budget=15)
     assert [s.label for s in chosen] == ["oracle", "mmps"]
     assert left == [
         f"{name} is left out: it cannot do with 15 forwards and products a draw"
@@ -389,12 +420,12 @@ def test_steps_and_a_budget_choose_settings():
     more = mmps.factory(**{**mmps.values, "steps": mmps.values["steps"] + 1})
     assert sum(mmps.sampler().cost) <= 15 < sum(more.cost)
     with pytest.raises(RecipeError, match="give one of them"):
-        settings(problem, CATALOG, "steps", steps=[4], budget=9)
+        select_samplers(problem, CATALOG, "steps", steps=[4], budget=9)
 
 
 def test_every_sampler_that_fits_is_compared_by_default():
-    problem = build("gaussian", CATALOG)
-    names = {setting.name for setting in settings(problem, CATALOG)[0]}
+    problem = build_problem("gaussian", CATALOG)
+    names = {setting.name for setting in select_samplers(problem, CATALOG)[0]}
     assert {"mmps", "dps", "oracle", "steps"} <= names
     nonlinear = CATALOG.find("operators", "clip").load()
 
@@ -404,7 +435,7 @@ def test_every_sampler_that_fits_is_compared_by_default():
 
     other = dataclasses.replace(problem, measure=measure)
     assert other.posterior(measure(0, "test", 2)[1]) is None
-    left = {setting.name for setting in settings(other, CATALOG)[0]}
+    left = {setting.name for setting in select_samplers(other, CATALOG)[0]}
     assert "dps" in left and not left & {"mmps", "oracle"}
     with pytest.raises(
         RecipeError,
@@ -412,7 +443,7 @@ def test_every_sampler_that_fits_is_compared_by_default():
             r"^mmps needs adjoint, which gaussian does not provide \(these samplers fit: .*dps.*\)$"
         ),
     ):
-        settings(other, CATALOG, "dps,mmps")
+        select_samplers(other, CATALOG, "dps,mmps")
     assert FLOOR not in rows(other, "steps", seeds=1, observations=2, draws=4)
 
 
@@ -430,19 +461,19 @@ def test_every_sampler_that_fits_is_compared_by_default():
 )
 def test_a_mistake_in_a_sampler_is_one_line(samplers, message):
     with pytest.raises(RecipeError, match=message) as caught:
-        settings(build("gaussian", CATALOG), CATALOG, samplers)
+        select_samplers(build_problem("gaussian", CATALOG), CATALOG, samplers)
     assert "\n" not in str(caught.value)
 
 
 def test_options_may_hold_commas_and_colons():
     spec = "mmps:steps=4:schedule={name: karras, sigma_max: 5.0},dps:steps=3"
-    chosen, _ = settings(build("gaussian", CATALOG), CATALOG, spec)
+    chosen, _ = select_samplers(build_problem("gaussian", CATALOG), CATALOG, spec)
     assert chosen[0].values["schedule"].sigma_max == 5 and chosen[1].values["steps"] == 3
-    assert benches.parse(chosen[0].label, CATALOG).values == chosen[0].values
+    assert parse_sampler(chosen[0].label, CATALOG).values == chosen[0].values
 
 
 def test_tuning_takes_other_observations_and_keeps_what_was_given():
-    problem, asked = build("gaussian", CATALOG), []
+    problem, asked = build_problem("gaussian", CATALOG), []
 
     def measure(seed, split, n):
         asked.append((seed, split, n))
@@ -459,12 +490,10 @@ def test_tuning_takes_other_observations_and_keeps_what_was_given():
         ),
     )
     watched = dataclasses.replace(problem, measure=measure)
-    chosen, _ = settings(watched, CATALOG, "shy,shy:width=4.0,steps,oracle:shift=0.1")
+    chosen, _ = select_samplers(watched, CATALOG, "shy,shy:width=4.0,steps,oracle:shift=0.1")
     asked.clear()
-    found = {
-        row.setting: row
-        for row in bench(watched, chosen, CATALOG, seeds=2, observations=8, draws=32, trials=12)
-    }
+    design = Design.of(watched, seeds=2, observations=8, draws=32, trials=12)
+    found = {row.setting: row for row in compare_samplers(watched, chosen, CATALOG, design)}
     assert asked == [(0, "test", 8), (1, "test", 8), (0, "validation", 8)]
     tuned = found["shy"]
     assert tuned.tuning["trials"] == 12 and tuned.tuning["score"] == "sliced-wasserstein"
@@ -489,8 +518,8 @@ def test_tuning_takes_other_observations_and_keeps_what_was_given():
 
 
 def test_a_trial_that_costs_more_than_the_budget_takes_fewer_steps():
-    problem = build("gaussian", CATALOG)
-    (setting,), _ = settings(problem, CATALOG, "mmps", budget=60)
+    problem = build_problem("gaussian", CATALOG)
+    (setting,), _ = select_samplers(problem, CATALOG, "mmps", budget=60)
     for switch in (0.05, 1.0, 3.0):
         changed = setting.with_changes({"switch": switch})
         assert sum(changed.sampler().cost) <= 60
@@ -505,17 +534,17 @@ def test_a_trial_that_costs_more_than_the_budget_takes_fewer_steps():
 
 @pytest.fixture(scope="module")
 def found():
-    problem = build("gaussian", CATALOG)
-    chosen, _ = settings(problem, CATALOG, "oracle,oracle:width=0.5,fails")
-    asked = {"seeds": [0, 1], "observations": 6, "draws": 16, "budget": None, "tune": 0}
-    done = list(bench(problem, chosen, CATALOG, seeds=2, observations=6, draws=16))
-    return document(problem, done, asked, ["x is left out: why"])
+    problem = build_problem("gaussian", CATALOG)
+    chosen, _ = select_samplers(problem, CATALOG, "oracle,oracle:width=0.5,fails")
+    design = Design.of(problem, seeds=2, observations=6, draws=16)
+    done = list(compare_samplers(problem, chosen, CATALOG, design))
+    return make_document(problem, done, design, ["x is left out: why"])
 
 
 def test_the_document_is_json_with_the_keys_that_the_page_lists(found, tmp_path):
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(found, allow_nan=False))
-    assert benches.read(path) == found
+    assert read_document(path) == found
     listed = set(re.findall(r"^\| `([\w.\[\]]+)` \|", PAGE.partition("## The JSON file")[2], re.M))
     keys = {key for key in found if key not in ("problem", "rows")}
     keys |= {f"problem.{key}" for key in found["problem"]} | {
@@ -542,13 +571,13 @@ def test_what_cannot_be_a_baseline_is_told(tmp_path):
     for text in ("", "{", "[]", '{"schema": 2, "rows": [], "problem": {}}'):
         path.write_text(text)
         with pytest.raises(RecipeError, match=re.escape(str(path))):
-            benches.read(path)
+            read_document(path)
     with pytest.raises(RecipeError, match="No such file"):
-        benches.read(tmp_path / "none.json")
+        read_document(tmp_path / "none.json")
 
 
 def test_a_baseline_tells_what_moved(found):
-    assert benchpage.compare(found, found) == []
+    assert compare_with_baseline(found, found) == []
     before = json.loads(json.dumps(found))
     oracle, narrow, _ = before["rows"]
     oracle["metrics"]["psnr"]["value"] += 2.9 * oracle["metrics"]["psnr"]["sem"]
@@ -558,7 +587,7 @@ def test_a_baseline_tells_what_moved(found):
     narrow["setting"], narrow["forwards"] = "oracle:width=0.4", 3
     before["rows"][2]["error"] = None
     before["draws"] = 8
-    lines = benchpage.compare(found, before)
+    lines = compare_with_baseline(found, before)
     assert len(lines) == 6
     assert lines[0] == "the baseline has other draws: 8, now 16"
     assert lines[1].startswith("oracle: psnr ") and " -> " in lines[1]
@@ -569,10 +598,10 @@ def test_a_baseline_tells_what_moved(found):
         "oracle:width=0.4: gone",
     ]
     narrow["setting"] = "oracle:width=0.5"
-    assert "oracle:width=0.5: forwards 3 -> 0" in benchpage.compare(found, before)
+    assert "oracle:width=0.5: forwards 3 -> 0" in compare_with_baseline(found, before)
     before["problem"]["digest"] = "0"
     with pytest.raises(RecipeError, match="another problem"):
-        benchpage.compare(found, before)
+        compare_with_baseline(found, before)
 
 
 class Parser(HTMLParser):
@@ -605,36 +634,89 @@ def parsed(page):
 
 
 def test_the_page_and_the_table_show_every_sampler(found):
-    text = benchpage.page(found, {})
-    tags = parsed(text).tags
-    assert (
-        tags.count("svg") == 2 + 2 and "img" not in tags
-    )  # two plots of quality, two calibration curves
-    table = benchpage.markdown(found)
+    text = render_page(found, {})
+    # Two plots of quality, two calibration curves.
+    assert parsed(text).tags.count("img") == text.count("data:image/svg+xml") == 2 + 2
+    table = render_markdown(found)
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 3 + 1 and len({line.count("|") for line in lines}) == 1
     for label in ("oracle", "oracle:width=0.5", "fails: too stiff", FLOOR):
         assert label in table and label in text
     assert "x is left out: why" in text
-    assert benchpage.table(found).row_count == 4
+    assert to_rich(found).row_count == 4
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_the_figure_is_an_image_with_every_sampler_that_has_numbers(found, tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_figure(found, path)
+    data = path.read_bytes()
+    write_figure(found, path)
+    assert path.read_bytes() == data
+    if suffix == ".png":
+        assert data.startswith(b"\x89PNG")
+        return
+    text = data.decode()
+    assert ">oracle<" in text and ">oracle:width=0.5<" in text and ">fails<" not in text
+    assert "sliced-wasserstein" in text
+    write_figure(found, path, "psnr")
+    assert "psnr (dB)" in path.read_text("utf-8")
+
+
+def test_a_figure_that_cannot_be_drawn_is_told(found, tmp_path):
+    with pytest.raises(RecipeError, match=r"a\.gif: the name of a figure ends in \.svg or \.png"):
+        write_figure(found, tmp_path / "a.gif")
+    with pytest.raises(RecipeError, match="no sampler has a value of ssim"):
+        write_figure(found, tmp_path / "a.svg", "ssim")
+
+
+def test_names_on_the_page_are_escaped(found):
+    other = json.loads(json.dumps(found))
+    other["rows"][0]["setting"] = "<script>&"
+    other["left_out"] = ["<b>"]
+    text = render_page(other, {})
+    parsed(text)
+    assert "<script>" not in text and "&lt;script&gt;&amp;" in text and "&lt;b&gt;" in text
+
+
+def test_built_in_problems_and_metrics_are_read_from_data_files():
+    for definition in PROBLEMS.values():
+        closed = (definition.prior, definition.operator, definition.noise)
+        assert all(closed) != bool(definition.recipe)
+    statistics = PER_OBSERVATION.keys() | RATIOS.keys() | PER_SEED.keys()
+    used = {m.source["statistic"] for m in METRICS.values() if "statistic" in m.source}
+    assert used == statistics
+    shown_names = {n for w in ("columns", "plots") for e in (True, False) for n in shown(w, e)}
+    assert (
+        shown_names <= METRICS.keys()
+        and {tuning_metric(True), tuning_metric(False)} <= METRICS.keys()
+    )
+
+
+def test_the_package_names_no_sampler_and_no_metric():
+    names = {name for kind in ("samplers", "metrics", "operators") for name in BUILT_IN[kind]}
+    # Words of the language of a benchmark that are names of samplers too.
+    names -= {"prior", "exact", "observation", "identity", "sum", "pad", "crop", "stack"}
+    for path in (ROOT / "invem" / "bench").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in names, f"{path.name}: {node.value}"
 
 
 def test_numbers_that_are_not_finite_are_null():
-    problem = build("gaussian", CATALOG)
-    row = benches.Row(
-        "a", "a", {}, metrics={"psnr": benches.Value(math.inf, math.nan, 2)}, failures=1, draws=2
-    )
-    asked = {"seeds": [0], "observations": 1, "draws": 2, "budget": 5, "tune": 3}
-    found = document(problem, [row], asked, [])
+    problem = build_problem("gaussian", CATALOG)
+    row = Row("a", "a", {}, metrics={"psnr": Value(math.inf, math.nan, 2)}, failures=1, draws=2)
+    design = Design(seeds=1, observations=1, draws=2, trials=3, budget=5)
+    found = make_document(problem, [row], design, [])
     assert found["rows"][0]["metrics"]["psnr"] == {"value": None, "sem": None, "n": 2}
     found["problem"]["exact"] = False
-    assert "not finite" in benchpage.markdown(found) and "1 of 2" in benchpage.markdown(found)
-    parsed(benchpage.page(found, {}))
+    assert "not finite" in render_markdown(found) and "1 of 2" in render_markdown(found)
+    parsed(render_page(found, {}))
 
 
 def test_the_page_of_documentation_has_every_problem_and_metric():
-    for name, summary in SUMMARIES.items():
-        assert f"| `{name}` | {summary} |" in PAGE
+    for name, definition in PROBLEMS.items():
+        assert f"| `{name}` | {definition.summary} |" in PAGE
     for name, meaning in METRICS.items():
         assert f"| `{name}` | {meaning.unit} | {meaning.best} | {meaning.text} |" in PAGE
 
@@ -659,11 +741,15 @@ def smoke(tmp_path_factory):
 FEW = ["--observations", "2", "--draws", "4", "--seeds", "2"]
 
 
+def opened(folder):
+    return Run(make(recipe.load(folder / "recipe.yaml"), CATALOG), folder)
+
+
 def test_a_run_is_benched_on_its_held_out_observations(smoke, tmp_path):
     files = [tmp_path / "new" / "a.json", tmp_path / "a.html"]
     words = ["bench", smoke, "--samplers", "mmps:steps=3,dps:steps=3", *FEW]
     done = invem(*words, "--json", files[0], "--html", files[1], "--markdown", "--tune", "1")
-    found = benches.read(files[0])
+    found = read_document(files[0])
     assert (
         found["problem"]["truth"] == "held-out"
         and not found["problem"]["exact"]
@@ -680,7 +766,8 @@ def test_a_run_is_benched_on_its_held_out_observations(smoke, tmp_path):
         assert row["tuning"]["score"] == "psnr" and row["forwards"] == 3
     assert done.stdout.count("\n| ") == 4 and "mmps:steps=3: " in done.stderr
     page = files[1].read_text()
-    assert parsed(page).tags.count("img") == 2 + 2 * 3
+    assert parsed(page).tags.count("img") == page.count("data:image/svg+xml") + 2 + 2 * 3
+    assert page.count("data:image/png") == 2 + 2 * 3
     again = invem(
         "bench",
         smoke,
@@ -705,13 +792,11 @@ def test_the_truth_may_be_drawn_from_the_prior_of_a_run(smoke, tmp_path, monkeyp
     )
     path = tmp_path / "a.json"
     invem("bench", smoke, "--samplers", "mmps:steps=3", *FEW, "--truth", "prior", "--json", path)
-    assert benches.read(path)["problem"]["truth"] == "prior"
-    from invem.cli import _open
-
-    problem = problems.of_run(_open(smoke), "prior")
+    assert read_document(path)["problem"]["truth"] == "prior"
+    problem = problem_of_run(opened(smoke), "prior")
     (x, m), (held, measured) = (
         problem.measure(0, "test", 2),
-        problems.of_run(_open(smoke)).measure(0, "test", 2),
+        problem_of_run(opened(smoke)).measure(0, "test", 2),
     )
     assert (
         not torch.allclose(x, held)
@@ -730,9 +815,8 @@ def _generate(*arguments):
 
 def test_the_held_out_observations_are_those_of_the_run(smoke):
     from invem import store
-    from invem.cli import _open
 
-    problem = problems.of_run(_open(smoke))
+    problem = problem_of_run(opened(smoke))
     truth = store.read(smoke / "truth" / "00000.safetensors")["x"]
     drawn = [problem.measure(seed, "test", 3)[0] for seed in range(2)] + [
         problem.measure(0, "validation", 2)[0]
@@ -753,7 +837,7 @@ def test_a_gaussian_prior_of_a_run_has_an_exact_posterior(tmp_path):
     invem(
         "bench", tmp_path / "run", "--samplers", "exact", *FEW, "--truth", "prior", "--json", path
     )
-    found = benches.read(path)
+    found = read_document(path)
     assert found["problem"]["exact"] and found["floor"]["mean-error"]["value"] == pytest.approx(
         0.5, rel=0.3
     )
@@ -762,24 +846,25 @@ def test_a_gaussian_prior_of_a_run_has_an_exact_posterior(tmp_path):
 
 def test_a_recipe_is_benched_where_it_was_run(smoke, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text((smoke / "recipe.yaml").read_text())
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((smoke / "recipe.yaml").read_text())
     assert "invem run mine.yaml --out runs/mine" in invem("bench", "mine.yaml", code=2).stderr
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(smoke)
     done = invem("bench", "mine.yaml", "--samplers", "mmps:steps=2", *FEW, "--markdown")
     assert "| mmps:steps=2 | 2 |" in done.stdout
-    recipe.write_text(recipe.read_text().replace("seed: 0", "seed: 1"))
+    mine.write_text(mine.read_text().replace("seed: 0", "seed: 1"))
     assert "other settings" in invem("bench", "mine.yaml", code=2).stderr
 
 
 def test_the_digits_are_trained_once_into_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    small = problems.DIGITS.replace("steps: 800, batch: 128", "steps: 2, batch: 4").replace(
+    digits = PROBLEMS["digits"]
+    small = digits.recipe.replace("steps: 800, batch: 128", "steps: 2, batch: 4").replace(
         "channels: [32, 64]", "channels: [4]"
     )
-    assert small != problems.DIGITS
-    monkeypatch.setattr(problems, "DIGITS", small)
+    assert small != digits.recipe
+    monkeypatch.setitem(PROBLEMS, "digits", dataclasses.replace(digits, recipe=small))
     done = invem("bench", "digits", "--samplers", "mmps:steps=2,prior:steps=2", *FEW, "--markdown")
     assert "M-step" in done.stderr and "| prior:steps=2 |" in done.stdout
     (folder,) = (p for p in (tmp_path / "invem" / "bench").iterdir() if p.is_dir())
@@ -846,7 +931,7 @@ def test_the_command_prints_a_table(tmp_path):
 def test_a_prior_in_closed_form_agrees_with_its_own_law():
     """What the prior-calibration number rests on: truths of a problem have the moments of its
     prior."""
-    problem = build("gaussian-blur", CATALOG)
+    problem = build_problem("gaussian-blur", CATALOG)
     x = problem.measure(0, "test", 4000)[0].flatten(1)
     law = problem.prior.moments()
     assert isinstance(law, Gaussian)

@@ -41,7 +41,7 @@ from invem import (
     principal,
     ranks,
 )
-from invem.bench import bench
+from invem.bench import LEVELS, coverage_curve
 
 torch.set_num_threads(1)
 RANGE = (-1.0, 1.0)
@@ -782,7 +782,7 @@ def test_calibration_of_exact_draws(k):
 def test_calibration_is_that_of_bench():
     truth, draws = normal(50, 3, 4), 0.7 * normal(50, 6, 3, 4, seed=1)
     where = ranks(draws.flatten(2), truth.flatten(1))
-    expected = bench._coverage(where)[:, bench.LEVELS.index(0.9)]
+    expected = coverage_curve(where)[:, LEVELS.index(0.9)]
     assert torch.allclose(value(Calibration(), truth=truth, draws=draws).double(), expected)
 
 

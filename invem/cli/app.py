@@ -15,7 +15,7 @@ from invem.errors import DataError, InvemError, MissingExtra, RecipeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from invem.bench.problems import Problem
+    from invem.bench import Problem
     from invem.config.catalog import Catalog, Component
     from invem.config.recipe import Loaded
     from invem.planning.plan import Facts, Plan
@@ -516,20 +516,25 @@ def bench(
     html_file: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page.")
     ] = None,
+    figure_file: Annotated[
+        Path | None,
+        typer.Option("--figure", metavar="FILE", help="Plot quality against cost (.svg or .png)."),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     device: Device = None,
 ) -> None:
     """Compare posterior samplers on one problem: cost, error, calibration."""
+    from invem import bench as benches
     from invem import store
-    from invem.bench import bench as benches
-    from invem.bench import benchpage
     from invem.config.catalog import Catalog
 
     if truth not in ("held-out", "prior"):
         raise RecipeError(f"--truth: '{truth}' is not one of: held-out, prior")
     levels = [_count(word, "--steps") for word in steps.split(",")] if steps is not None else []
-    before = benches.read(baseline) if baseline is not None else None
-    for path in (json_file, html_file):
+    before = benches.read_document(baseline) if baseline is not None else None
+    if figure_file is not None:
+        benches.check_figure_path(figure_file)
+    for path in (json_file, html_file, figure_file):
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -538,42 +543,36 @@ def bench(
     catalog = Catalog.load()
     for flaw in catalog.problems:
         print(f"warning: {flaw}", file=sys.stderr)
-    for spec in benches.specs(samplers) if samplers is not None else []:
-        benches.parse(spec, catalog)  # a mistake is told before a prior is trained
+    for spec in benches.split_samplers(samplers) if samplers is not None else []:
+        benches.parse_sampler(spec, catalog)  # a mistake is told before a prior is trained
     opened = _problem(problem, truth, device, catalog)
-    n, k = benches.sizes(opened, observations, draws)
-    chosen, left = benches.settings(opened, catalog, samplers, levels, budget)
+    design = benches.Design.of(opened, seeds, observations, draws, tune, budget)
+    chosen, left = benches.select_samplers(opened, catalog, samplers, levels, budget)
     for line in left:
         print(line, file=sys.stderr)
     rows = []
-    for row in benches.bench(opened, chosen, catalog, seeds, n, k, tune):
+    for row in benches.compare_samplers(opened, chosen, catalog, design):
         done = f"{row.seconds * row.draws:.1f} s" if row.error is None else f"fails: {row.error}"
         print(f"{row.setting}: {done}", file=sys.stderr, flush=True)
         rows.append(row)
-    asked = {
-        "seeds": list(range(seeds)),
-        "observations": n,
-        "draws": k,
-        "budget": budget,
-        "tune": tune,
-    }
-    found = benches.document(opened, rows, asked, left)
+    found = benches.make_document(opened, rows, design, left)
     if json_file is not None:
-        store.write_text(json_file, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        benches.write_document(found, json_file)
     if html_file is not None:
-        store.write_text(
-            html_file, benchpage.page(found, {row.setting: row.pictures for row in rows})
-        )
+        pictures = {row.setting: row.pictures for row in rows}
+        store.write_text(html_file, benches.render_page(found, pictures))
+    if figure_file is not None:
+        benches.write_figure(found, figure_file)
     if markdown:
-        print(benchpage.markdown(found), end="")
+        print(benches.render_markdown(found), end="")
     else:
         from rich.console import Console
 
         console = Console()
-        Console(width=console.width if console.is_terminal else 200).print(benchpage.table(found))
+        Console(width=console.width if console.is_terminal else 200).print(benches.to_rich(found))
     if before is not None:
         print(
-            "\n".join(benchpage.compare(found, before))
+            "\n".join(benches.compare_with_baseline(found, before))
             or "nothing moved by more than twice its standard error"
         )
 
@@ -587,13 +586,14 @@ def _count(word: str, option: str) -> int:
 def _problem(name: str, truth: Any, device: str | None, catalog: "Catalog") -> "Problem":
     """Finds what samplers are compared on: a run, the finished run of a recipe, or a built-in
     problem."""
-    from invem.bench import problems
+    from invem import bench as benches
+    from invem.cli.progress import follow
     from invem.config import yaml
 
     if Path(name).is_dir():
-        return problems.of_run(_open(Path(name), device), truth)
+        return benches.problem_of_run(_open(Path(name), device), truth)
     if not name.endswith((".yaml", ".yml")):
-        return problems.build(name, catalog, truth, device or "auto")
+        return benches.build_problem(name, catalog, truth, device or "auto", follow)
     run = Path("runs") / Path(name).stem
     resolved = yaml.dump(_plan(Path(name), []).resolved)
     if not (run / "run.json").is_file():
@@ -607,9 +607,9 @@ def _problem(name: str, truth: Any, device: str | None, catalog: "Catalog") -> "
             f"{name}: {run} was begun with other settings; to bench that run as it is: invem bench"
             f" {run}"
         )
-    if not problems.finished(opened):
+    if not benches.has_final_prior(opened):
         raise RecipeError(f"{name}: {run} is not finished; go on with it first: invem resume {run}")
-    return problems.of_run(opened, truth)
+    return benches.problem_of_run(opened, truth)
 
 
 @app.command(name="report")

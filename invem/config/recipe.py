@@ -19,6 +19,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_serializer,
     model_validator,
@@ -226,9 +227,15 @@ class Phase(_Model):
             " with their bounds."
         ),
     )
-    stop: Literal["never", "auto", "weight"] = Field(
-        default="never", description="What ends the phase before its last round, see below."
+    stop: Part = Field(
+        default=Part(name="never"),
+        description="The rule that ends the phase before its last round, see below.",
     )
+
+    @field_serializer("stop")
+    def _short(self, stop: Part) -> Any:
+        """A rule without options is its name."""
+        return {"name": stop.name, **stop.options} if stop.options else stop.name
 
     @field_validator("fit")
     @classmethod
