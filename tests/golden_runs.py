@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from invem import store
 from invem.config.catalog import Catalog
 from invem.config.recipe import load
-from invem.planning.plan import make
-from invem.running.run import run
+from invem.planning.make import make
+from invem.running.loop import carry_out as run_plan
 
 FOLDER = Path(__file__).parent / "golden"
 DIGESTS = FOLDER / "digests.json"
@@ -51,7 +51,7 @@ def carry_out(name: str, folder: Path) -> Path:
         text = text.replace("y.safetensors", str(folder / "y.safetensors"))
     recipe.write_text(text, "utf-8")
     torch.set_num_threads(1)
-    for _ in run(make(load(recipe), Catalog.load()), folder / name):
+    for _ in run_plan(make(load(recipe), Catalog.load()), folder / name):
         pass
     return folder / name
 

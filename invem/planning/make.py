@@ -11,7 +11,7 @@ from invem.config.catalog import Catalog
 from invem.config.recipe import Loaded, Recipe
 from invem.dataset import Dataset
 from invem.denoiser import Denoiser, Preconditioned
-from invem.errors import DataError, RecipeError
+from invem.errors import DataError
 from invem.metric import Metric
 from invem.planning.build import Builder, Make
 from invem.planning.model import MeasurementModel

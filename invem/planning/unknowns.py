@@ -87,9 +87,7 @@ def check_calibratable(
                 builder.fail(("phases", i, "calibrate", key), why)
 
 
-def _why_not_calibratable(
-    model: MeasurementModel, key: str, value: float, given: Set[str]
-) -> str:
+def _why_not_calibratable(model: MeasurementModel, key: str, value: float, given: Set[str]) -> str:
     """Returns why an option cannot be calibrated, "" if it can: a slightly different value must
     make a slightly different likelihood."""
     near = value + 1e-3 * (abs(value) or 1.0)

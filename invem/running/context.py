@@ -12,10 +12,10 @@ from invem.gaussian import Gaussian
 from invem.measurement import Measurement
 from invem.planning.plan import Plan, Stage
 from invem.prior import Prior
-from invem.storage.directory import Round, RunDirectory
 from invem.running.observations import Observations
 from invem.running.records import Record
 from invem.sampler import PosteriorSampler
+from invem.storage.directory import Round, RunDirectory
 
 __all__ = ["Context", "all_finite", "keep_memory"]
 
@@ -61,11 +61,11 @@ class Context:
 
     def where(self, at: Round) -> str:
         """Returns the round in words, for messages."""
-        return f"phase {self.stage(at).phase.name}, round {at.index}"
+        return f"phase {self.stage(at).phase.name}, round {at.number}"
 
     def named(self, at: Round) -> dict[str, object]:
         """Returns the round as it stands in records."""
-        return {"phase": at.phase, "name": self.stage(at).phase.name, "round": at.index}
+        return {"phase": at.phase, "name": self.stage(at).phase.name, "round": at.number}
 
     def log(self, event: str, **data: object) -> Record:
         """Appends an event to the log of the run and returns it as a record."""

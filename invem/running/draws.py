@@ -27,12 +27,12 @@ def renewed(run: Context, at: Round) -> Tensor:
     """Returns the rows of a phase's draws that a round draws anew, ascending."""
     phase = run.stage(at).phase
     n = len(subset(run, at)) * phase.draws
-    if phase.refresh == 1 or at.index == 0:
+    if phase.refresh == 1 or at.number == 0:
         return torch.arange(n)
     # The rounds go through a permutation, so that every draw has its turn.
     k = max(round(phase.refresh * n), 1)
     key = (run.recipe.seed, "refresh", at.phase)
-    return batch_of_step(n, k, at.index - 1, *key).sort().values
+    return batch_of_step(n, k, at.number - 1, *key).sort().values
 
 
 def read_draws(run: Context, at: Round) -> Tensor:
@@ -47,7 +47,7 @@ def read_draws(run: Context, at: Round) -> Tensor:
     if run.stage(at).phase.refresh == 1:
         return new
     pool = new
-    if at.index > 0:
+    if at.number > 0:
         pool = read_draws(run, at.before())
         pool[renewed(run, at)] = new
     folder.write(POOL, {"x": pool})
@@ -57,5 +57,5 @@ def read_draws(run: Context, at: Round) -> Tensor:
 
 def drop_old_pool(run: Context, at: Round) -> None:
     """Removes the pool of the round before the last, which nobody reads again."""
-    if at.index > 1:
+    if at.number > 1:
         run.directory.draws(at.before().before()).remove(POOL)

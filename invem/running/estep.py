@@ -45,13 +45,13 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
     done = all(folder.has(f"{k:05d}") for k in range(shards))
     if done and not folder.has_json(_SPENT):
         return
-    sampler, prior = stage.at(at.index), prior or run.standard()
+    sampler, prior = stage.at(at.number), prior or run.standard()
     assert sampler is not None
     if stage.phase.calibrate and not folder.has_json("calibrated"):
         yield from _calibrate(run, at, sampler, prior)
     m = run.observations("train").at(believed(run, at))
     start = None
-    if stage.phase.restart is not None and at.index > 0:
+    if stage.phase.restart is not None and at.number > 0:
         assert isinstance(sampler, ChainSampler)
         start = read_draws(run, at.before())[rows]
         sampler = sampler.from_level(stage.phase.restart)
@@ -147,7 +147,7 @@ def _drawn(
 
 def describe(sampler: PosteriorSampler) -> dict[str, Any]:
     """Returns a sampler as plain data: its name in words, and each option that is plain."""
-    options = {}
+    options: dict[str, Any] = {}
     if dataclasses.is_dataclass(sampler):
         for f in dataclasses.fields(sampler):
             value = getattr(sampler, f.name)

@@ -114,9 +114,7 @@ def unconditional(run: Context, prior: Prior, n: int, *key: int | str) -> Tensor
     return torch.cat(parts)
 
 
-def _restorations(
-    run: Context, at: Round, prior: Prior, m: Measurement
-) -> Iterator[Record]:
+def _restorations(run: Context, at: Round, prior: Prior, m: Measurement) -> Iterator[Record]:
     """Draws for the held-out observations; at the end of the run many draws for a few of them."""
     folder, options = run.directory.evaluation(at), run.recipe.evaluate
     sampler = run.stage(at).evaluator

@@ -26,15 +26,13 @@ from invem.running.measure import measure
 from invem.running.mstep import mstep
 from invem.running.priors import FILE, first_prior, read_prior
 from invem.running.records import Record, environment
-from invem.storage.directory import Round, RunDirectory
 from invem.stopping import FinishedRound
+from invem.storage.directory import Round, RunDirectory
 
 __all__ = ["carry_out", "rounds_of"]
 
 
-def carry_out(
-    plan: Plan, path: Path, stop: Callable[[], int] = lambda: 0
-) -> Iterator[Record]:
+def carry_out(plan: Plan, path: Path, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
     """Carries out a plan in a directory, from wherever the directory is, and yields records.
 
     Args:
@@ -127,24 +125,24 @@ def _is_evaluated(run: Context, at: Round, stopped: bool) -> bool:
         return False
     if options.phases is not None and stage.phase.name not in options.phases:
         return False
-    if stopped or at.index + 1 == stage.phase.rounds:
+    if stopped or at.number + 1 == stage.phase.rounds:
         return True
     closed_form = isinstance(stage.objective, ClosedFormObjective)
-    return not closed_form and (at.index + 1) % options.every == 0
+    return not closed_form and (at.number + 1) % options.every == 0
 
 
 def _stopped(run: Context, at: Round) -> bool:
     """Decides, from the files of the rounds so far, whether a phase ends before its last round."""
     stage = run.stage(at)
-    if at.index + 1 == stage.phase.rounds:
+    if at.number + 1 == stage.phase.rounds:
         return False
     told = run.directory.stop(at.phase)
     if told is not None:
-        return at.index + 1 >= int(told["rounds"])
-    rounds = [_finished(run, Round(at.phase, r)) for r in range(at.index + 1)]
+        return at.number + 1 >= int(told["rounds"])
+    rounds = [_finished(run, Round(at.phase, r)) for r in range(at.number + 1)]
     reason = stage.stop(rounds)
     if reason is not None:
-        run.directory.write_stop(at.phase, at.index + 1, reason)
+        run.directory.write_stop(at.phase, at.number + 1, reason)
         run.log("stop", **run.named(at), reason=reason)
     return reason is not None
 
@@ -164,7 +162,7 @@ def run_concurrently(
     If one of them fails the other is stopped.
     """
     done: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
-    threads = torch.get_num_threads()
+    threads, ended = torch.get_num_threads(), False
 
     def work() -> None:
         torch.set_num_threads(threads)
@@ -189,7 +187,6 @@ def run_concurrently(
 
     thread = threading.Thread(target=work, name="e-step", daemon=True)
     thread.start()
-    ended = False
     try:
         for record in main:
             yield record

@@ -14,9 +14,9 @@ from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
 from invem.running.context import Context
-from invem.storage.directory import Round
 from invem.running.observations import BLOCK, with_shared
 from invem.running.records import Record
+from invem.storage.directory import Round
 
 __all__ = ["believed", "clean_signals", "draw_like_training", "measure", "new_observations"]
 

@@ -106,7 +106,7 @@ def _solve(
 
     def batches() -> Iterator[tuple[Example, Rng]]:
         for index in run.pieces(len(training), size):
-            rng = run.rng("fit", at.phase, at.index, items=index.tolist())
+            rng = run.rng("fit", at.phase, at.number, items=index.tolist())
             yield training.example(index, run.device), rng
 
     solved = Prior.of(objective.solve(prior or run.standard(), batches))
@@ -186,7 +186,7 @@ def _trainer(
     stage = run.stage(at)
     fit = stage.phase.fit
     assert fit is not None
-    key = (at.phase, at.index) if fit.start == "fresh" else (at.phase,)
+    key = (at.phase, at.number) if fit.start == "fresh" else (at.phase,)
     mean = None if moments is None else moments.mean
     made: list[Denoiser] = []
     build = run.plan.builder_of(stage)

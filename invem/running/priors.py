@@ -9,10 +9,9 @@ from torch import Tensor
 from invem.batched import Rng
 from invem.denoiser import Denoiser, Preconditioned
 from invem.errors import DataError, RecipeError
-from invem.gaussian import Gaussian
 from invem.objective import ClosedFormObjective, MakeNetwork, Objective
 from invem.planning.plan import Stage
-from invem.prior import ExactDenoiser, Prior, closed_form
+from invem.prior import Prior, closed_form
 from invem.running.context import Context
 from invem.storage.directory import Round
 from invem.storage.weights import TrainedWeights, below, moments_of, shape_of
@@ -87,8 +86,9 @@ def prior_of_files(
     weights = TrainedWeights.from_file(tensors, meta)
     if weights is None:
         own = {name: tensor.to(device) for name, tensor in below(tensors, "exact.").items()}
-        solved = isinstance(objective, ClosedFormObjective)
-        return Prior.of(objective.closed_form(own) if solved else closed_form(own))
+        if isinstance(objective, ClosedFormObjective):
+            return Prior.of(objective.closed_form(own))
+        return Prior.of(closed_form(own))
     moments = moments_of(tensors)
     make = make_network(weights.sigma_data, None if moments is None else moments.mean)
     trained = objective if isinstance(objective, Objective) else None
@@ -174,7 +174,7 @@ def newest_weights(run: Context, at: Round) -> TrainedWeights | None:
     for p in range(at.phase, -1, -1):
         if not _same_network(run.plan.stages[p], stage):
             continue
-        last = at.index if p == at.phase else run.plan.stages[p].phase.rounds
+        last = at.number if p == at.phase else run.plan.stages[p].phase.rounds
         for r in range(last - 1, -1, -1):
             folder = run.directory.fit(Round(p, r))
             if folder.has(FILE):

@@ -1,4 +1,4 @@
-"""Training a model: gradient steps, moving average and optimiser, with a state that saves itself."""
+"""Training a model: gradient steps, moving average and optimiser, and their state in files."""
 
 import contextlib
 import math
@@ -66,7 +66,7 @@ class Trainer:
         self.past = self.step = self.passes = 0
         self.clock = Clock()
         if self.compiled:
-            model.compile()  # type: ignore[no-untyped-call]
+            model.compile()
 
     def go_on_from(self, before: TrainedWeights, average: bool) -> None:
         """Takes optimiser and age from the fit before, and the moving average if asked for."""

@@ -31,11 +31,11 @@ class Round(NamedTuple):
     """One round of one phase, both counted from 0."""
 
     phase: int
-    index: int
+    number: int
 
     def before(self) -> "Round":
         """Returns the round before, of the same phase."""
-        return Round(self.phase, self.index - 1)
+        return Round(self.phase, self.number - 1)
 
 
 class Folder:
@@ -175,7 +175,7 @@ class RunDirectory(Folder):
         return self._step(at, "evaluation")
 
     def _step(self, at: Round, kind: str) -> Folder:
-        return Folder(self.path / f"{at.phase}-{at.index:03d}-{kind}")
+        return Folder(self.path / f"{at.phase}-{at.number:03d}-{kind}")
 
     def fitted(self) -> list[Round]:
         """Returns the rounds whose M-step is finished, in order."""

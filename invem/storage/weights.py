@@ -125,4 +125,3 @@ class TrainedWeights:
         whole = self.averaged() if averaged else self.raw
         found = [below(whole, prefix) for prefix in self.networks]
         return found if len(found) == count else [found[0]] * count
-
