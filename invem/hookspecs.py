@@ -91,6 +91,12 @@ def invem_stops() -> Factories:
     raise AssertionError
 
 
+@hookspec
+def invem_formats() -> Factories:
+    """File formats of observations and results: ``(*, options) -> FileFormat``."""
+    raise AssertionError
+
+
 HOOKS = {
     "operators": invem_operators,
     "noises": invem_noises,
@@ -101,4 +107,5 @@ HOOKS = {
     "metrics": invem_metrics,
     "schedules": invem_schedules,
     "stops": invem_stops,
+    "formats": invem_formats,
 }

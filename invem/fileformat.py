@@ -1,0 +1,66 @@
+"""File formats: how new observations are read, and how results are written."""
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from invem.errors import Unsupported
+
+__all__ = ["Expected", "FileFormat"]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run knows of the observations that it is given.
+
+    Attributes:
+        shape: The shape of one signal.
+        source: The name of the data set that the run learned from.
+        options: The options of that data set, as they were written.
+    """
+
+    shape: tuple[int, ...]
+    source: str
+    options: Mapping[str, Any]
+
+
+class FileFormat(ABC):
+    """A format of files or folders. A concrete one overrides `read`, `write`, or both."""
+
+    def accepts(self, path: Path) -> bool:
+        """Whether this format is that of a path; by its name, or by what is there."""
+        raise Unsupported(f"{type(self).__name__} does not say which files it is for")
+
+    def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
+        """Returns y, shape (N, *measurement shape), and the tensors of operator and noise that
+        differ between observations, by path ("A.mask").
+
+        Raises:
+            DataError: If there are no observations, or they cannot be read.
+        """
+        raise Unsupported(f"{type(self).__name__} cannot be read")
+
+    def write(self, path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Writes results, whole or not at all.
+
+        Args:
+            path: The file.
+            tensors: "mean", "std" and "draws", or "x".
+            about: What a reader should know, as plain data.
+
+        Raises:
+            ResourceError: If the disk is full.
+            DataError: If the file cannot be written.
+        """
+        raise Unsupported(f"{type(self).__name__} cannot be written")
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What the format can do: "read", "write"."""
+        own, base = type(self), FileFormat
+        able = {"read": own.read is not base.read, "write": own.write is not base.write}
+        return frozenset(name for name, can in able.items() if can)

@@ -1,0 +1,56 @@
+"""New observations from files, and results into files, in any format that a plugin offers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from invem.config.catalog import Catalog
+from invem.errors import DataError, RecipeError
+from invem.fileformat import Expected, FileFormat
+from invem.planning.build import defaults
+from invem.planning.plan import Plan
+
+__all__ = ["read_observations", "writer"]
+
+
+def _formats(catalog: Catalog, ability: str) -> Iterator[FileFormat]:
+    for _, fmt in defaults(catalog, "formats"):
+        if ability in fmt.provides:
+            yield fmt
+
+
+def read_observations(path: Path, plan: Plan) -> dict[str, Tensor]:
+    """Reads new observations for the priors of a plan.
+
+    Args:
+        path: A file or a folder.
+        plan: The plan.
+
+    Raises:
+        DataError: If there are none, they cannot be read, or no format is that of the path.
+    """
+    if not path.exists():
+        raise DataError("there is no such file or folder")
+    given = plan.recipe.data or plan.recipe.observations
+    assert given is not None
+    expected = Expected(plan.shape, given.name, given.options)
+    catalog = Catalog.load()
+    for fmt in _formats(catalog, "read"):
+        if fmt.accepts(path):
+            return fmt.read(path, expected)
+    known = ", ".join(name for name, f in defaults(catalog, "formats") if "read" in f.provides)
+    raise DataError(f"no file format reads it (known: {known})")
+
+
+def writer(path: Path) -> FileFormat:
+    """Returns the format that results are written in.
+
+    Raises:
+        RecipeError: If no format is that of the file's name.
+    """
+    for fmt in _formats(Catalog.load(), "write"):
+        if fmt.accepts(path):
+            return fmt
+    raise RecipeError(f"{path}: the name must end in .safetensors or .npz")
+

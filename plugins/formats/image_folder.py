@@ -1,0 +1,30 @@
+"""A folder of images, as observations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from invem.fileformat import Expected, FileFormat
+from invem_plugins.datasets.folder import folder
+
+DATA_SET = "folder"  # whose options are used again where the run learned from one
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(FileFormat):
+    """The images of a folder, read as the data set `folder` reads them: with the options of the
+    recipe where it learned from one."""
+
+    def accepts(self, path: Path) -> bool:
+        return path.is_dir()
+
+    def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
+        options = {"channels": expected.shape[0]}
+        if expected.source == DATA_SET:
+            options = dict(expected.options)
+        images = folder("train", **{**options, "root": str(path), "test": 0.0})
+        x = images[torch.arange(len(images))].x
+        assert x is not None
+        return {"y": x}
