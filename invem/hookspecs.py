@@ -85,6 +85,12 @@ def invem_schedules() -> Factories:
     raise AssertionError
 
 
+@hookspec
+def invem_figures() -> Factories:
+    """Figures of the report: ``() -> Figure``."""
+    raise AssertionError
+
+
 HOOKS = {
     "operators": invem_operators,
     "noises": invem_noises,
@@ -94,4 +100,5 @@ HOOKS = {
     "datasets": invem_datasets,
     "metrics": invem_metrics,
     "schedules": invem_schedules,
+    "figures": invem_figures,
 }
