@@ -22,7 +22,7 @@ __all__ = ["Drawn", "Figure", "chart", "drawn_figures"]
 Picture = bytes | str
 
 # In points. A phone shows the chart at about its own size, so its text stays readable there.
-_SIZE, _FONT = (400, 232), 10
+_SIZE, _FONT = (400, 240), 12
 _INK, _SOFT, _LINE, _ACCENT = "#1b1f24", "#5d6671", "#d9dee4", "#1f66b8"
 _STYLE = {
     "font.size": _FONT,
@@ -38,8 +38,10 @@ _STYLE = {
     "svg.hashsalt": "invem",
 }
 # Sizes in points to place labels by: the axis, a character, the distance of two ticks.
-_AXIS, _CHARACTER, _TICK_GAP = 0.86 * _SIZE[0], 0.6 * _FONT, 2.0 * _FONT
+_AXIS, _CHARACTER, _TICK_GAP = 0.84 * _SIZE[0], 0.6 * _FONT, 2.0 * _FONT
 _NAME_ROWS, _NAME_LENGTH = 3, 28
+# The arithmetic of an axis overflows near the largest floating-point number.
+_LARGEST = 1e100
 
 
 class Figure(ABC):
@@ -136,8 +138,8 @@ def chart(
 
     Args:
         rounds: The round of each value; several values in a row may share one.
-        values: What is drawn. A value that is not finite interrupts the curve.
-        errors: The half length of an error bar per value; none where it is not finite.
+        values: What is drawn. A value that is not finite, or beyond 1e100, interrupts the curve.
+        errors: The half length of an error bar per value; none where it is no such number.
         dashed: The height of a dashed line.
         dotted: The height of a dotted line.
         log: Whether the axis is logarithmic. It is linear all the same if a value is not positive.
@@ -145,44 +147,50 @@ def chart(
     Returns:
         The chart as an SVG file; None if no value is finite.
     """
-    finite = [value for value in values if math.isfinite(value)]
+    finite = [value for value in values if _drawable(value)]
     if not finite:
         return None
-    from matplotlib import style
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    with style.context(["default", _STYLE]):
+    # What a user has configured for matplotlib does not change the report.
+    default = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    with matplotlib.rc_context({**default, **_STYLE}):
         canvas = Canvas(figsize=(_SIZE[0] / 72, _SIZE[1] / 72), dpi=72, layout="constrained")
         FigureCanvasAgg(canvas)
         axes = canvas.add_subplot()
         axes.grid(axis="y", linewidth=0.8)
         axes.set_axisbelow(True)
-        if log and min(finite) > 0:
+        if log and min(finite) > 1 / _LARGEST:
             axes.set_yscale("log")
         _curve(axes, values, errors)
-        for height, dashes in ((dashed, (5, 4)), (dotted, (1, 3))):
-            if height is not None and math.isfinite(height):
-                axes.axhline(height, color=_SOFT, linewidth=1.2, dashes=dashes)
+        for height, dashes in ((dashed, (5, 3)), (dotted, (1, 1.5))):
+            if height is not None and _drawable(height):
+                axes.axhline(height, color=_SOFT, linewidth=1.4, dashes=dashes)
         axes.set_xlim(-0.5, len(rounds) - 0.5)
         _number_values(axes)
         _name_rounds(axes, rounds)
         return _svg(canvas)
 
 
+def _drawable(value: float) -> bool:
+    return math.isfinite(value) and abs(value) < _LARGEST
+
+
 def _curve(axes: "Axes", values: Sequence[float], errors: Sequence[float]) -> None:
     few = len(values) < 40
-    heights = [value if math.isfinite(value) else math.nan for value in values]
+    heights = [value if _drawable(value) else math.nan for value in values]
     axes.plot(
         range(len(values)),
         heights,
         color=_ACCENT,
         linewidth=1.6,
         marker="o" if few else "",
-        markersize=4,
+        markersize=5,
     )
     for place, (value, error) in enumerate(zip(heights, errors, strict=False)):
-        if math.isfinite(value) and math.isfinite(error) and error > 0:
+        if _drawable(value) and _drawable(error) and error > 0:
             axes.vlines(place, value - error, value + error, color=_ACCENT, linewidth=1.2)
 
 
@@ -197,8 +205,8 @@ def _number_values(axes: "Axes") -> None:
         subs = (1.0,) if high / low > 1000 else (1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0)
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}".replace("-", "−")))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}".replace("-", "−")))
 
 
 def _name_rounds(axes: "Axes", rounds: Sequence[Round]) -> None:
@@ -225,7 +233,7 @@ def _name_rounds(axes: "Axes", rounds: Sequence[Round]) -> None:
         row = next((r for r, taken in enumerate(ends) if middle - half > taken), None)
         if row is not None:
             ends[row] = middle + half + _CHARACTER
-            place, below = (middle / _AXIS, 0), (0, -_FONT * (2.0 + 1.3 * row))
+            place, below = (middle / _AXIS, 0), (0, -_FONT * (1.8 + 1.2 * row))
             axes.annotate(
                 name,
                 place,
