@@ -400,10 +400,10 @@ def test_importing_the_report_imports_neither_torch_nor_matplotlib():
 
 def test_a_chart_leaves_no_state_of_pyplot():
     code = (
-        "import sys, matplotlib as m; before = dict(m.rcParams)\n"
+        "import sys, matplotlib as m; before = m.rcParams.copy()\n"
         "from invem import report\n"
         "report.chart([report.Round('em', 0)], [1.0])\n"
-        "assert dict(m.rcParams) == before and 'matplotlib.pyplot' not in sys.modules"
+        "assert m.rcParams.copy() == before and 'matplotlib.pyplot' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -33,16 +33,16 @@ class Round(NamedTuple):
 
     Attributes:
         phase: The name of the phase.
-        index: The round, counted from 0; None for what belongs to no round.
+        number: The round, counted from 0; None for what belongs to no round.
     """
 
     phase: str
-    index: int | None
+    number: int | None
 
     @property
     def label(self) -> str:
         """The name that people read; it counts from 1."""
-        return self.phase if self.index is None else f"{self.phase} {self.index + 1}".strip()
+        return self.phase if self.number is None else f"{self.phase} {self.number + 1}".strip()
 
 
 class MetricValue(NamedTuple):

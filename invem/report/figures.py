@@ -8,7 +8,7 @@ import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from invem.config.catalog import Catalog, Component
 from invem.report.data import ReportData, Round
@@ -24,7 +24,7 @@ Picture = bytes | str
 # In points. A phone shows the chart at about its own size, so its text stays readable there.
 _SIZE, _FONT = (400, 240), 12
 _INK, _SOFT, _LINE, _ACCENT = "#1b1f24", "#5d6671", "#d9dee4", "#1f66b8"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": _FONT,
     "axes.edgecolor": _LINE,
     "axes.labelcolor": _SOFT,
@@ -107,7 +107,7 @@ def _offers() -> Iterator[Component]:
         yield from components
 
 
-def _checked(drawn: object) -> dict[str, Picture]:
+def _checked(drawn: Any) -> dict[str, Picture]:
     """The pictures by heading.
 
     Raises:
@@ -155,7 +155,9 @@ def chart(
     from matplotlib.figure import Figure as Canvas
 
     # What a user has configured for matplotlib does not change the report.
-    default = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    default: dict[Any, Any] = {
+        key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"
+    }
     with matplotlib.rc_context({**default, **_STYLE}):
         canvas = Canvas(figsize=(_SIZE[0] / 72, _SIZE[1] / 72), dpi=72, layout="constrained")
         FigureCanvasAgg(canvas)
@@ -216,11 +218,11 @@ def _name_rounds(axes: "Axes", rounds: Sequence[Round]) -> None:
     stride = _stride(_AXIS / len(begins))
     ticks: list[int] = []
     for i in begins:
-        index = rounds[i].index
-        wanted = index is not None and (index == 0 or (index + 1) % stride == 0)
+        number = rounds[i].number
+        wanted = number is not None and (number == 0 or (number + 1) % stride == 0)
         if wanted and (not ticks or (i - ticks[-1]) * width >= _TICK_GAP):
             ticks.append(i)
-    axes.set_xticks(ticks, [str((rounds[i].index or 0) + 1) for i in ticks])
+    axes.set_xticks(ticks, [str((rounds[i].number or 0) + 1) for i in ticks])
     ends = [-math.inf] * _NAME_ROWS
     phases = [i for i in begins if i == 0 or rounds[i].phase != rounds[i - 1].phase]
     for begin, end in zip(phases, [*phases[1:], len(rounds)], strict=True):
@@ -249,7 +251,7 @@ def _name_rounds(axes: "Axes", rounds: Sequence[Round]) -> None:
 
 def _stride(width: float) -> int:
     """The smallest of 1, 2, 5, 10, ... rounds whose ticks stand far enough apart."""
-    steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
+    steps = (factor * int(10**power) for power in range(9) for factor in (1, 2, 5))
     return next(step for step in steps if step * width >= _TICK_GAP)
 
 

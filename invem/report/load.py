@@ -161,7 +161,7 @@ def _evaluations(
     observations: dict[str, MetricValue] = {}
     evaluations = []
     for (phase, round_), metrics in found.items():
-        if phase is None and round_.index is None:
+        if phase is None and round_.number is None:
             observations.update(metrics)
         else:
             evaluations.append(Evaluation(phase, round_, metrics))
@@ -223,7 +223,7 @@ def _numbers(folder: str) -> tuple[int, int]:
 def _label(folder: Path, evaluations: Sequence[Evaluation]) -> str:
     phase, number = _numbers(folder.name)
     for evaluation in evaluations:
-        if (evaluation.phase, evaluation.round.index) == (phase, number):
+        if (evaluation.phase, evaluation.round.number) == (phase, number):
             return evaluation.round.label
     return f"phase {phase + 1}, round {number + 1}"
 
