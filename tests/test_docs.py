@@ -188,6 +188,7 @@ def test_the_table_of_contracts_has_every_component_and_contract():
     expected = [
         (kind, name, c)
         for kind in KINDS
+        if kind != "figures"
         for name in sorted(CATALOG.offers[kind])
         for c in CONTRACTS[kind][1]
     ]
