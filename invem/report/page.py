@@ -1,4 +1,4 @@
-"""Pieces of a page that the page of a benchmark is made of."""
+"""Pieces of a page, for the page of a benchmark alone."""
 
 import base64
 import io
