@@ -23,6 +23,7 @@ from invem.errors import (
 from invem.hookspecs import examples, hookimpl
 
 if TYPE_CHECKING:
+    from invem import report
     from invem.batched import Batched, Index, Rng, shared, wide
     from invem.capability import CAPABILITIES, Capability, meaning
     from invem.compare import (
@@ -216,6 +217,7 @@ __all__ = [
     "pull",
     "ranks",
     "remeasure",
+    "report",
     "resample",
     "reverse",
     "shared",
@@ -395,4 +397,6 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"invem.{_HOME[name]}"), name)
+    if name == "report":
+        return import_module("invem.report")
     raise AttributeError(f"module 'invem' has no attribute '{name}'")

@@ -97,6 +97,12 @@ def invem_formats() -> Factories:
     raise AssertionError
 
 
+@hookspec
+def invem_figures() -> Factories:
+    """Figures of the report: ``() -> Figure``."""
+    raise AssertionError
+
+
 HOOKS = {
     "operators": invem_operators,
     "noises": invem_noises,
@@ -108,4 +114,5 @@ HOOKS = {
     "schedules": invem_schedules,
     "stops": invem_stops,
     "formats": invem_formats,
+    "figures": invem_figures,
 }

@@ -1,10 +1,14 @@
 """Reports: every section from the files alone, whatever is missing, and nothing that leaves the
 page."""
 
+import base64
 import io
 import json
 import math
 import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import numpy as np
@@ -127,9 +131,18 @@ def read(run):
     assert [p.name for p in run.iterdir() if p.name.startswith(".")] == []
     text = path.read_text(encoding="utf-8")
     page = Page(text)
-    assert all(r.startswith("data:image/png;base64,") for r in page.references)
+    assert all(
+        re.match(r"data:image/(png|svg\+xml);base64,", reference) for reference in page.references
+    )
     assert "script" not in page.tags and "link" not in page.tags and "url(" not in text
     return text, page
+
+
+def charts(page):
+    """The charts of a page, as SVG files."""
+    start = "data:image/svg+xml;base64,"
+    found = [r.removeprefix(start) for r in page.references if r.startswith(start)]
+    return [base64.b64decode(data).decode("utf-8") for data in found]
 
 
 def test_finished_run(tmp_path):
@@ -137,17 +150,16 @@ def test_finished_run(tmp_path):
     assert page.titles == TITLES
     assert "· finished<" in text and "Not readable" not in text
     # Five columns of five observations, and a strip of samples for each of three rounds.
-    assert page.tags.count("img") == 5 * 5 + 3
-    assert (
-        page.tags.count("svg") == 3
-    )  # psnr, frechet and the loss; a metric without a number has no curve
+    # And psnr, frechet and the loss; a metric without a number has no curve.
+    assert len(charts(page)) == 3
+    assert page.tags.count("img") == 5 * 5 + 3 + 3
     assert "24.00 ± 0.25" in text and "10.00 ± 0.25" in text and "better" in text
     assert '<td class="n"><b>18.0</b></td>' in text  # 3 rounds of 1.5 + 2.25 + 2.25 seconds
 
 
 def test_strings_are_escaped(tmp_path):
     text, page = read(fabricate(tmp_path))
-    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &lt;img" in text
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; &lt;img" in text
     assert "blur &lt;i&gt;" in text and "&lt;u&gt;fast" in text and "&lt;b&gt;odd" in text
     assert not {"i", "u"} & set(page.tags)
 
@@ -155,9 +167,9 @@ def test_strings_are_escaped(tmp_path):
 def test_unfinished_run_without_truth(tmp_path):
     text, page = read(fabricate(tmp_path, truth=False, rounds=2, draws=1))
     assert page.titles == TITLES
-    assert "unfinished; last evaluated: em 0" in text
+    assert "unfinished; last evaluated: em 1" in text
     # One draw has no spread: observation and restoration only.
-    assert page.tags.count("img") == 2 * 5 + 2
+    assert page.tags.count("img") - len(charts(page)) == 2 * 5 + 2
     assert "<th>truth</th>" not in text and "posterior" not in text
 
 
@@ -176,7 +188,7 @@ def test_signals_that_are_not_images(tmp_path):
         save_file({"x": np.zeros((5, 3))}, folder / "samples.safetensors")
     save_file({"y": np.zeros((5, 2))}, tmp_path / "measurements" / "test" / "00000.safetensors")
     _, page = read(tmp_path)
-    assert "img" not in page.tags and page.titles == TITLES[2:]
+    assert page.tags.count("img") == len(charts(page)) and page.titles == TITLES[2:]
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -185,7 +197,7 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{]\n")
     text, page = read(tmp_path)
     assert "Not readable" in text and "1-001-evaluation/restorations.safetensors" in text
-    assert "Restorations of em 0." in text  # the newest that can be read
+    assert "Restorations of em 1." in text  # the newest that can be read
     assert "24.00 ± 0.25" in text  # from the metrics.json of the evaluations
     assert page.titles == TITLES
 
@@ -197,7 +209,7 @@ def test_repeated_evaluation_counts_once(tmp_path):
     text, _ = read(tmp_path)
     assert "31.00 ± 0.25" in text and "24.00 ± 0.25" not in text
     assert (
-        len(re.findall("<th>em 1</th>", text)) == 2
+        len(re.findall("<th>em 2</th>", text)) == 2
     )  # once among the metrics, once among the times
 
 
@@ -230,3 +242,168 @@ def test_not_a_run(tmp_path):
     (tmp_path / "run.json").write_text("[")
     with pytest.raises(DataError, match="not valid JSON"):
         report.write(tmp_path)
+
+
+def texts(chart):
+    """The words of a chart; the comments of the SVG file hold them beside their outlines."""
+    ElementTree.fromstring(chart)
+    return [text.strip() for text in re.findall(r"<!--(.*?)-->", chart)]
+
+
+def test_rounds_are_counted_from_1_and_every_one_of_few_has_a_tick(tmp_path):
+    text, page = read(fabricate(tmp_path))
+    assert "<th>warm-start 1</th>" in text and "<th>em 2</th>" in text and "em 0" not in text
+    for chart in charts(page):
+        words = texts(chart)
+        assert [word for word in words if word in "123"][:3] == ["1", "1", "2"]
+        assert "warm-start" in words and "em" in words
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    text, _ = read(fabricate(tmp_path))
+    assert read(tmp_path)[0] == text
+
+
+def test_a_metric_with_a_target_is_better_nearer_to_it_and_has_no_direction(tmp_path):
+    fabricate(tmp_path)
+    lines = []
+    for name, number, value in [("observations", None, 0.5), ("em", 0, 1.2)]:
+        entry = {"value": value, "sem": 0.01, "unit": "", "higher_is_better": None, "target": 0.9}
+        phase = None if number is None else 1
+        line = {"phase": phase, "name": name, "round": number, "metrics": {"coverage": entry}}
+        lines.append(json.dumps(line) + "\n")
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    text, _ = read(tmp_path)
+    assert "coverage, target 0.9" in text and "coverage ↓" not in text and "better" in text
+    (tmp_path / "metrics.jsonl").write_text("".join(lines).replace("1.2", "1.4"))
+    assert "worse" in read(tmp_path)[0]
+
+
+def test_the_standard_deviation_has_a_scale(tmp_path):
+    text, _ = read(fabricate(tmp_path))
+    (top,) = re.findall(
+        r'<span class="scale"><span>0</span><span class="ramp"></span><span>(.*?)</span>', text
+    )
+    assert 0.05 < float(top) < 0.5
+
+
+@pytest.mark.parametrize("phases", [[("a", 1), ("b", 60)], [("p" * 50, 1)] * 6, [("$x^2$", 3)]])
+def test_the_labels_of_a_chart_do_not_touch(phases):
+    from matplotlib.figure import Figure as Canvas
+
+    rounds = [report.Round(name, i) for name, count in phases for i in range(count)]
+    drawn = []
+    keep = Canvas.savefig
+
+    def watch(self, *args, **options):
+        renderer = self.canvas.get_renderer()
+        keep(self, *args, **options)
+        (axes,) = self.axes
+        labels = [*axes.get_xticklabels(), *axes.texts]
+        drawn.extend(label.get_window_extent(renderer) for label in labels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Canvas, "savefig", watch)
+        assert "<svg" in report.chart(rounds, [1.0 + i for i in range(len(rounds))])
+    assert len(drawn) >= 2
+    for i, one in enumerate(drawn):
+        assert not any(one.overlaps(other) for other in drawn[:i])
+
+
+def test_a_chart_needs_a_finite_value_and_survives_the_others():
+    rounds = [report.Round("em", i) for i in range(3)]
+    assert report.chart([], []) is None
+    assert report.chart(rounds, [math.nan, math.inf, -math.inf]) is None
+    odd = [math.nan, math.inf, 1.0]
+    assert "<svg" in report.chart(rounds, odd, errors=odd, dashed=math.nan, dotted=math.inf)
+    assert "<svg" in report.chart(rounds, [-1.0, 0.0, 1.0], log=True)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    "values", [[1e308, -1e308, 0.0], [1e-320, 1e99, 1.0], [5.0] * 3, [0.0] * 3, [1e-99, 9e99, 1]]
+)
+def test_a_chart_of_extreme_values_can_be_drawn(values, log):
+    rounds = [report.Round("em", i) for i in range(3)]
+    assert "<svg" in report.chart(rounds, values, errors=[1e308, 1e99, 0.1], log=log)
+
+
+PLUGIN = """
+from invem import hookimpl, report
+
+
+class Count(report.Figure):
+    title = "How many <rounds>"
+    caption = "One bar & one number."
+
+    def draw(self, run):
+        size = 10 * len(run.evaluations)
+        return f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="9"/>'
+
+
+class Nothing(report.Figure):
+    title = "Never seen"
+
+    def draw(self, run):
+        return None
+
+
+class Broken(Nothing):
+    def draw(self, run):
+        raise ValueError("no <such> file")
+
+
+class Wrong(Nothing):
+    def draw(self, run):
+        return "no picture"
+
+
+@hookimpl
+def invem_figures():
+    return {"count": Count, "nothing": Nothing, "broken": Broken, "wrong": Wrong}
+"""
+
+
+def test_a_plugin_adds_a_figure_and_one_that_fails_is_named(tmp_path, monkeypatch):
+    plugins, run = tmp_path / "plugins", tmp_path / "run"
+    plugins.mkdir()
+    run.mkdir()
+    (plugins / "mine.py").write_text(PLUGIN)
+    monkeypatch.setenv("INVEM_PLUGINS_DIR", str(plugins))
+    text, page = read(fabricate(run))
+    assert "How many <rounds>" in page.titles and "One bar &amp; one number." in text
+    assert '<svg xmlns="http://www.w3.org/2000/svg" width="30" height="9"/>' in charts(page)
+    assert "Never seen" not in text
+    assert "Figure not drawn: broken of" in text and "no &lt;such&gt; file" in text
+    assert "Figure not drawn: wrong of" in text
+    assert set(TITLES) < set(page.titles)
+
+
+def test_a_figure_of_several_pictures_has_a_heading_for_each(tmp_path, monkeypatch):
+    plugins, run = tmp_path / "plugins", tmp_path / "run"
+    plugins.mkdir()
+    run.mkdir()
+    body = "return {'left <b>': b'\\x89PNG', 'right': b'\\x89PNG'}"
+    (plugins / "mine.py").write_text(PLUGIN.replace("return None", body))
+    monkeypatch.setenv("INVEM_PLUGINS_DIR", str(plugins))
+    text, page = read(fabricate(run))
+    assert "Never seen" in page.titles
+    assert "<figcaption>left &lt;b&gt;</figcaption>" in text
+
+
+def test_importing_the_report_imports_neither_torch_nor_matplotlib():
+    code = "import sys, invem.report; assert not {'torch', 'matplotlib'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_chart_leaves_no_state_of_pyplot():
+    code = (
+        "import sys, matplotlib as m; before = m.rcParams.copy()\n"
+        "from invem import report\n"
+        "report.chart([report.Round('em', 0)], [1.0])\n"
+        "assert m.rcParams.copy() == before and 'matplotlib.pyplot' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

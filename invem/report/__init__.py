@@ -1,5 +1,108 @@
-"""The page of a run: what it learned, what it restored and what that cost, from its files alone."""
+"""The report of a run: what it learned, what it restored and what that cost, from its files alone.
 
-from invem.report.page import pictures, write
+Nothing is recomputed but the mean and the standard deviation of stored draws. Every part of a run
+but `run.json` may be missing, and then its section is missing. A damaged file is named at the top
+of the page and otherwise treated as missing.
 
-__all__ = ["pictures", "write"]
+A plugin adds a figure through the hook `invem_figures`: a class derived from `Figure`, which may
+draw with `chart` or with a library of its own.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from invem.report.data import (
+    Evaluation,
+    Identifiability,
+    Loss,
+    MetricValue,
+    ReportData,
+    Restorations,
+    Round,
+    RoundEvent,
+    Samples,
+)
+from invem.report.figures import Figure, chart
+from invem.report.images import columns, png, restoration_sheet, sample_sheet
+from invem.report.load import load
+from invem.report.sections import render
+
+__all__ = [
+    "Evaluation",
+    "Figure",
+    "Identifiability",
+    "Loss",
+    "MetricValue",
+    "ReportData",
+    "Restorations",
+    "Round",
+    "RoundEvent",
+    "Samples",
+    "chart",
+    "load",
+    "pictures",
+    "write",
+]
+
+
+def write(run: Path) -> Path:
+    """Writes the report of a run.
+
+    Args:
+        run: The directory of the run, finished or not.
+
+    Returns:
+        The page, `run/report.html`; it is replaced as a whole or not at all.
+
+    Raises:
+        DataError: The directory is not a run.
+    """
+    text = render(load(run))
+    return _replace(run / "report.html", text.encode("utf-8", errors="replace"))
+
+
+def pictures(run: Path) -> list[Path]:
+    """Writes the pictures of a report as PNG files.
+
+    Args:
+        run: The directory of the run, finished or not.
+
+    Returns:
+        The files in `run/pictures`: `restorations.png`, and one `samples-<phase>-<round>.png` per
+            evaluated round. Each is there only where the run has images. Phases and rounds count
+            from 0 here, as in the names of the other files.
+
+    Raises:
+        DataError: The directory is not a run.
+    """
+    loaded = load(run)
+    made = {}
+    shown = columns(loaded.restorations)
+    if shown:
+        made["restorations.png"] = restoration_sheet(shown)
+    for samples in loaded.samples:
+        name = f"samples-{samples.folder.removesuffix('-evaluation')}.png"
+        made[name] = sample_sheet(samples.images)
+    folder = run / "pictures"
+    if made:
+        folder.mkdir(exist_ok=True)
+    return [_replace(folder / name, png(image)) for name, image in made.items()]
+
+
+def _replace(path: Path, data: bytes) -> Path:
+    """Writes a file as a whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
