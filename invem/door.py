@@ -1,14 +1,14 @@
 """The Python door: plan, carry out and open runs.
 
-    import invem
+import invem
 
-    run = invem.run("recipes/blur.yaml", {"phases.em.rounds": 2})
-    run.metrics[-1]                      # the last evaluation
-    x = run.sample(16)                   # unconditional samples, shape (16, *shape)
-    restored = run.restore(y, draws=8)   # mean, std and draws given new observations
+run = invem.run("recipes/blur.yaml", {"phases.em.rounds": 2})
+run.metrics[-1]                      # the last evaluation
+x = run.sample(16)                   # unconditional samples, shape (16, *shape)
+restored = run.restore(y, draws=8)   # mean, std and draws given new observations
 
-    run = invem.open("runs/blur")        # later, or elsewhere
-    x_hat = run.prior(x_t, sigma=0.3)    # E[x | x_t] under the learned prior
+run = invem.open("runs/blur")        # later, or elsewhere
+x_hat = run.prior(x_t, sigma=0.3)    # E[x | x_t] under the learned prior
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,9 +79,7 @@ class Run:
         stop: Asked between small pieces of work; a number other than zero stops it.
     """
 
-    def __init__(
-        self, plan: Plan, path: Path | str, stop: Callable[[], int] = lambda: 0
-    ) -> None:
+    def __init__(self, plan: Plan, path: Path | str, stop: Callable[[], int] = lambda: 0) -> None:
         self.plan, self.path = plan, Path(path)
         self.directory = RunDirectory(self.path)
         self.context = Context(plan, self.directory, stop)
@@ -285,7 +283,7 @@ def run(
     return begun
 
 
-def open(path: str | Path, *, device: str | None = None) -> Run:  # noqa: A001
+def open(path: str | Path, *, device: str | None = None) -> Run:
     """Opens a run directory, finished or not.
 
     Args:

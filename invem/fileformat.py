@@ -1,6 +1,6 @@
 """File formats: how new observations are read, and how results are written."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,9 @@ class Expected:
 class FileFormat(ABC):
     """A format of files or folders. A concrete one overrides `read`, `write`, or both."""
 
+    @abstractmethod
     def accepts(self, path: Path) -> bool:
         """Whether this format is that of a path; by its name, or by what is there."""
-        raise Unsupported(f"{type(self).__name__} does not say which files it is for")
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
         """Returns y, shape (N, *measurement shape), and the tensors of operator and noise that

@@ -53,4 +53,3 @@ def writer(path: Path) -> FileFormat:
         if fmt.accepts(path):
             return fmt
     raise RecipeError(f"{path}: the name must end in .safetensors or .npz")
-

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar
 import pytest
 import torch
 from annotated_types import Ge, Gt, Interval
+from invem.running.run import Run
 from test_cli import invem
 
 from invem import (
@@ -57,7 +58,6 @@ from invem.config import recipe
 from invem.config.catalog import Catalog, Component
 from invem.linear import Mask
 from invem.planning.plan import make
-from invem.running.run import Run
 
 ROOT = Path(__file__).parent.parent
 CATALOG = Catalog.load()

@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
+from invem.running.run import Run, run
 
 from invem import store
 from invem.config.catalog import Catalog
 from invem.config.recipe import load
 from invem.errors import RecipeError
 from invem.planning.plan import make
-from invem.running.run import Run, run
 
 CATALOG = Catalog.load()
 RECIPE = """

@@ -106,11 +106,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after):
 
 
 def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
+    from invem.running.run import run
+
     from invem.config import recipe
     from invem.config.catalog import Catalog
     from invem.errors import Stopped
     from invem.planning.plan import make
-    from invem.running.run import run
 
     plan = make(recipe.load(BLUR, smoke=True), Catalog.load())
     calls = iter(range(10**6))
@@ -124,11 +125,12 @@ def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
 
 
 def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
+    from invem.running.run import run
+
     from invem.config import recipe
     from invem.config.catalog import Catalog
     from invem.errors import Stopped
     from invem.planning.plan import make
-    from invem.running.run import run
 
     plan = make(
         recipe.load(
@@ -417,10 +419,11 @@ def test_a_damaged_file_is_named(whole, tmp_path):
 def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
     """The path that CUDA takes by `auto`; here the compiler's front end alone, which needs no C++
     compiler."""
+    from invem.running.run import run
+
     from invem.config import recipe
     from invem.config.catalog import Catalog
     from invem.planning.plan import make
-    from invem.running.run import run
 
     compiled = []
     compiler = torch.compile

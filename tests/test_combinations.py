@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from invem.running.run import run
 
 from invem import (
     Denoiser,
@@ -24,7 +25,6 @@ from invem import (
     Several,
 )
 from invem.planning import plan as plans
-from invem.running.run import run
 from invem.testing import example_options, example_prior
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from invem.running.run import Run, run
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.objectives.rsd import RSD, Distilled
 from invem_plugins.operators.identity import identity
@@ -31,7 +32,6 @@ from invem import (
 )
 from invem.config import catalog, recipe
 from invem.planning import plan
-from invem.running.run import Run, run
 
 D, SIGMA, N = 3, 0.7, 200_000
 MEAN, STD = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([1.0, 0.5, 2.0])

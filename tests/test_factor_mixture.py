@@ -3,6 +3,7 @@ exact answers."""
 
 import pytest
 import torch
+from invem.running.run import Run, run
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.objectives.factor_mixture import FactorMixtureMoments
 from invem_plugins.operators.gaussian_blur import gaussian_blur
@@ -24,7 +25,6 @@ from invem import (
 from invem.config.catalog import Catalog
 from invem.config.recipe import load
 from invem.planning.plan import make
-from invem.running.run import Run, run
 
 torch.set_num_threads(1)
 SHAPE, D, K, Q = (1, 3, 4), 12, 3, 2

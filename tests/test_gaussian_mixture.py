@@ -3,6 +3,7 @@ which a Gaussian cannot say."""
 
 import pytest
 import torch
+from invem.running.run import Run, run
 from invem_plugins.datasets.curve import smooth_manifold
 from invem_plugins.metrics.sinkhorn import Sinkhorn
 from invem_plugins.noises.gaussian import gaussian
@@ -24,7 +25,6 @@ from invem import (
 from invem.config.catalog import Catalog
 from invem.config.recipe import load
 from invem.planning.plan import make
-from invem.running.run import Run, run
 
 torch.set_num_threads(1)
 D, N = 4, 600

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from invem.running.run import Run, _distance_says, _moved, _weight_says, run
 from invem_plugins.objectives.dsm import DSM
 
 from invem import GaussianDenoiser, Rng, store
@@ -15,7 +16,6 @@ from invem.config.recipe import Fit, load
 from invem.denoiser import Begun
 from invem.errors import DataError, NumericalError, PluginError, RecipeError
 from invem.planning.plan import make
-from invem.running.run import Run, _distance_says, _moved, _weight_says, run
 from invem.testing import example_measurement, example_prior
 
 CATALOG = Catalog.load()

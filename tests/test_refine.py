@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from invem.running.run import Run, run
 from invem_plugins.networks.convnet import ConvNet
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.objectives.factor_mixture import FactorMixtureMoments
@@ -36,7 +37,6 @@ from invem import (
 from invem.config import catalog, recipe
 from invem.denoiser import Begun
 from invem.planning import plan
-from invem.running.run import Run, run
 
 D, NOISE, N = 4, 0.5, 60_000
 TRUE = Gaussian.full(

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from invem_plugins.datasets.folder import folder
 from torch import Tensor
 
 from invem.fileformat import Expected, FileFormat
-from invem_plugins.datasets.folder import folder
 
 DATA_SET = "folder"  # whose options are used again where the run learned from one
 
