@@ -17,7 +17,7 @@ import torch
 
 from invem import store
 from invem.bench import bench, benchpage, problems
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 PROBLEMS = (

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 
 BATCH = 16
 

@@ -40,7 +40,7 @@ from invem_plugins.operators.random_mask import random_mask
 from torch import Tensor, nn
 
 from invem import Denoiser, Gaussian, Measurement, Preconditioned, Rng
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 
 SHAPE = (1, 16, 16)
 NOISE = 0.05

@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from invem import store
-from invem.config.catalog import Catalog
-from invem.config.recipe import load
+from invem.config import Catalog, load
 from invem.planning.plan import make
 from invem.running.run import run
 

@@ -28,7 +28,7 @@ from invem.bench import bench as benches
 from invem.bench import benchpage, problems
 from invem.bench.bench import FLOOR, LEVELS, METRICS, bench, document, settings
 from invem.bench.problems import NAMES, SUMMARIES, Isotropic, Posterior, build
-from invem.config.catalog import Catalog, Component
+from invem.config import Catalog, Component
 from invem.linear import Mask
 
 ROOT = Path(__file__).parent.parent

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from invem import store
-from invem.config.catalog import Catalog
-from invem.config.recipe import load
+from invem.config import Catalog, load
 from invem.errors import RecipeError
 from invem.planning.plan import make
 from invem.running.run import Run, run

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from invem.config.catalog import KINDS, Catalog, Plugin, options_of
-from invem.config.recipe import load
+from invem.config import KINDS, Catalog, Plugin, load, options_of
 from invem.errors import PluginError, RecipeError
 from invem.planning.plan import resolve
 
@@ -93,14 +92,14 @@ def test_schedules_decrease():
 def test_a_schedule_that_cannot_be_imported_harms_no_recipe_without_it(tmp_path, monkeypatch):
     from pathlib import Path
 
-    from invem.config import recipe
+    from invem import config
     from invem.planning.plan import resolve
 
     (tmp_path / "bad.py").write_text(
         HEAD + "@hookimpl\ndef invem_schedules(): return {'bad': 'nope_module:Bad'}\n"
     )
     monkeypatch.setenv("INVEM_PLUGINS_DIR", str(tmp_path))
-    loaded = recipe.load(Path(__file__).parent.parent / "recipes" / "blur.yaml")
+    loaded = config.load(Path(__file__).parent.parent / "recipes" / "blur.yaml")
     assert resolve(loaded, Catalog.load())["phases"][1]["sampler"]["schedule"]["name"] == "karras"
 
 

@@ -106,13 +106,13 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after):
 
 
 def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
-    from invem.config import recipe
-    from invem.config.catalog import Catalog
+    from invem import config
+    from invem.config import Catalog
     from invem.errors import Stopped
     from invem.planning.plan import make
     from invem.running.run import run
 
-    plan = make(recipe.load(BLUR, smoke=True), Catalog.load())
+    plan = make(config.load(BLUR, smoke=True), Catalog.load())
     calls = iter(range(10**6))
     with pytest.raises(Stopped):
         for _ in run(plan, tmp_path / "run", stop=lambda: 143 if next(calls) >= 4 else 0):
@@ -124,14 +124,14 @@ def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
 
 
 def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
-    from invem.config import recipe
-    from invem.config.catalog import Catalog
+    from invem import config
+    from invem.config import Catalog
     from invem.errors import Stopped
     from invem.planning.plan import make
     from invem.running.run import run
 
     plan = make(
-        recipe.load(
+        config.load(
             BLUR, ["phases.em.fit.steps=6", "phases.em.batch=16", "phases.em.rounds=1"], smoke=True
         ),
         Catalog.load(),
@@ -226,14 +226,14 @@ def test_measurements_are_drawn_once(whole, tmp_path):
 
 def test_neither_step_can_read_the_truth(tmp_path, monkeypatch):
     """With the truth and the data set gone after the measurements, the same bytes are learned."""
-    from invem.config import recipe
-    from invem.config.catalog import Catalog
+    from invem import config
+    from invem.config import Catalog
     from invem.planning.plan import make
     from invem.running import run as engine
 
     words = ["evaluate.metrics=[]", "phases.em.rounds=2", "count=32"]
     plan = make(
-        recipe.load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load()
+        config.load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load()
     )
     for _ in engine.run(plan, tmp_path / "whole"):
         pass
@@ -357,9 +357,8 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
     """The operator of a stranger, without an adjoint."""
     from types import SimpleNamespace
 
-    from invem import Operator, RecipeError, hookimpl
-    from invem.config import recipe
-    from invem.config.catalog import Catalog, Plugin
+    from invem import Operator, RecipeError, config, hookimpl
+    from invem.config import Catalog, Plugin
     from invem.planning.plan import make
 
     class Square(Operator):
@@ -377,10 +376,10 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
     with pytest.raises(
         RecipeError, match=r"phases\.1\.sampler: mmps needs adjoint, which square .* does not"
     ) as caught:
-        make(recipe.load(BLUR, ["operator=square"]), catalog)
+        make(config.load(BLUR, ["operator=square"]), catalog)
     assert caught.value.exit_code == 2
     plan = make(
-        recipe.load(
+        config.load(
             BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True
         ),
         catalog,
@@ -417,8 +416,8 @@ def test_a_damaged_file_is_named(whole, tmp_path):
 def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
     """The path that CUDA takes by `auto`; here the compiler's front end alone, which needs no C++
     compiler."""
-    from invem.config import recipe
-    from invem.config.catalog import Catalog
+    from invem import config
+    from invem.config import Catalog
     from invem.planning.plan import make
     from invem.running.run import run
 
@@ -428,7 +427,7 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
         torch, "compile", lambda model: compiled.append(model) or compiler(model, backend="eager")
     )
     words = ["compute.precision=bfloat16", "compute.compile=true", "evaluate.metrics=[psnr]"]
-    for _ in run(make(recipe.load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
+    for _ in run(make(config.load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
         pass
     assert len(compiled) == 2
     tensors = store.read(tmp_path / "run" / "1-000-denoiser" / "denoiser.safetensors")

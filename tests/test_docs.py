@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from pydantic import BaseModel
 
-from invem import Rng
-from invem.config import recipe, yaml
-from invem.config.catalog import KINDS, Catalog
+from invem import Rng, config
+from invem.config import KINDS, Catalog, yaml
 from invem.planning.plan import make
 
 ROOT = Path(__file__).parent.parent
@@ -37,14 +37,14 @@ def keys_table(model):
 def _plain(value):
     if isinstance(value, list | dict) and not value:
         return "[]" if isinstance(value, list) else "{}"
-    if isinstance(value, recipe.BaseModel):
+    if isinstance(value, BaseModel):
         return "see below"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 @pytest.mark.parametrize("model", ["Recipe", "Phase", "Fit", "Evaluate", "Compute"])
 def test_the_page_of_recipes_has_every_key(model):
-    table = keys_table(getattr(recipe, model))
+    table = keys_table(getattr(config, model))
     assert table in (ROOT / "docs" / "recipes.md").read_text("utf-8"), (
         f"docs/recipes.md: {model} is now\n\n{table}"
     )
@@ -73,9 +73,9 @@ def test_yaml_snippets_are_recipes(page, tmp_path):
         if "phases:" not in block:
             assert yaml.load(block.encode(), "snippet").value
             continue
-        loaded = recipe.load(file)
+        loaded = config.load(file)
         if loaded.recipe.data is not None and loaded.recipe.data.name == "folder":
-            loaded = recipe.load(file, ["data={name: synthetic, size: 32}"])
+            loaded = config.load(file, ["data={name: synthetic, size: 32}"])
         make(loaded, CATALOG)
 
 

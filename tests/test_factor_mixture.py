@@ -21,8 +21,7 @@ from invem import (
     RecipeError,
     Rng,
 )
-from invem.config.catalog import Catalog
-from invem.config.recipe import load
+from invem.config import Catalog, load
 from invem.planning.plan import make
 from invem.running.run import Run, run
 

@@ -22,11 +22,10 @@ from invem_plugins.operators.random_projection import random_projection
 from safetensors.torch import save_file
 from test_cli import invem
 
-from invem import Example, Mask, Matrix, Rng, Unsupported, chain
+from invem import Example, Mask, Matrix, Rng, Unsupported, chain, config
 from invem.analysis import identify as module
 from invem.analysis.identify import identify
-from invem.config import recipe
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 from invem.planning.plan import make
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +65,7 @@ def plan(
 
 
 def of_recipe(name, *overrides):
-    return identify(make(recipe.load(ROOT / "recipes" / name, list(overrides)), CATALOG))
+    return identify(make(config.load(ROOT / "recipes" / name, list(overrides)), CATALOG))
 
 
 def fixed(matrix):

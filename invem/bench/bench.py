@@ -25,8 +25,7 @@ from torch import Tensor
 from invem.batched import Rng, wide
 from invem.bench.problems import Posterior, Problem
 from invem.compare import inside, ranks
-from invem.config import yaml
-from invem.config.catalog import Catalog, options_of, parse_options
+from invem.config import Catalog, options_of, parse_options, yaml
 from invem.denoiser import Denoiser
 from invem.errors import InvemError, PluginError, RecipeError
 from invem.measurement import Measurement

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from invem import config as recipes
 from invem import store
 from invem.batched import Rng, wide
 from invem.cli.progress import follow
-from invem.config import recipe as recipes
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 from invem.denoiser import Denoiser, GaussianDenoiser, level
 from invem.diffusion import generate
 from invem.errors import DataError, RecipeError, suggest

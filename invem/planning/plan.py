@@ -15,12 +15,21 @@ import torch
 from packaging.requirements import InvalidRequirement, Requirement
 from torch import Tensor, nn
 
+from invem import config as recipes
 from invem import store
 from invem.analysis.calibrate import Parameters, changed, number
 from invem.batched import Rng
-from invem.config import recipe as recipes
-from invem.config.catalog import Catalog, Component, options_of, parse_options
-from invem.config.recipe import Fit, Loaded, Part, Phase, Recipe
+from invem.config import (
+    Catalog,
+    Component,
+    Fit,
+    Loaded,
+    Part,
+    Phase,
+    Recipe,
+    options_of,
+    parse_options,
+)
 from invem.config.yaml import Path
 from invem.dataset import Dataset
 from invem.denoiser import Denoiser, Preconditioned

@@ -30,8 +30,7 @@ from invem import store
 from invem.analysis.calibrate import Parameters, calibrate, number, rebuilt
 from invem.analysis.identify import identify
 from invem.batched import Batched, Rng
-from invem.config import yaml
-from invem.config.recipe import Fit
+from invem.config import Fit, yaml
 from invem.dataset import Dataset
 from invem.denoiser import (
     Begun,

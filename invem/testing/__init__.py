@@ -618,7 +618,7 @@ def _measure(
 ) -> Measurement:
     """A mask, a projection or the whole of x, or of draws of the prior, with noise _NOISE, from the
     operators that come with invem."""
-    from invem.config.catalog import Catalog
+    from invem.config import Catalog
 
     catalog = Catalog.load()
     known: dict[str, dict[str, Any]] = {
