@@ -119,7 +119,7 @@ class Catalog:
     Attributes:
         offers: Components by kind and name; more than one where two distributions use one name.
         plugins: Every plugin that was asked.
-        absent: The distributions of INVEM_PLUGINS that are not installed, or offer nothing.
+        absent: Which distributions of INVEM_PLUGINS are not installed, or offer nothing.
     """
 
     offers: dict[str, dict[str, list[Component]]] = field(
@@ -131,11 +131,12 @@ class Catalog:
     @property
     def problems(self) -> list[str]:
         """What is wrong with the plugins, one line each."""
-        return [f"plugin '{name}' of INVEM_PLUGINS is not installed" for name in self.absent] + [
+        wrong = [
             f"plugin {plugin.distribution} ({plugin.name}): {error}"
             for plugin in self.plugins
             for error in plugin.errors
         ]
+        return [f"plugin {problem}" for problem in self.absent] + wrong
 
     @classmethod
     def load(cls, entry_points: Iterable[metadata.EntryPoint] | None = None) -> "Catalog":
@@ -153,8 +154,11 @@ class Catalog:
         points = metadata.entry_points(group="invem") if entry_points is None else entry_points
         chosen = _chosen()
         offering = {canonicalize_name(p.dist.name) for p in points if p.dist is not None}
-        if chosen is not None:
-            catalog.absent += [word for name, word in chosen.items() if name not in offering]
+        catalog.absent += [
+            f"'{word}' of INVEM_PLUGINS is {_why_absent(word)}"
+            for name, word in (chosen or {}).items()
+            if name not in {*offering, "invem"}
+        ]
         for point in sorted(points, key=lambda p: (p.dist.name if p.dist else "", p.name)):
             name, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
             if chosen is None or canonicalize_name(name) in {*chosen, "invem"}:
@@ -251,6 +255,14 @@ def _chosen() -> dict[str, str] | None:
         return None
     words = [word.strip() for word in chosen.split(",")]
     return {canonicalize_name(word): word for word in words if word}
+
+
+def _why_absent(distribution: str) -> str:
+    try:
+        metadata.distribution(distribution)
+    except (metadata.PackageNotFoundError, ValueError):
+        return "not installed"
+    return "installed, but offers no component"
 
 
 def _files() -> list[Path]:
