@@ -151,7 +151,9 @@ class Catalog:
             RecipeError: If the folder does not exist.
         """
         catalog = cls()
-        points = metadata.entry_points(group="invem") if entry_points is None else entry_points
+        if entry_points is None:
+            entry_points = metadata.entry_points(group="invem")
+        points = list(entry_points)
         chosen = _chosen()
         offering = {canonicalize_name(p.dist.name) for p in points if p.dist is not None}
         catalog.absent += [
