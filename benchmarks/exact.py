@@ -8,11 +8,11 @@ defaults and the particle filters and the noise-matched Gibbs sampler at larger 
 (not on the manifold). About half an hour on one core.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
 
+import results
 import torch
 
 from invem import store
@@ -66,9 +66,7 @@ def main():
             "tune": 0,
         }
         found = bench.document(problem, rows, asked, left)
-        store.write_text(
-            RESULTS / f"bench-{name}.json", json.dumps(found, indent=1, allow_nan=False) + "\n"
-        )
+        store.write_text(RESULTS / f"bench-{name}.json", results.text(found))
         print(benchpage.markdown(found))
 
 

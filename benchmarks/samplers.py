@@ -33,6 +33,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 from invem_plugins.networks.unet import UNet
 from invem_plugins.noises.gaussian import gaussian
@@ -472,7 +473,7 @@ def main() -> None:
         "rows": rows,
     }
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        results.write(options.json, found)
     print(table(found))
 
 

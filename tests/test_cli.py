@@ -21,7 +21,10 @@ from invem import cli, store
 ROOT = Path(__file__).parent.parent
 BLUR = str(ROOT / "recipes" / "blur.yaml")
 WARM = "phases.warm-start.fit={objective: gaussian-moments}"
-RECIPES = sorted(str(p.relative_to(ROOT / "recipes")) for p in (ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "studies").glob("*/*.yaml")]
+)
 
 
 class Done(NamedTuple):
@@ -389,11 +392,13 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_runs_in_small(name, tmp_path):
-    done = invem("run", ROOT / "recipes" / name, "--smoke", "--json", "--out", tmp_path / "run")
+    done = invem("run", ROOT / name, "--smoke", "--json", "--out", tmp_path / "run")
     evaluations = json.loads(done.stdout)["evaluations"]
     assert len(evaluations) >= 2
     assert (tmp_path / "run" / "report.html").exists()
-    points = "smooth-manifold" in (ROOT / "recipes" / name).read_text("utf-8")
+    from invem import config
+
+    points = config.load(ROOT / name).recipe.data.name == "smooth-manifold"
     assert evaluations[-1]["metrics"].keys() >= (
         {"sliced-wasserstein"} if points else {"psnr", "frechet"}
     )

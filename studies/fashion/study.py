@@ -1,17 +1,17 @@
 """The study of docs/benchmarks.md: the paper's three tasks on Fashion-MNIST at 16x16, one recipe of
-recipes/study for each row.
+this folder for each row.
 
-    python benchmarks/study.py list
-    python benchmarks/study.py run ours-mask [--seed 1] [--runs runs/study]
-    python benchmarks/study.py keep ours-mask [--seed 1]
-    python benchmarks/study.py spread ours-mask [--seed 1]
-    python benchmarks/study.py floor
+    python studies/fashion/study.py list
+    python studies/fashion/study.py run ours-mask [--seed 1] [--runs runs/study]
+    python studies/fashion/study.py keep ours-mask [--seed 1]
+    python studies/fashion/study.py spread ours-mask [--seed 1]
+    python studies/fashion/study.py floor
 
-`run` carries a row out, or goes on with it, on one core, and keeps its result in
-docs/results/study/. `keep` only does the latter, from a finished run. `spread` adds to that the
-Fréchet distance of four more sets of samples. `floor` measures the Sinkhorn divergence of as many
-training points of the manifold as the samples that are compared. `benchmarks/tables.py` makes the
-tables from there. A test compares them.
+`run` carries a row out on one core, or resumes it, and keeps its result in docs/results/study.json,
+one line per run. `keep` only keeps the result of a finished run. `spread` adds to it the Fréchet
+distances of four more sets of samples. `floor` keeps the Sinkhorn divergence between two sets of
+true points of the manifold, as many as the samples that are compared. `benchmarks/tables.py` makes
+the tables from that file, and a test compares them.
 """
 
 import argparse
@@ -19,12 +19,20 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parent.parent
-KEPT = ROOT / "docs" / "results" / "study"
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+KEPT = ROOT / "docs" / "results" / "study.json"
+sys.path.append(str(ROOT / "benchmarks"))
+
+import results as files  # noqa: E402  (a script of benchmarks)
+
+Row = dict[str, Any]  # the result of one run
 ROWS = {
     "observations": "observations",
     "warm-start": "Gaussian warm start",
@@ -58,13 +66,24 @@ COLUMNS = ("frechet", "psnr", "ssim", "data-misfit", "calibration", "observation
 HEADS = ("Fréchet", "PSNR, dB", "SSIM", "misfit", "coverage", "observation distance")
 
 
-def kept(name, seed):
-    path = KEPT / f"{name}-{seed}.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+def all_kept() -> dict[str, Row]:
+    """Returns the results by name and seed."""
+    return json.loads(KEPT.read_text("utf-8"))
 
 
-def keep(name, seed, runs):
-    """Writes what the tables need of a finished run."""
+def kept(name: str, seed: int) -> Row | None:
+    """Returns the result of a recipe with a seed, None if there is none."""
+    return all_kept().get(f"{name}-{seed}")
+
+
+def put(row: Row) -> None:
+    """Keeps a result, in place of an earlier one with the same name and seed."""
+    rows = all_kept() | {f"{row['name']}-{row['seed']}": row}
+    files.write(KEPT, dict(sorted(rows.items())), levels=1)
+
+
+def keep(name: str, seed: int, runs: Path) -> None:
+    """Keeps what the tables need of a finished run."""
     from invem.running.run import results
 
     found = results(runs / f"{name}-{seed}")
@@ -87,19 +106,15 @@ def keep(name, seed, runs):
         "evaluations": found["evaluations"],
     }
     assert stages, f"{name}: nothing was evaluated"
-    KEPT.mkdir(parents=True, exist_ok=True)
-    (KEPT / f"{name}-{seed}.json").write_text(
-        json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8"
-    )
+    put(row)
 
 
-def spread(name, seed, runs, sets=4):
-    """Adds the Fréchet distances of further sets of samples of the last network of a finished run
-    to what is kept of it."""
+def spread(name: str, seed: int, runs: Path, sets: int = 4) -> None:
+    """Adds to a result the Fréchet distances of further sets of samples of its last network."""
     import torch
 
     from invem import Outcome
-    from invem.cli import _open
+    from invem.cli.app import _open
 
     torch.set_num_threads(1)
     work = _open(runs / f"{name}-{seed}")
@@ -116,13 +131,11 @@ def spread(name, seed, runs, sets=4):
         row["spread"].append(
             float(metric(Outcome(work._range, samples=samples, reference=reference), state))
         )
-    (KEPT / f"{name}-{seed}.json").write_text(
-        json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8"
-    )
+    put(row)
 
 
-def floor(count=4096):
-    """Writes the divergence of two sets of true points of the manifold."""
+def floor(count: int = 4096) -> None:
+    """Keeps the divergence between two sets of true points of the manifold."""
     import torch
     from invem_plugins.datasets.curve import smooth_manifold
     from invem_plugins.metrics.sinkhorn import Sinkhorn
@@ -144,12 +157,13 @@ def floor(count=4096):
         "passes": {},
         "evaluations": [evaluation],
     }
-    (KEPT / "floor-manifold-0.json").write_text(
-        json.dumps(row, indent=1, sort_keys=True) + "\n", "utf-8"
-    )
+    put(row)
 
 
-def cells(columns, evaluation, cpu, passes, clean):
+def cells(
+    columns: Sequence[str], evaluation: Row, cpu: float, passes: float, clean: int
+) -> list[str]:
+    """Returns the cells of one line: the metrics, clean images, CPU minutes, millions of passes."""
     values = evaluation["metrics"]
     shown = []
     for name in columns:
@@ -161,8 +175,8 @@ def cells(columns, evaluation, cpu, passes, clean):
     return [*shown, str(clean), f"{cpu / 60:.1f}", f"{passes / 1e6:.2f}"]
 
 
-def line(label, columns, found, phase=None):
-    """One line of a table: a run, or its phase of that name and those before it."""
+def line(label: str, columns: Sequence[str], found: Row, phase: str | None = None) -> str:
+    """Returns one line of a table: of a run, or of a phase and those before it."""
     phases = [e["name"] for e in found["evaluations"]]
     last = len(phases) - 1 if phase is None else phases.index(phase)
     before = phases[: last + 1] if phase else [*found["cpu"], *found["passes"]]
@@ -178,7 +192,7 @@ def line(label, columns, found, phase=None):
     )
 
 
-def samples_alone(task):
+def samples_alone(task: str) -> Row | None:
     """Returns the ceiling of a task without what depends on the task, None if there is none."""
     found = kept(f"clean-{task}", 0)
     for evaluation in found["evaluations"] if found else ():
@@ -190,20 +204,18 @@ def samples_alone(task):
     return found
 
 
-def spreads():
-    """The mean and the standard deviation of the Fréchet distance over sets of samples of one
-    network."""
+def spreads() -> str:
+    """Returns the table of the Fréchet distance over sets of samples of one network."""
     lines = ["| | seed | mean | standard deviation of one set |", "|---|---:|---:|---:|"]
-    for path in sorted(KEPT.glob("*.json")):
-        found = json.loads(path.read_text("utf-8"))
+    for _, found in sorted(all_kept().items()):
         if values := found.get("spread"):
             digits = f"{statistics.mean(values):.3g} | {statistics.stdev(values):.2g}"
             lines.append(f"| `{found['name']}` | {found['seed']} | {digits} |")
     return "\n".join(lines)
 
 
-def table(task):
-    """The table of one task: one line a row, and one more for each further seed."""
+def table(task: str) -> str:
+    """Returns the table of one task: one line per row, and one more for each further seed."""
     if task == "spread":
         return spreads()
     columns, heads = (
@@ -213,7 +225,7 @@ def table(task):
     lines = ["| | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(shown)]
     for row, label in ROWS.items():
         found = kept(f"{'ours' if row in PARTS else row}-{task}", 0) or (
-            row == "clean" and samples_alone(SAME.get(task))
+            row == "clean" and samples_alone(SAME.get(task, ""))
         )
         if not found or (row in PARTS and row not in [e["name"] for e in found["evaluations"]]):
             continue
@@ -226,17 +238,17 @@ def table(task):
     return "\n".join(lines) if len(lines) > 2 else "Not run yet."
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["list", "run", "keep", "spread", "floor"])
-    parser.add_argument("name", nargs="?", help="A recipe of recipes/study, without .yaml.")
+    parser.add_argument("name", nargs="?", help="A recipe of this folder, without .yaml.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
     options = parser.parse_args()
     if options.what == "list":
-        for path in sorted((ROOT / "recipes" / "study").glob("*.yaml")):
+        for path in sorted(HERE.glob("*.yaml")):
             print(path.stem)
         return
     if options.what == "floor":
@@ -251,7 +263,7 @@ def main():
         recipe = [
             invem,
             "run",
-            str(ROOT / "recipes" / "study" / f"{options.name}.yaml"),
+            str(HERE / f"{options.name}.yaml"),
             f"seed={options.seed}",
             "--out",
             str(out),

@@ -1,7 +1,7 @@
 """What the posterior draws of a run have and lack beside the true signals: where a prior that was
 learned from them loses.
 
-    python benchmarks/draws.py RUN LABEL [--json docs/results/draws.json]
+    python studies/fashion/draws.py RUN LABEL [--json docs/results/draws.json]
 
 For a run on one of the study's tasks (docs/benchmarks.md): the draws that each phase with a sampler
 learned from, exact draws under each prior in closed form that followed the first phase, and
@@ -16,20 +16,28 @@ label.
 import argparse
 import json
 import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from invem_plugins.metrics.frechet import Frechet
+from torch import Tensor
 
 from invem import GaussianDenoiser, MixtureDenoiser, Outcome
-from invem.cli import _open
+from invem.cli.app import _open
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import results as files
 
 BANDS = ((0.0, 0.2), (0.2, 0.3), (0.3, 0.45), (0.45, 0.71))
 
 
-def spectrum(x):
+def spectrum(x: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the cosine transform of images around their mean, (N, H, W), and the frequency of
-    each entry in cycles a pixel, (H, W)."""
+    each entry in cycles per pixel, (H, W)."""
     y = (x - x.mean(0)).double().squeeze(1)
     k = torch.arange(y.shape[-1], dtype=torch.float64)
     basis = torch.cos(math.pi * (k + 0.5) * k[:, None] / len(k)) * (2 / len(k)) ** 0.5
@@ -37,7 +45,14 @@ def spectrum(x):
     return basis @ y @ basis.T, (k[:, None] ** 2 + k**2).sqrt() / (2 * len(k))
 
 
-def described(x, truth, reference, metric, state, range_):
+def described(
+    x: Tensor,
+    truth: Tensor,
+    reference: Tensor,
+    metric: Frechet,
+    state: dict[str, Tensor],
+    range_: tuple[float, float],
+) -> dict[str, Any]:
     """Returns the row of a set of signals."""
     find = metric._features(Outcome(range_, samples=x, reference=reference), state)
     ours, theirs = (find(part).double() for part in (x, reference))
@@ -58,7 +73,7 @@ def described(x, truth, reference, metric, state, range_):
 
 
 @torch.no_grad()
-def rows(run):
+def rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the name and the row of each set of signals of a finished run."""
     work = _open(run)
     metric, reference = Frechet(features="classifier"), work._data("test")[torch.arange(10_000)].x
@@ -92,7 +107,7 @@ def rows(run):
         yield "samples", described(x, truth, reference, metric, state, work._range)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -110,7 +125,7 @@ def main():
             f"{name:24} {row['frechet']:.5f} {row['variance']:.3f} {row['differ']:.2f} {shares}",
             flush=True,
         )
-    options.json.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    files.write(options.json, kept)
 
 
 if __name__ == "__main__":
