@@ -26,7 +26,6 @@ from invem_plugins.metrics.frechet import Frechet
 from torch import Tensor
 
 from invem import GaussianDenoiser, MixtureDenoiser, Outcome
-from invem.cli.app import _open
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -75,6 +74,8 @@ def described(
 @torch.no_grad()
 def rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the name and the row of each set of signals of a finished run."""
+    from invem.cli.app import _open
+
     work = _open(run)
     metric, reference = Frechet(features="classifier"), work._data("test")[torch.arange(10_000)].x
     data = work._data("train")
