@@ -196,3 +196,12 @@ def test_the_table_of_contracts_has_every_component_and_contract():
         "run the command of docs/contracts.md"
     )
     assert {word for *_, word in rows} <= {"holds", "reported", ""}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "results").glob("*.json")), ids=lambda p: p.stem
+)
+def test_results_are_kept_with_one_row_per_line(path):
+    lines = path.read_text("utf-8").splitlines()
+    assert len(lines) <= 150, f"run: python benchmarks/results.py {path}"
+    assert json.loads("\n".join(lines))

@@ -106,13 +106,13 @@ class Fit(WithOptions):
     objective: str = Field(min_length=1, description="The name of the objective.")
     on: Literal["draws", "observations", "clean"] | None = Field(
         default=None,
-        description="What is trained on: posterior draws, measurements or granted clean images.",
+        description="What the fit learns from: posterior draws, observations or clean images.",
     )
-    steps: int = Field(default=1000, ge=1, description="Gradient steps of a round.")
-    batch: int = Field(default=128, ge=1, description="Examples of a gradient step.")
+    steps: int = Field(default=1000, ge=1, description="Gradient steps per round.")
+    batch: int = Field(default=128, ge=1, description="Examples per gradient step.")
     lr: float = Field(default=1e-3, gt=0, description="Learning rate after the warm-up.")
     decay: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="How the learning rate falls over a round."
+        default="constant", description="How the learning rate falls within a round."
     )
     warmup: int = Field(
         default=0, ge=0, description="Steps over which the learning rate rises from zero."
@@ -127,28 +127,27 @@ class Fit(WithOptions):
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     start: Literal["ema", "warm", "fresh"] = Field(
         default="ema",
-        description="Weights a round starts from: the averaged, the raw or newly drawn ones.",
+        description="Initial weights of a round: the averaged, the raw or newly initialised ones.",
     )
     keep: bool = Field(
         default=False,
         description=(
-            "Whether optimiser and moving average go on from the round before; they begin anew"
-            " otherwise."
+            "Whether optimiser and moving average carry over from the previous round;"
+            " otherwise they are reset."
         ),
     )
     clean: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of each batch that are granted clean images."
+        default=0.0, ge=0, lt=1, description="Share of clean images in each batch."
     )
     flip: Literal["none", "horizontal", "both"] = Field(
         default="none",
-        description="Which axes of an image are mirrored at random, after its reconstruction.",
+        description="Along which axes a reconstructed image is mirrored at random.",
     )
     shift: int = Field(
         default=0,
         ge=0,
         description=(
-            "Largest random shift of an image in pixels, after its reconstruction; the border is"
-            " repeated."
+            "Largest random shift of a reconstructed image, in pixels; the border is repeated."
         ),
     )
     moments: int = Field(
@@ -173,13 +172,15 @@ class Phase(Model):
     network: Part | None = Field(
         default=None,
         description=(
-            "The network that the phase trains, from the newest weights of the same one if there"
-            " are any; null is the recipe's."
+            "The network that the phase trains, from the newest weights of the same network"
+            " if there are any; null is the recipe's."
         ),
     )
     observations: Count | None = Field(
         default=None,
-        description="Size of the subset of the observations drawn anew in each round; null is all.",
+        description=(
+            "How many observations each round uses, a new random subset each time; null is all."
+        ),
     )
     draws: int = Field(default=1, ge=1, description="Posterior draws per observation.")
     batch: int = Field(default=128, ge=1, description="Observations that are sampled at once.")
@@ -188,26 +189,26 @@ class Phase(Model):
         gt=0,
         le=1,
         description=(
-            "Share of the draws that are drawn anew in each round after the first: 1 is batch EM, a"
-            " small one online EM."
+            "Share of the draws that each round after the first replaces: 1 is batch EM, a"
+            " small share online EM."
         ),
     )
     restart: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
         description=(
-            "Noise level at which chains begin, from the draw of the round before; null is the"
-            " sampler's own start."
+            "Noise level at which chains start, from the draw of the previous round; null is"
+            " the sampler's own initialisation."
         ),
     )
     anneal: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default={},
-        description="Options of the sampler by round: a list for each, whose last item stays.",
+        description="Options of the sampler by round: a list per option, whose last item stays.",
     )
     overlap: bool = Field(
         default=False,
         description=(
-            "Whether the E-step of the next round runs beside the M-step of this one, with the"
-            " prior of the round before."
+            "Whether the E-step of the next round runs during the M-step of this one, with"
+            " the prior of the previous round."
         ),
     )
     calibrate: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
@@ -250,7 +251,7 @@ class Evaluate(Model):
         description="Rounds between evaluations; a closed-form phase has one, at its end.",
     )
     phases: list[str] | None = Field(
-        default=None, description="The phases that are evaluated, by name; null is all."
+        default=None, description="The names of the phases that are evaluated; null is all."
     )
     steps: int = Field(default=32, ge=1, description="Noise levels of the unconditional sampler.")
     sampler: Part | None = Field(
@@ -277,9 +278,9 @@ class Compute(Model):
 class Recipe(Model):
     """A whole run."""
 
-    seed: int = Field(default=0, ge=0, description="What every random number is derived from.")
+    seed: int = Field(default=0, ge=0, description="The seed of all random numbers.")
     data: Part | None = Field(
-        default=None, description="The data set of true signals, which are measured first."
+        default=None, description="The data set of clean signals; they are measured first."
     )
     observations: Part | None = Field(
         default=None,
@@ -301,15 +302,15 @@ class Recipe(Model):
         default=None,
         min_length=1,
         description=(
-            "What the first phase begins with: the directory of a run, or `network` for the network"
-            " as it was built."
+            "The initial prior of the first phase: the directory of a run, or `network` for"
+            " the network as it was built."
         ),
     )
     assume: dict[str, float] = Field(
         default={},
         description=(
-            "Options of operator and noise that differ from the truth by which `data` are measured:"
-            " what is believed at first."
+            "Options of operator and noise that the run assumes at first, where they differ"
+            " from the true ones by which `data` are measured."
         ),
     )
     phases: list[Phase] = Field(min_length=1, description="What is done, in order.")
