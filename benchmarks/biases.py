@@ -5,10 +5,10 @@ Exact, by the propagation of tests/test_regression.py, for the samplers that are
 draws of one y for the others. A minute.
 """
 
-import json
 import sys
 from pathlib import Path
 
+import results
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -91,9 +91,7 @@ def main():
         "columns": ["mean", "smallest eigenvalue", "largest eigenvalue"],
         "rows": rows,
     }
-    (ROOT / "docs" / "results" / "biases.json").write_text(
-        json.dumps(found, indent=1) + "\n", "utf-8"
-    )
+    results.write(ROOT / "docs" / "results" / "biases.json", found)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,10 @@ from invem import (
     Preconditioned,
     RecipeError,
     Rng,
+    config,
 )
-from invem.config import catalog as catalogs
-from invem.config import recipe as recipes
-from invem.config import yaml
-from invem.config.catalog import Catalog, Component
+from invem import config as recipes
+from invem.config import Catalog, Component, yaml
 from invem.measurement import Measurement
 from invem.planning import plan as plans
 from invem.testing import example_options
@@ -205,7 +204,7 @@ def representative(alike: list[OperatorCase]) -> OperatorCase:
 def variants(factory: Any) -> Iterator[dict[str, Any]]:
     """Yields no option, and every choice and switch other than the default."""
     yield {}
-    for name, parameter in catalogs.options_of(factory).items():
+    for name, parameter in config.options_of(factory).items():
         kind = parameter.annotation
         choices = (
             typing.get_args(kind)
@@ -223,7 +222,7 @@ def samplers() -> list[SamplerCase]:
     found = []
     for name in own(CATALOG, "samplers"):
         factory = CATALOG.find("samplers", name).load()
-        whole = catalogs.options_of(factory)
+        whole = config.options_of(factory)
         short = {
             key: value
             for key, value in SMALL.items()
@@ -371,13 +370,13 @@ class Planner:
 
     def _options(self, factory: Any) -> Any:
         if factory not in self.signatures:
-            self.signatures[factory] = catalogs.options_of(factory)
+            self.signatures[factory] = config.options_of(factory)
         return self.signatures[factory]
 
     def _parse(self, catalog: Catalog, component: Component, given: Any, fail: Any) -> Any:
         key = f"{component.kind}/{component.name} {json.dumps(given, sort_keys=True)}"
         if key not in self.parsed:
-            self.parsed[key] = catalogs.parse_options(catalog, component, given, fail)
+            self.parsed[key] = config.parse_options(catalog, component, given, fail)
         return dict(self.parsed[key])
 
     def load(self, whole: dict[str, Any]) -> recipes.Loaded:

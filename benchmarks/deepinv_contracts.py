@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 from invem_plugins.bridges.deepinv import physics
 
@@ -157,7 +158,7 @@ def main() -> None:
             "physics": {name: {"options": case, **measure(case)} for name, case in CASES},
         }
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        results.write(options.json, found)
     if options.markdown or not options.json:
         print(table(found))
 

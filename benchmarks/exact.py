@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import results
 import torch
 
 from invem.bench import (
@@ -25,7 +26,7 @@ from invem.bench import (
     select_samplers,
     write_document,
 )
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 CLOSED_FORM = [name for name, definition in PROBLEMS.items() if definition.prior is not None]

@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import results
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,7 +41,7 @@ def main():
             "peak": round(usage.ru_maxrss / 1024),
         }
         path = ROOT / "docs" / "results" / f"digits-{name}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        results.write(path, result)
         print(f"{name}: {wall:.0f} s, {result['peak']} MiB -> {path}")
 
 

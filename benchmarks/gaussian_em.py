@@ -5,9 +5,9 @@ Writes the smallest and the largest eigenvalue of the learned covariance relativ
 docs/results/gaussian-em.json. About 4 minutes on one core.
 """
 
-import json
 from pathlib import Path
 
+import results
 import torch
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_mask import random_mask
@@ -55,10 +55,7 @@ def main():
         )
         print(rows[-1], flush=True)
     path = Path(__file__).parent.parent / "docs" / "results" / "gaussian-em.json"
-    path.write_text(
-        json.dumps({"torch": torch.__version__, "observations": N, "rows": rows}, indent=1) + "\n",
-        "utf-8",
-    )
+    results.write(path, {"torch": torch.__version__, "observations": N, "rows": rows})
 
 
 if __name__ == "__main__":

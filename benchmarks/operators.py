@@ -18,11 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 
 BATCH = 16
 
@@ -248,7 +249,7 @@ def main() -> None:
         "rows": rows,
     }
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        results.write(options.json, found)
     print(table(found))
 
 

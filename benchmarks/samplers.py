@@ -33,6 +33,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 from invem_plugins.networks.unet import UNet
 from invem_plugins.noises.gaussian import gaussian
@@ -40,7 +41,7 @@ from invem_plugins.operators.random_mask import random_mask
 from torch import Tensor, nn
 
 from invem import Denoiser, Gaussian, Measurement, Preconditioned, Rng
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 
 SHAPE = (1, 16, 16)
 NOISE = 0.05
@@ -472,7 +473,7 @@ def main() -> None:
         "rows": rows,
     }
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        results.write(options.json, found)
     print(table(found))
 
 

@@ -1,9 +1,9 @@
 """Writes the tables of docs/benchmarks.md from docs/results/*.json; with --check only says whether
 they are what the results say.
 
-A result is what `invem eval RUN --json` prints. A place for a table is two comments, `<!-- table:
-NAME ... -->` and `<!-- end -->`; NAME is a file of docs/results, and each further name adds the
-last row of that file (a ceiling, another method).
+A result is what `invem eval RUN --json` prints, with one row per line (results.py). A place for a
+table is two comments, `<!-- table: NAME ... -->` and `<!-- end -->`; NAME is a file of
+docs/results, and each further name adds the last row of that file (a ceiling, another method).
 """
 
 import json
@@ -11,7 +11,9 @@ import re
 import sys
 from pathlib import Path
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+sys.path.append(str(ROOT / "studies" / "fashion"))
 
 
 def rows(name, last):
@@ -149,14 +151,14 @@ def samplers(names):
 
 
 def study(names):
-    import study as benchmark  # the script beside this one
+    import study as benchmark  # the script in studies/fashion
 
     return benchmark.table(names[0])
 
 
 def draws(names):
     """What draws have and lack beside the true signals, a run a label."""
-    import draws as benchmark  # the script beside this one
+    import draws as benchmark  # the script in studies/fashion
 
     heads = [
         "Fréchet",

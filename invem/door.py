@@ -11,6 +11,7 @@ run = invem.open("runs/blur")        # later, or elsewhere
 x_hat = run.prior(x_t, sigma=0.3)    # E[x | x_t] under the learned prior
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
-from invem.config import recipe as recipes
+from invem import config as recipes
 from invem.config import yaml
-from invem.config.catalog import Catalog
-from invem.config.recipe import Loaded, Recipe
+from invem.config import Catalog
+from invem.config import Loaded, Recipe
 from invem.errors import DataError, RecipeError
 from invem.files import read_observations
 from invem.measurement import Measurement
@@ -238,11 +239,16 @@ def load_recipe(
 ) -> Loaded:
     """Reads and checks a recipe by itself; the arguments are those of `plan`."""
     pairs = changes.items() if isinstance(changes, Mapping) else None
-    words = [f"{key}={yaml.inline(value)}" for key, value in pairs] if pairs else list(changes)
+    words = [f"{key}={_inline(value)}" for key, value in pairs] if pairs else list(changes)
     words += [f"compute.device={device}"] if device else []
     if isinstance(recipe, Mapping):
-        return recipes.load_text(yaml.dump(dict(recipe)), "recipe", words, smoke)
+        return recipes.load_data(recipe, "recipe", words, smoke)
     return recipes.load(recipe, words, smoke)
+
+
+def _inline(value: Any) -> str:
+    """Returns plain data as they stand in an override."""
+    return json.dumps(value)
 
 
 def run(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 from invem.errors import DataError, RecipeError
 from invem.fileformat import Expected, FileFormat
 from invem.planning.build import defaults

@@ -54,8 +54,8 @@ from invem.bench import (
 )
 from invem.bench.metrics import shown, tuning_metric
 from invem.bench.statistics import PER_OBSERVATION, PER_SEED, RATIOS
-from invem.config import recipe
-from invem.config.catalog import Catalog, Component
+from invem import config as recipe
+from invem.config import Catalog, Component
 from invem.linear import Mask
 from invem.planning.plan import make
 

@@ -8,8 +8,7 @@ import torch
 from invem.running.run import Run, run
 
 from invem import store
-from invem.config.catalog import Catalog
-from invem.config.recipe import load
+from invem.config import Catalog, load
 from invem.errors import RecipeError
 from invem.planning.plan import make
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from invem import DataError, MissingExtra, RecipeError
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 
 CATALOG = Catalog.load()
 MASKS = {
@@ -30,7 +30,7 @@ def rng(seed=0):
 def test_a_missing_extra_names_the_command_that_brings_it():
     code = (
         "import sys; sys.modules.update(deepinv=None, diffusers=None, azula=None)\nfrom invem"
-        " import MissingExtra\nfrom invem.config.catalog import Catalog\nimport torch\nload ="
+        " import MissingExtra\nfrom invem.config import Catalog\nimport torch\nload ="
         " lambda kind, name: Catalog.load().find(kind, name).load()\nfor call in (lambda:"
         " load('operators', 'deepinv')(1, (1, 8, 8), torch.Generator(), physics='Blur'),\n   "
         " lambda: load('networks', 'deepinv')((1, 8, 8), model='DRUNet'), lambda: load('networks',"
@@ -47,7 +47,7 @@ def test_a_missing_extra_names_the_command_that_brings_it():
 
 def test_listing_the_bridges_imports_none_of_them():
     code = (
-        "import sys\nfrom invem.config.catalog import Catalog\nc ="
+        "import sys\nfrom invem.config import Catalog\nc ="
         " Catalog.load()\nc.find('operators', 'deepinv').load().__doc__\nc.find('networks',"
         " 'diffusers').load(); c.find('networks', 'azula').load()\nassert not {'deepinv',"
         " 'diffusers', 'azula'} & set(sys.modules)"

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from invem.config.catalog import KINDS, Catalog, Plugin, options_of
-from invem.config.recipe import load
+from invem.config import KINDS, Catalog, Component, Plugin, load, options_of, parse_options
 from invem.errors import PluginError, RecipeError
+from invem.operator import OperatorLaw
 from invem.planning.plan import resolve
+from invem.schedule import Schedule
 
 CATALOG = Catalog.load()
 
@@ -93,14 +94,14 @@ def test_schedules_decrease():
 def test_a_schedule_that_cannot_be_imported_harms_no_recipe_without_it(tmp_path, monkeypatch):
     from pathlib import Path
 
-    from invem.config import recipe
+    from invem import config
     from invem.planning.plan import resolve
 
     (tmp_path / "bad.py").write_text(
         HEAD + "@hookimpl\ndef invem_schedules(): return {'bad': 'nope_module:Bad'}\n"
     )
     monkeypatch.setenv("INVEM_PLUGINS_DIR", str(tmp_path))
-    loaded = recipe.load(Path(__file__).parent.parent / "recipes" / "blur.yaml")
+    loaded = config.load(Path(__file__).parent.parent / "recipes" / "blur.yaml")
     assert resolve(loaded, Catalog.load())["phases"][1]["sampler"]["schedule"]["name"] == "karras"
 
 
@@ -144,3 +145,91 @@ def test_a_sampler_that_does_not_fit_is_refused_with_those_that_do(tmp_path):
         .replace("dsm, on: clean, steps: 1", "gaussian-moments")
     )
     make(load(path), CATALOG)
+
+
+def installed(tmp_path, monkeypatch, name, entry=True):
+    """Installs a distribution that offers an operator, or nothing."""
+    module = name.lower() + "_module"
+    info = tmp_path / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    if entry:
+        (info / "entry_points.txt").write_text(f"[invem]\nplugin = {module}\n")
+    text = f"@hookimpl\ndef invem_operators(): return {{'{name.lower()}': 'm:f'}}\n"
+    (tmp_path / f"{module}.py").write_text(HEAD + text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.parametrize("word", ["my-scanner", "My_Scanner", "MY.SCANNER", " my--scanner ,"])
+def test_a_chosen_distribution_is_found_by_any_spelling_of_its_name(tmp_path, monkeypatch, word):
+    installed(tmp_path, monkeypatch, "My_Scanner")
+    installed(tmp_path, monkeypatch, "Other")
+    monkeypatch.setenv("INVEM_PLUGINS", word)
+    catalog = Catalog.load()
+    assert catalog.find("operators", "my_scanner").distribution == "My_Scanner"
+    assert "other" not in catalog.offers["operators"] and "identity" in catalog.offers["operators"]
+    assert catalog.problems == []
+
+
+def test_a_chosen_distribution_that_is_not_installed_is_a_problem(tmp_path, monkeypatch):
+    installed(tmp_path, monkeypatch, "Silent", entry=False)
+    monkeypatch.setenv("INVEM_PLUGINS", "my-scaner, invem, silent")
+    catalog = Catalog.load()
+    assert catalog.problems == [
+        "plugin 'my-scaner' of INVEM_PLUGINS is not installed",
+        "plugin 'silent' of INVEM_PLUGINS is installed, but offers no component",
+    ]
+    with pytest.raises(PluginError, match="'my-scaner' of INVEM_PLUGINS is not installed"):
+        catalog.find("operators", "scan")
+
+
+@pytest.mark.parametrize("chosen", ["", " , ", "invem"])
+def test_no_distribution_may_be_chosen(monkeypatch, chosen):
+    monkeypatch.setenv("INVEM_PLUGINS", chosen)
+    assert Catalog.load().problems == []
+    assert {plugin.distribution for plugin in Catalog.load().plugins} == {"invem"}
+
+
+def weigher(*, schedule: Schedule = None, parts: list[OperatorLaw] = [], size: int = 3):  # noqa: B006
+    """A component with components among its options."""
+
+
+def parsed(given):
+    problems = []
+    component = Component("samplers", "weigher", weigher, "here", "1")
+    values = parse_options(CATALOG, component, given, lambda *problem: problems.append(problem))
+    return values, problems
+
+
+def test_options_that_are_components_are_built_or_bound():
+    values, problems = parsed({"schedule": "karras", "parts": ["identity", {"name": "clip"}]})
+    assert problems == []
+    assert type(values["schedule"]).__name__ == "Karras" and values["size"] == 3
+    assert [part.func for part in values["parts"]] == [
+        CATALOG.find("operators", name).load() for name in ("identity", "clip")
+    ]
+    values, problems = parsed({"schedule": {"name": "karras", "rho": 3.0}})
+    assert values["schedule"].rho == 3.0 and values["parts"] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "said"),
+    [
+        ({"schedule": 3}, ("schedule",), "a schedule is a name, or a mapping with a name"),
+        ({"schedule": "kras"}, ("schedule",), "there is no schedule 'kras'"),
+        ({"schedule": {"name": "karras", "rho": "x"}}, ("schedule", "rho"), "a number is needed"),
+        (
+            {"schedule": {"name": "karras", "sigma_min": 1e9}},
+            ("schedule",),
+            "sigma_min must be below sigma_max",
+        ),
+        ({"parts": ["clip", 3]}, ("parts", 1), "an operator is a name, or a mapping with a name"),
+        ({"parts": ["klip"]}, ("parts", 0), "there is no operator 'klip'"),
+        ({"parts": [{"name": "random-mask", "kep": 1}]}, ("parts", 0, "kep"), "unknown key"),
+        ({"parts": "clip"}, ("parts",), "a list is needed"),
+    ],
+)
+def test_a_component_among_the_options_that_is_wrong_is_named(given, path, said):
+    _, problems = parsed(given)
+    assert len(problems) == 1
+    assert problems[0][0] == path and said in problems[0][2]

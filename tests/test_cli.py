@@ -21,7 +21,10 @@ from invem import cli, store
 ROOT = Path(__file__).parent.parent
 BLUR = str(ROOT / "recipes" / "blur.yaml")
 WARM = "phases.warm-start.fit={objective: gaussian-moments}"
-RECIPES = sorted(str(p.relative_to(ROOT / "recipes")) for p in (ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "studies").glob("*/*.yaml")]
+)
 
 
 class Done(NamedTuple):
@@ -108,12 +111,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after):
 def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
     from invem.running.run import run
 
-    from invem.config import recipe
-    from invem.config.catalog import Catalog
+    from invem import config as recipe
+    from invem.config import Catalog
     from invem.errors import Stopped
     from invem.planning.plan import make
 
-    plan = make(recipe.load(BLUR, smoke=True), Catalog.load())
+    plan = make(config.load(BLUR, smoke=True), Catalog.load())
     calls = iter(range(10**6))
     with pytest.raises(Stopped):
         for _ in run(plan, tmp_path / "run", stop=lambda: 143 if next(calls) >= 4 else 0):
@@ -127,13 +130,13 @@ def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
 def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
     from invem.running.run import run
 
-    from invem.config import recipe
-    from invem.config.catalog import Catalog
+    from invem import config as recipe
+    from invem.config import Catalog
     from invem.errors import Stopped
     from invem.planning.plan import make
 
     plan = make(
-        recipe.load(
+        config.load(
             BLUR, ["phases.em.fit.steps=6", "phases.em.batch=16", "phases.em.rounds=1"], smoke=True
         ),
         Catalog.load(),
@@ -228,14 +231,14 @@ def test_measurements_are_drawn_once(whole, tmp_path):
 
 def test_neither_step_can_read_the_truth(tmp_path, monkeypatch):
     """With the truth and the data set gone after the measurements, the same bytes are learned."""
-    from invem.config import recipe
-    from invem.config.catalog import Catalog
+    from invem import config
+    from invem.config import Catalog
     from invem.planning.plan import make
     from invem.running import run as engine
 
     words = ["evaluate.metrics=[]", "phases.em.rounds=2", "count=32"]
     plan = make(
-        recipe.load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load()
+        config.load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load()
     )
     for _ in engine.run(plan, tmp_path / "whole"):
         pass
@@ -359,9 +362,8 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
     """The operator of a stranger, without an adjoint."""
     from types import SimpleNamespace
 
-    from invem import Operator, RecipeError, hookimpl
-    from invem.config import recipe
-    from invem.config.catalog import Catalog, Plugin
+    from invem import Operator, RecipeError, config, hookimpl
+    from invem.config import Catalog, Plugin
     from invem.planning.plan import make
 
     class Square(Operator):
@@ -379,10 +381,10 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
     with pytest.raises(
         RecipeError, match=r"phases\.1\.sampler: mmps needs adjoint, which square .* does not"
     ) as caught:
-        make(recipe.load(BLUR, ["operator=square"]), catalog)
+        make(config.load(BLUR, ["operator=square"]), catalog)
     assert caught.value.exit_code == 2
     plan = make(
-        recipe.load(
+        config.load(
             BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True
         ),
         catalog,
@@ -392,11 +394,13 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_runs_in_small(name, tmp_path):
-    done = invem("run", ROOT / "recipes" / name, "--smoke", "--json", "--out", tmp_path / "run")
+    done = invem("run", ROOT / name, "--smoke", "--json", "--out", tmp_path / "run")
     evaluations = json.loads(done.stdout)["evaluations"]
     assert len(evaluations) >= 2
     assert (tmp_path / "run" / "report.html").exists()
-    points = "smooth-manifold" in (ROOT / "recipes" / name).read_text("utf-8")
+    from invem import config
+
+    points = config.load(ROOT / name).recipe.data.name == "smooth-manifold"
     assert evaluations[-1]["metrics"].keys() >= (
         {"sliced-wasserstein"} if points else {"psnr", "frechet"}
     )
@@ -421,8 +425,8 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
     compiler."""
     from invem.running.run import run
 
-    from invem.config import recipe
-    from invem.config.catalog import Catalog
+    from invem import config as recipe
+    from invem.config import Catalog
     from invem.planning.plan import make
 
     compiled = []
@@ -431,7 +435,7 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
         torch, "compile", lambda model: compiled.append(model) or compiler(model, backend="eager")
     )
     words = ["compute.precision=bfloat16", "compute.compile=true", "evaluate.metrics=[psnr]"]
-    for _ in run(make(recipe.load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
+    for _ in run(make(config.load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
         pass
     assert len(compiled) == 2
     tensors = store.read(tmp_path / "run" / "1-000-denoiser" / "denoiser.safetensors")

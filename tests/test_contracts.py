@@ -8,7 +8,7 @@ import torch
 from invem_plugins.samplers.dps import DPS
 
 from invem import LinearOperator, MissingExtra, Operator, RecipeError, conditioning
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 from invem.testing import (
     KINDS,
     Kind,

@@ -25,12 +25,12 @@ from invem import (
     Several,
     Stopped,
     Unsupported,
+    config,
     edm_weight,
     level,
     matching,
     noise_levels,
 )
-from invem.config import catalog, recipe
 from invem.planning import plan
 
 D, SIGMA, N = 3, 0.7, 200_000
@@ -198,7 +198,7 @@ compute: {threads: 1}
 def planned(tmp_path, text=RECIPE, *changes):
     path = tmp_path / "recipe.yaml"
     path.write_text(text, "utf-8")
-    return plan.make(recipe.load(path, list(changes)), catalog.Catalog.load())
+    return plan.make(config.load(path, list(changes)), config.Catalog.load())
 
 
 def test_a_run_distils_a_prior_into_a_generator_of_its_law(tmp_path):

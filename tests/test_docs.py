@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from pydantic import BaseModel
 
-from invem import Rng
-from invem.config import recipe, yaml
-from invem.config.catalog import KINDS, Catalog
+from invem import Rng, config
+from invem.config import KINDS, Catalog, yaml
 from invem.planning.plan import make
 
 ROOT = Path(__file__).parent.parent
@@ -37,14 +37,14 @@ def keys_table(model):
 def _plain(value):
     if isinstance(value, list | dict) and not value:
         return "[]" if isinstance(value, list) else "{}"
-    if isinstance(value, recipe.BaseModel):
+    if isinstance(value, BaseModel):
         return "see below"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 @pytest.mark.parametrize("model", ["Recipe", "Phase", "Fit", "Evaluate", "Compute"])
 def test_the_page_of_recipes_has_every_key(model):
-    table = keys_table(getattr(recipe, model))
+    table = keys_table(getattr(config, model))
     assert table in (ROOT / "docs" / "recipes.md").read_text("utf-8"), (
         f"docs/recipes.md: {model} is now\n\n{table}"
     )
@@ -67,15 +67,16 @@ def test_python_snippets_run(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_yaml_snippets_are_recipes(page, tmp_path):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")  # for those that extend one
     for block in blocks(page, "yaml"):
         file = tmp_path / "recipe.yaml"
         file.write_text(block)
         if "phases:" not in block:
             assert yaml.load(block.encode(), "snippet").value
             continue
-        loaded = recipe.load(file)
+        loaded = config.load(file)
         if loaded.recipe.data is not None and loaded.recipe.data.name == "folder":
-            loaded = recipe.load(file, ["data={name: synthetic, size: 32}"])
+            loaded = config.load(file, ["data={name: synthetic, size: 32}"])
         make(loaded, CATALOG)
 
 
@@ -211,3 +212,12 @@ def test_the_full_table_of_contracts_has_a_row_per_component_and_contract():
     ]
     assert sorted((kind, name, c) for kind, name, c, _ in rows) == sorted(expected)
     assert {word for *_, word in rows} <= {"holds", "reported", ""}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "results").glob("*.json")), ids=lambda p: p.stem
+)
+def test_results_are_kept_with_one_row_per_line(path):
+    lines = path.read_text("utf-8").splitlines()
+    assert len(lines) <= 150, f"run: python benchmarks/results.py {path}"
+    assert json.loads("\n".join(lines))

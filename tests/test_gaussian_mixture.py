@@ -22,8 +22,7 @@ from invem import (
     RecipeError,
     Rng,
 )
-from invem.config.catalog import Catalog
-from invem.config.recipe import load
+from invem.config import Catalog, load
 from invem.planning.plan import make
 
 torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from invem import (
     fourier_adjoint,
     project,
 )
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 
 CATALOG = Catalog.load()
 

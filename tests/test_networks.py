@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from invem import Gaussian, Preconditioned, RecipeError, Rng
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 
 CATALOG = Catalog.load()
 IMAGES = [(1, 8, 8), (3, 28, 28), (2, 9, 14), (1, 5, 5), (4, 16, 2)]

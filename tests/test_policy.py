@@ -11,8 +11,7 @@ from invem.running.run import Run, _distance_says, _moved, _weight_says, run
 from invem_plugins.objectives.dsm import DSM
 
 from invem import GaussianDenoiser, Rng, store
-from invem.config.catalog import Catalog, Component, options_of
-from invem.config.recipe import Fit, load
+from invem.config import Catalog, Component, Fit, load, options_of
 from invem.denoiser import Begun
 from invem.errors import DataError, NumericalError, PluginError, RecipeError
 from invem.planning.plan import make

@@ -9,9 +9,8 @@ import time
 import pytest
 from pydantic import ValidationError
 
-from invem.config import recipe as recipes
-from invem.config import yaml
-from invem.config.recipe import Compute, Evaluate, Fit, Part, Phase, Recipe
+from invem import config as recipes
+from invem.config import Compute, Evaluate, Fit, Part, Phase, Recipe, yaml
 from invem.errors import RecipeError
 
 TEXT = """\
@@ -311,7 +310,7 @@ requires: x
 
 def test_all_problems_are_reported_at_once(problems):
     part = "a name or a mapping with a name is needed"
-    top = ", ".join(Recipe.model_fields)
+    top = ", ".join([*Recipe.model_fields, "extends"])
     phase = ", ".join(Phase.model_fields)
     assert problems(text=BAD) == [
         "r.yaml:1:7: seed: got true, a whole number is needed",
@@ -501,7 +500,7 @@ def test_models_can_be_built_in_python():
 
 
 def test_every_key_is_described_in_the_schema():
-    schema = recipes.schema()
+    schema = recipes.json_schema()
     models = [schema, *schema["$defs"].values()]
     models = [model["anyOf"][1] if "anyOf" in model else model for model in models]
     keys = {name: key for model in models for name, key in model["properties"].items()}
@@ -510,7 +509,7 @@ def test_every_key_is_described_in_the_schema():
 
 
 def test_a_part_is_a_name_or_an_open_mapping_in_the_schema():
-    text, mapping = recipes.schema()["$defs"]["Part"]["anyOf"]
+    text, mapping = recipes.json_schema()["$defs"]["Part"]["anyOf"]
     assert text == {"type": "string"}
     assert (mapping["required"], mapping["additionalProperties"]) == (["name"], True)
 

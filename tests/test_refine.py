@@ -31,10 +31,10 @@ from invem import (
     Preconditioned,
     RecipeError,
     Rng,
+    config,
     level,
     prior_of,
 )
-from invem.config import catalog, recipe
 from invem.denoiser import Begun
 from invem.planning import plan
 
@@ -307,7 +307,7 @@ compute: {threads: 1}
 def planned(tmp_path, objective="factor-mixture, components: 2, rank: 2", rounds="2", *overrides):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("OBJECTIVE", objective).replace("ROUNDS", rounds))
-    return plan.make(recipe.load(path, list(overrides)), catalog.Catalog.load())
+    return plan.make(config.load(path, list(overrides)), config.Catalog.load())
 
 
 def test_a_run_refines_a_mixture_by_clean_images_and_learns_from_the_draws(tmp_path):

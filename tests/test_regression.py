@@ -10,7 +10,7 @@ import torch
 from invem_plugins.noises.gaussian import gaussian
 
 from invem import Gaussian, GaussianDenoiser, Karras, Mask, Measurement, Rng
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 
 CATALOG = Catalog.load()
 SEEN = [0, 2, 3, 6]

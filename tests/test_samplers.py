@@ -25,7 +25,7 @@ from invem import (
     Rng,
     Unsupported,
 )
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 from invem.operator import Chain
 
 CATALOG = Catalog.load()

@@ -294,7 +294,7 @@ def test_a_shared_list_is_written_twice():
     assert value(dump({"a": shared, "b": shared})) == {"a": [1], "b": [1]}
 
 
-@pytest.mark.parametrize("module", ["invem.config.yaml", "invem.config.recipe"])
+@pytest.mark.parametrize("module", ["invem.config.yaml", "invem.config"])
 def test_reading_recipes_imports_neither_torch_nor_numpy(module):
     code = f"import sys, {module}; assert not {{'torch', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from invem import config as recipes
 from invem import store
 from invem.batched import Rng, wide
 from invem.bench.posterior import Posterior

@@ -16,7 +16,7 @@ from invem.bench.score import Scorer
 from invem.bench.specs import Setting
 from invem.bench.statistics import is_finite
 from invem.bench.tune import LinAlgError, tune
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 from invem.errors import InvemError
 
 __all__ = ["compare_samplers"]

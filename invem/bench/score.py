@@ -20,7 +20,7 @@ from invem.bench.statistics import (
     SeedDraws,
     coverage_curve,
 )
-from invem.config.catalog import Catalog
+from invem.config import Catalog
 from invem.metric import Metric
 from invem.sampler import PosteriorSampler
 

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from invem.bench.problems import Problem, has_positive_variance
 from invem.config import yaml
-from invem.config.catalog import Catalog, options_of, parse_options
+from invem.config import Catalog, options_of, parse_options
 from invem.denoiser import Denoiser
 from invem.errors import PluginError, RecipeError
 from invem.sampler import PosteriorSampler

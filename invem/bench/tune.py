@@ -11,7 +11,7 @@ from invem.bench.metrics import METRICS, tuning_metric
 from invem.bench.observations import Observations
 from invem.bench.score import Scorer
 from invem.bench.specs import Setting, bounds
-from invem.config.catalog import options_of
+from invem.config import options_of
 from invem.errors import InvemError
 
 __all__ = ["LinAlgError", "tune"]

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from invem.bench import Problem
-    from invem.config.catalog import Catalog, Component
-    from invem.config.recipe import Loaded
+    from invem.config import Catalog, Component
+    from invem.config import Loaded
     from invem.planning.plan import Facts, Plan
     from invem.running.run import Run
 
@@ -62,8 +62,8 @@ def _print(value: Any, as_json: bool) -> None:
 
 
 def _load(recipe: Path, overrides: list[str] | None, smoke: bool) -> "tuple[Loaded, Catalog]":
-    from invem.config import recipe as recipes
-    from invem.config.catalog import Catalog
+    from invem import config as recipes
+    from invem.config import Catalog
 
     loaded = recipes.load(recipe, overrides or [], smoke)
     catalog = Catalog.load()
@@ -271,7 +271,7 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List the installed components."""
-    from invem.config.catalog import KINDS, Catalog
+    from invem.config import KINDS, Catalog
     from invem.errors import suggest
 
     if kind is not None and kind not in KINDS:
@@ -309,7 +309,7 @@ def info(
     """Describe a component and its options."""
     import inspect
 
-    from invem.config.catalog import KINDS, Catalog, options_of
+    from invem.config import KINDS, Catalog, options_of
     from invem.errors import PluginError, suggest
 
     catalog = Catalog.load()
@@ -447,7 +447,7 @@ def _observations(path: Path, run: "Run") -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from invem.config.catalog import Catalog
+    from invem.config import Catalog
 
     if path.is_dir():
         given = run.recipe.data or run.recipe.observations
@@ -526,7 +526,7 @@ def bench(
     """Compare posterior samplers on one problem: cost, error, calibration."""
     from invem import bench as benches
     from invem import store
-    from invem.config.catalog import Catalog
+    from invem.config import Catalog
 
     if truth not in ("held-out", "prior"):
         raise RecipeError(f"--truth: '{truth}' is not one of: held-out, prior")
@@ -665,7 +665,7 @@ def plugin_list(as_json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from invem.config.catalog import Catalog
+    from invem.config import Catalog
 
     rows = [asdict(found) for found in Catalog.load().plugins]
     if as_json:
@@ -793,7 +793,7 @@ def components(names: list[str]) -> "list[Component]":
     """Finds components by name, kind/name, kind, or in a module that offers them."""
     from importlib import import_module
 
-    from invem.config.catalog import KINDS, Catalog, Plugin
+    from invem.config import KINDS, Catalog, Plugin
     from invem.errors import PluginError, suggest
 
     catalog, found = Catalog.load(), []

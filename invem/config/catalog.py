@@ -1,4 +1,4 @@
-"""The catalogue of components: what every installed plugin offers, by kind and name."""
+"""The catalogue: the components that the installed plugins offer, by kind and name."""
 
 import ast
 import contextlib
@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pluggy
+from packaging.utils import canonicalize_name
 
 from invem import hookspecs
 from invem.errors import PluginError, RecipeError, suggest
 
-__all__ = ["KINDS", "Catalog", "Component", "Plugin", "options_of", "parse_options"]
+__all__ = ["KINDS", "Catalog", "Component", "Plugin", "one_line"]
 
 KINDS = tuple(hookspecs.HOOKS)
 
 
 @dataclass(frozen=True)
 class Component:
-    """One component as a plugin offers it, not imported yet.
+    """A component as a plugin offers it, not imported yet.
 
     Attributes:
         kind: One of `KINDS`.
@@ -58,7 +59,7 @@ class Component:
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.kind[:-1]} '{self.name}' of {self.distribution} cannot be imported:"
-                f" {_line(error)}"
+                f" {one_line(error)}"
             ) from error
         if not callable(factory):
             raise PluginError(
@@ -90,16 +91,16 @@ class Component:
 
 @dataclass
 class Plugin:
-    """One entry point, or one file of a plugins directory, and what became of it.
+    """An entry point, or a file of a plugins directory, and the outcome of asking it.
 
     Attributes:
         name: The name of the entry point, or of the file.
         distribution: The distribution, or the path of the file.
         version: The version of the distribution, or the digest of the file.
         hooks: The hooks that it implements.
-        components: What it offers, as kind/name.
-        seconds: How long its import took.
-        errors: What was wrong with it, one line each.
+        components: Its components, as kind/name.
+        seconds: Seconds that its import took.
+        errors: What is wrong with it, one line each.
     """
 
     name: str
@@ -113,64 +114,76 @@ class Plugin:
 
 @dataclass
 class Catalog:
-    """Every component that is offered, and what went wrong while asking.
+    """The components that plugins offer, and what went wrong when they were asked.
 
     Attributes:
         offers: Components by kind and name; more than one where two distributions use one name.
         plugins: Every plugin that was asked.
+        absent: Which distributions of INVEM_PLUGINS are not installed, or offer nothing.
     """
 
     offers: dict[str, dict[str, list[Component]]] = field(
         default_factory=lambda: {kind: {} for kind in KINDS}
     )
     plugins: list[Plugin] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
-        """One line for each thing that was wrong with a plugin."""
-        return [
+        """What is wrong with the plugins, one line each."""
+        wrong = [
             f"plugin {plugin.distribution} ({plugin.name}): {error}"
             for plugin in self.plugins
             for error in plugin.errors
         ]
+        return [f"plugin {problem}" for problem in self.absent] + wrong
 
     @classmethod
     def load(cls, entry_points: Iterable[metadata.EntryPoint] | None = None) -> "Catalog":
-        """Asks the plugins of the entry-point group "invem", each by itself: one that fails is
-        reported and harms no other.
+        """Asks the plugins of the entry-point group "invem".
 
-        The environment chooses: INVEM_PLUGINS names the distributions that are asked besides invem
-        itself, separated by commas (empty is none; unset is all); INVEM_PLUGINS_DIR is a folder
-        whose Python files are plugins too.
+        Each is asked by itself: one that fails is reported and does not disturb the others. Two
+        environment variables choose the plugins. INVEM_PLUGINS names the distributions that are
+        asked besides invem itself, separated by commas (empty: none; unset: all).
+        INVEM_PLUGINS_DIR is a folder whose Python files are plugins too.
+
+        Raises:
+            RecipeError: If the folder does not exist.
         """
         catalog = cls()
-        points = metadata.entry_points(group="invem") if entry_points is None else entry_points
-        chosen = os.environ.get("INVEM_PLUGINS")
-        wanted = (
-            None if chosen is None else {word.strip() for word in chosen.split(",")} | {"invem"}
-        )
+        if entry_points is None:
+            entry_points = metadata.entry_points(group="invem")
+        points = list(entry_points)
+        chosen = _chosen()
+        offering = {canonicalize_name(p.dist.name) for p in points if p.dist is not None}
+        catalog.absent += [
+            f"'{word}' of INVEM_PLUGINS is {_why_absent(word)}"
+            for name, word in (chosen or {}).items()
+            if name not in {*offering, "invem"}
+        ]
         for point in sorted(points, key=lambda p: (p.dist.name if p.dist else "", p.name)):
             name, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
-            if wanted is None or name in wanted:
+            if chosen is None or canonicalize_name(name) in {*chosen, "invem"}:
                 catalog.ask(point.load, Plugin(point.name, name, version))
-        folder = os.environ.get("INVEM_PLUGINS_DIR")
-        if folder:
-            if not Path(folder).is_dir():
-                raise RecipeError(f"{folder}: the plugins directory is not a folder")
-            for path in sorted(Path(folder).glob("*.py")):
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-                catalog.ask(lambda path=path: _import(path), Plugin(path.stem, str(path), digest))  # type: ignore[misc]
+        for path in _files():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+            catalog.ask(functools.partial(_import, path), Plugin(path.stem, str(path), digest))
         return catalog
 
     def ask(self, load: Callable[[], object], plugin: Plugin) -> None:
-        """Imports one plugin and adds what it offers."""
+        """Imports one plugin and adds its components.
+
+        Args:
+            load: Imports the plugin and returns its module.
+            plugin: Describes the plugin; what it offers and what is wrong with it are added.
+        """
         self.plugins.append(plugin)
         begun = time.perf_counter()
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 module = load()
         except (Exception, SystemExit) as error:
-            plugin.errors.append(_line(error))
+            plugin.errors.append(one_line(error))
             return
         finally:
             plugin.seconds = time.perf_counter() - begun
@@ -179,36 +192,38 @@ class Catalog:
         try:
             manager.register(module)
         except (pluggy.PluginValidationError, ValueError) as error:
-            plugin.errors.append(_line(error))
+            plugin.errors.append(one_line(error))
             return
-        for hook in [
-            n for n, c in vars(manager.hook).items() if not n.startswith("_") and not c.has_spec()
-        ]:
-            plugin.errors.append(
-                f"there is no hook {hook}{suggest(hook, [f'invem_{kind}' for kind in KINDS])}"
-            )
+        for name, caller in vars(manager.hook).items():
+            if not name.startswith("_") and not caller.has_spec():
+                near = suggest(name, [f"invem_{kind}" for kind in KINDS])
+                plugin.errors.append(f"there is no hook {name}{near}")
         for kind in KINDS:
             for implementation in getattr(manager.hook, f"invem_{kind}").get_hookimpls():
-                plugin.hooks.append(f"invem_{kind}")
-                try:
-                    offered = implementation.function()
-                except (Exception, SystemExit) as error:
-                    plugin.errors.append(f"invem_{kind}: {_line(error)}")
-                    continue
-                if not isinstance(offered, Mapping) or not all(
-                    isinstance(n, str) and (callable(t) or (isinstance(t, str) and ":" in t))
-                    for n, t in offered.items()
-                ):
-                    plugin.errors.append(f"invem_{kind} must return {{name: factory}}")
-                    continue
-                for name, target in offered.items():
-                    plugin.components.append(f"{kind}/{name}")
-                    component = Component(kind, name, target, plugin.distribution, plugin.version)
-                    self.offers[kind].setdefault(name, []).append(component)
+                self._add(kind, implementation.function, plugin)
+
+    def _add(self, kind: str, hook: Callable[[], object], plugin: Plugin) -> None:
+        """Calls one hook of a plugin and adds the components that it returns."""
+        plugin.hooks.append(f"invem_{kind}")
+        try:
+            offered = hook()
+        except (Exception, SystemExit) as error:
+            plugin.errors.append(f"invem_{kind}: {one_line(error)}")
+            return
+        if not isinstance(offered, Mapping) or not all(
+            isinstance(name, str) and _is_target(target) for name, target in offered.items()
+        ):
+            plugin.errors.append(f"invem_{kind} must return {{name: factory}}")
+            return
+        for name, target in offered.items():
+            plugin.components.append(f"{kind}/{name}")
+            component = Component(kind, name, target, plugin.distribution, plugin.version)
+            self.offers[kind].setdefault(name, []).append(component)
 
     def find(self, kind: str, name: str) -> Component:
-        """Returns the component of a name, or of ``distribution/name`` where two distributions
-        offer it.
+        """Returns the component with a name.
+
+        Where two distributions offer the name, ``distribution/name`` chooses one.
 
         Raises:
             RecipeError: If there is none, or more than one.
@@ -234,6 +249,37 @@ class Catalog:
         return offers[0]
 
 
+def _chosen() -> dict[str, str] | None:
+    """Returns the distributions that INVEM_PLUGINS names, as written, by normalised name; None for
+    all."""
+    chosen = os.environ.get("INVEM_PLUGINS")
+    if chosen is None:
+        return None
+    words = [word.strip() for word in chosen.split(",")]
+    return {canonicalize_name(word): word for word in words if word}
+
+
+def _why_absent(distribution: str) -> str:
+    try:
+        metadata.distribution(distribution)
+    except (metadata.PackageNotFoundError, ValueError):
+        return "not installed"
+    return "installed, but offers no component"
+
+
+def _files() -> list[Path]:
+    folder = os.environ.get("INVEM_PLUGINS_DIR")
+    if not folder:
+        return []
+    if not Path(folder).is_dir():
+        raise RecipeError(f"{folder}: the plugins directory is not a folder")
+    return sorted(Path(folder).glob("*.py"))
+
+
+def _is_target(target: object) -> bool:
+    return callable(target) or (isinstance(target, str) and ":" in target)
+
+
 def _import(path: Path) -> object:
     name = f"invem_plugin_{path.stem}"
     spec = spec_from_file_location(name, path)
@@ -244,141 +290,6 @@ def _import(path: Path) -> object:
     return module
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Returns an exception's class and message on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Returns the options of a factory: its keyword-only parameters.
-
-    Raises:
-        PluginError: If it has no signature, annotations that name nothing, or an option `name`,
-            which is what a recipe calls it by.
-    """
-    try:
-        parameters = inspect.signature(factory, eval_str=True).parameters.values()
-    except (TypeError, ValueError, NameError) as error:
-        raise PluginError(
-            f"{getattr(factory, '__qualname__', factory)}: its annotations cannot be read:"
-            f" {_line(error)}"
-        ) from error
-    options = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-    if "name" in options:
-        raise PluginError(
-            f"{getattr(factory, '__qualname__', factory)}: no option can be called `name`, by which"
-            " a recipe names it"
-        )
-    return options
-
-
-def parse_options(
-    catalog: Catalog,
-    component: Component,
-    given: Mapping[str, Any],
-    fail: Callable[[tuple[str | int, ...], bool, str], None],
-) -> dict[str, Any]:
-    """Checks options strictly against the annotations of a factory and returns every option with
-    its value.
-
-    Args:
-        catalog: Where the options that are components themselves (a schedule) are found.
-        component: What the options belong to.
-        given: The options as plain data.
-        fail: Called for each problem with the path below the component, whether the key is at
-            fault, and the message.
-    """
-    from pydantic import ConfigDict, ValidationError, create_model
-
-    from invem.config import recipe
-    from invem.operator import OperatorLaw
-    from invem.schedule import Schedule
-
-    parameters = options_of(component.load())
-    nested: dict[str, Any] = {}
-    fields: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        if parameter.annotation == list[OperatorLaw]:
-            fields[name] = (
-                list[Any],
-                ... if parameter.default is parameter.empty else parameter.default,
-            )
-            if isinstance(given.get(name), list):
-                nested[name] = [
-                    _law(catalog, part, (name, i), fail) for i, part in enumerate(given[name])
-                ]
-        elif isinstance(parameter.annotation, type) and issubclass(parameter.annotation, Schedule):
-            fields[name] = (Any, parameter.default)
-            if name in given:
-                nested[name] = _schedule(catalog, given[name], name, fail)
-        else:
-            annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
-            fields[name] = (
-                annotation,
-                ... if parameter.default is parameter.empty else parameter.default,
-            )
-    model = create_model(
-        component.name,
-        __config__=ConfigDict(
-            strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
-        ),
-        **fields,
-    )
-    try:
-        values = model.model_validate(dict(given))
-    except ValidationError as error:
-        for path, key, message in recipe.explain(error, dict(given), lambda _: list(parameters)):
-            fail(path, key, message)
-        return {}
-    return {name: nested[name] if name in nested else getattr(values, name) for name in parameters}
-
-
-def _law(
-    catalog: Catalog,
-    value: Any,
-    at: tuple[str | int, ...],
-    fail: Callable[[tuple[str | int, ...], bool, str], None],
-) -> Any:
-    """Returns the law of an operator that is part of another, its options bound; None after a
-    failure."""
-    part = {"name": value} if isinstance(value, str) else value
-    if not isinstance(part, dict) or not isinstance(part.get("name"), str):
-        fail(at, False, "an operator is a name, or a mapping with a name")
-        return None
-    try:
-        component = catalog.find("operators", part["name"])
-        build = component.load()
-    except (PluginError, RecipeError) as error:
-        fail(at, False, str(error))
-        return None
-    given = {k: v for k, v in part.items() if k != "name"}
-    options = parse_options(
-        catalog, component, given, lambda path, key, text: fail((*at, *path), key, text)
-    )
-    return functools.partial(build, **options)
-
-
-def _schedule(
-    catalog: Catalog,
-    value: Any,
-    name: str,
-    fail: Callable[[tuple[str | int, ...], bool, str], None],
-) -> Any:
-    part = {"name": value} if isinstance(value, str) else value
-    if not isinstance(part, dict) or not isinstance(part.get("name"), str):
-        fail((name,), False, "a schedule is a name, or a mapping with a name")
-        return None
-    try:
-        component = catalog.find("schedules", part["name"])
-    except (PluginError, RecipeError) as error:
-        fail((name,), False, str(error))
-        return None
-    given = {k: v for k, v in part.items() if k != "name"}
-    options = parse_options(
-        catalog, component, given, lambda path, key, text: fail((name, *path), key, text)
-    )
-    if set(options) >= set(options_of(component.load())):
-        try:
-            return component.load()(**options)
-        except (RecipeError, ValueError) as error:
-            fail((name,), False, str(error))
-    return None

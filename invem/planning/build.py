@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from invem.config import recipe as recipes
-from invem.config.catalog import Catalog, Component, options_of, parse_options
-from invem.config.recipe import Loaded, Part
+from invem import config as recipes
+from invem.config import Catalog, Component, options_of, parse_options
+from invem.config import Loaded, Part
 from invem.config.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError
 from invem.operator import OperatorLaw

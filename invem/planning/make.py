@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from invem.config import recipe as recipes
-from invem.config.catalog import Catalog
-from invem.config.recipe import Loaded, Recipe
+from invem import config as recipes
+from invem.config import Catalog
+from invem.config import Loaded, Recipe
 from invem.dataset import Dataset
 from invem.denoiser import Denoiser, Preconditioned
 from invem.errors import DataError

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from invem.capability import CAPABILITIES, meaning
-from invem.config.recipe import Recipe
+from invem.config import Recipe
 from invem.metric import Metric
 from invem.objective import ClosedFormObjective, Objective
 from invem.planning.build import Builder, defaults, listing

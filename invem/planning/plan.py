@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from invem import analysis
-from invem.config.recipe import Loaded, Phase, Recipe
+from invem.config import Loaded, Phase, Recipe
 from invem.dataset import Dataset
 from invem.metric import Metric
 from invem.objective import ClosedFormObjective, Objective

@@ -1,6 +1,6 @@
 """What a phase may ask for at once: fits, policies of EM, and stopping rules."""
 
-from invem.config.recipe import Fit, Phase, Recipe
+from invem.config import Fit, Phase, Recipe
 from invem.config.yaml import Path
 from invem.errors import RecipeError
 from invem.metric import Metric

@@ -4,7 +4,7 @@ from importlib import metadata
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from invem.config.recipe import Recipe
+from invem.config import Recipe
 from invem.planning.build import Builder
 
 __all__ = ["check_requirements"]

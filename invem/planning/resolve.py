@@ -6,9 +6,9 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from invem.config import recipe as recipes
-from invem.config.catalog import Catalog
-from invem.config.recipe import Loaded, Part, Recipe
+from invem import config as recipes
+from invem.config import Catalog
+from invem.config import Loaded, Part, Recipe
 from invem.config.yaml import Path
 from invem.errors import PluginError, RecipeError
 from invem.planning.build import Builder

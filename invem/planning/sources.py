@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from invem.config.recipe import Recipe
+from invem.config import Recipe
 from invem.dataset import Dataset
 from invem.errors import DataError, RecipeError
 from invem.measurement import Example

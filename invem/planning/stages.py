@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from invem.config.recipe import Part, Phase, Recipe
+from invem.config import Part, Phase, Recipe
 from invem.config.yaml import Path
 from invem.objective import ClosedFormObjective, Objective
 from invem.planning.build import Builder, defaults

@@ -7,9 +7,9 @@ import torch
 
 from invem.analysis import Parameters
 from invem.batched import Rng
-from invem.config import recipe as recipes
+from invem import config as recipes
 from invem.config.nested import option_number
-from invem.config.recipe import Recipe
+from invem.config import Recipe
 from invem.config.yaml import Path
 from invem.errors import InvemError, RecipeError
 from invem.measurement import Measurement

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from invem.config.catalog import Catalog, Component
+from invem.config import Catalog, Component
 from invem.report.data import ReportData, Round
 
 if TYPE_CHECKING:

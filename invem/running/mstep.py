@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.config.recipe import Fit
+from invem.config import Fit
 from invem.denoiser import Denoiser
 from invem.errors import NumericalError
 from invem.gaussian import Gaussian

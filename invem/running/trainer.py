@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from invem.batched import Rng
-from invem.config.recipe import Fit
+from invem.config import Fit
 from invem.denoiser import Denoiser
 from invem.errors import DataError
 from invem.measurement import Example
