@@ -20,9 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from invem import config as recipes
-from invem.config import yaml
-from invem.config import Catalog
-from invem.config import Loaded, Recipe
+from invem.config import Catalog, Loaded, Recipe, yaml
 from invem.errors import DataError, RecipeError
 from invem.files import read_observations
 from invem.measurement import Measurement

@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from invem import store
-from invem.config import Catalog
-from invem.config import load
+from invem.config import Catalog, load
 from invem.planning.make import make
 from invem.running.loop import carry_out as run_plan
 

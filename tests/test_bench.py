@@ -26,6 +26,7 @@ from invem import (
     RecipeError,
     Rng,
 )
+from invem import config as recipe
 from invem.bench import (
     FLOOR,
     LEVELS,
@@ -54,7 +55,6 @@ from invem.bench import (
 )
 from invem.bench.metrics import shown, tuning_metric
 from invem.bench.statistics import PER_OBSERVATION, PER_SEED, RATIOS
-from invem import config as recipe
 from invem.config import Catalog, Component
 from invem.linear import Mask
 from invem.planning.plan import make

@@ -111,7 +111,6 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after):
 def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
     from invem.running.run import run
 
-    from invem import config as recipe
     from invem.config import Catalog
     from invem.errors import Stopped
     from invem.planning.plan import make
@@ -130,7 +129,6 @@ def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
 def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
     from invem.running.run import run
 
-    from invem import config as recipe
     from invem.config import Catalog
     from invem.errors import Stopped
     from invem.planning.plan import make
@@ -425,7 +423,6 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
     compiler."""
     from invem.running.run import run
 
-    from invem import config as recipe
     from invem.config import Catalog
     from invem.planning.plan import make
 

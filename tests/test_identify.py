@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from test_cli import invem
 
 from invem import Mask, Matrix, Rng, Unsupported, chain
-from invem.analysis import ObservationModel, describe, identify, lines, warning
 from invem import config as recipe
+from invem.analysis import ObservationModel, describe, identify, lines, warning
 from invem.config import Catalog
 from invem.planning.observation_model import observation_model
 from invem.planning.plan import make

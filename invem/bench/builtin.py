@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from invem import config as recipes
 from invem import store
 from invem.batched import Rng
 from invem.bench.posterior import IsotropicMixtureDenoiser
 from invem.bench.priors import PRIORS
 from invem.bench.problems import Problem, Truth, has_final_prior, problem_of_run
-from invem import config as recipes
-from invem.config import yaml
-from invem.config import Catalog
+from invem.config import Catalog, yaml
 from invem.denoiser import GaussianDenoiser
 from invem.errors import RecipeError, suggest
 from invem.linear import CircularConvolution, Mask

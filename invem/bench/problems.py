@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from invem import config as recipes
 from invem import store
 from invem.batched import Rng, wide
 from invem.bench.posterior import Posterior

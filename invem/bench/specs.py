@@ -11,8 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from invem.bench.problems import Problem, has_positive_variance
-from invem.config import yaml
-from invem.config import Catalog, options_of, parse_options
+from invem.config import Catalog, options_of, parse_options, yaml
 from invem.denoiser import Denoiser
 from invem.errors import PluginError, RecipeError
 from invem.sampler import PosteriorSampler

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from invem.bench import Problem
-    from invem.config import Catalog, Component
-    from invem.config import Loaded
+    from invem.config import Catalog, Component, Loaded
     from invem.planning.plan import Facts, Plan
     from invem.running.run import Run
 

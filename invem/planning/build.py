@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from invem import config as recipes
-from invem.config import Catalog, Component, options_of, parse_options
-from invem.config import Loaded, Part
+from invem.config import Catalog, Component, Loaded, Part, options_of, parse_options
 from invem.config.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError
 from invem.operator import OperatorLaw

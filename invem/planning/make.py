@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from invem import config as recipes
-from invem.config import Catalog
-from invem.config import Loaded, Recipe
+from invem.config import Catalog, Loaded, Recipe
 from invem.dataset import Dataset
 from invem.denoiser import Denoiser, Preconditioned
 from invem.errors import DataError

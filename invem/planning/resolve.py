@@ -7,8 +7,7 @@ from functools import partial
 from typing import Any
 
 from invem import config as recipes
-from invem.config import Catalog
-from invem.config import Loaded, Part, Recipe
+from invem.config import Catalog, Loaded, Part, Recipe
 from invem.config.yaml import Path
 from invem.errors import PluginError, RecipeError
 from invem.planning.build import Builder

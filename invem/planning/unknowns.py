@@ -5,11 +5,11 @@ from collections.abc import Set
 
 import torch
 
+from invem import config as recipes
 from invem.analysis import Parameters
 from invem.batched import Rng
-from invem import config as recipes
-from invem.config.nested import option_number
 from invem.config import Recipe
+from invem.config.nested import option_number
 from invem.config.yaml import Path
 from invem.errors import InvemError, RecipeError
 from invem.measurement import Measurement
