@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         predict_correct,
         reverse,
     )
+    from invem.door import Restored, Run, open, plan, run
     from invem.gaussian import Gaussian
     from invem.kspace import fourier, fourier_adjoint, kspace_mask
     from invem.likelihood import nearest, nearest_draw, pull, sharpness, strength
@@ -163,7 +164,9 @@ __all__ = [
     "Prior",
     "RecipeError",
     "ResourceError",
+    "Restored",
     "Rng",
+    "Run",
     "Schedule",
     "Separable",
     "Solution",
@@ -209,6 +212,8 @@ __all__ = [
     "nearest",
     "nearest_draw",
     "noise_levels",
+    "open",
+    "plan",
     "posterior_state",
     "predict_correct",
     "principal",
@@ -220,6 +225,7 @@ __all__ = [
     "report",
     "resample",
     "reverse",
+    "run",
     "shared",
     "sharpness",
     "sliced_wasserstein",
@@ -283,6 +289,13 @@ _MODULES = {
         "posterior_state",
         "predict_correct",
         "reverse",
+    ),
+    "door": (
+        "Restored",
+        "Run",
+        "open",
+        "plan",
+        "run",
     ),
     "gaussian": ("Gaussian",),
     "kspace": (
