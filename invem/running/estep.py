@@ -59,9 +59,10 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
     if not folder.has_json("sampler"):
         folder.write_json("sampler", describe(sampler))
     tally = _Tally(folder)
-    for k, shard in enumerate(run.pieces(len(index), stage.phase.batch)):
+    for k, shard in enumerate(torch.arange(len(index)).split(stage.phase.batch)):
         if folder.has(f"{k:05d}"):
             continue
+        run.check()
         begun = None if start is None else start[shard].to(run.device)
         x = _shard(run, at, k, sampler, prior, m[index[shard]].to(run.device), shard, begun, tally)
         folder.write(f"{k:05d}", {"x": x})
