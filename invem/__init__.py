@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         predict_correct,
         reverse,
     )
+    from invem.factor_mixture import Conditioned, FactorMixture
     from invem.gaussian import Gaussian
     from invem.kspace import fourier, fourier_adjoint, kspace_mask
     from invem.likelihood import nearest, nearest_draw, pull, sharpness, strength
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     )
     from invem.measurement import Example, Measurement, conditioning, remeasure
     from invem.metric import Metric, Outcome
-    from invem.mixture import Conditioned, FactorMixture, Mixture, PosteriorMoments
+    from invem.mixture import Mixture, PosteriorMoments
     from invem.noise import NoiseModel
     from invem.objective import (
         ClosedFormObjective,
@@ -325,12 +326,8 @@ _MODULES = {
         "Metric",
         "Outcome",
     ),
-    "mixture": (
-        "Conditioned",
-        "FactorMixture",
-        "Mixture",
-        "PosteriorMoments",
-    ),
+    "factor_mixture": ("Conditioned", "FactorMixture"),
+    "mixture": ("Mixture", "PosteriorMoments"),
     "noise": ("NoiseModel",),
     "objective": (
         "ClosedFormObjective",
