@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     )
     from invem.factor_mixture import Conditioned, FactorMixture
     from invem.gaussian import Gaussian
-    from invem.kspace import fourier, fourier_adjoint, kspace_mask
     from invem.likelihood import nearest, nearest_draw, pull, sharpness, strength
     from invem.linalg import DPLR, Krylov, Solution, cg, gmres, least_norm, sqrt_matvec
     from invem.linear import (
@@ -90,7 +89,6 @@ if TYPE_CHECKING:
         chain,
         image_shape,
     )
-    from invem.particles import choose, resample
     from invem.prior import (
         ClosedForm,
         Conditioning,
@@ -101,7 +99,6 @@ if TYPE_CHECKING:
     )
     from invem.sampler import ChainSampler, GuidedSampler, PosteriorSampler
     from invem.schedule import Geometric, Karras, Schedule
-    from invem.tomography import Geometry, backproject, project, strip_integrals
     from invem.tweedie import Covariance, Local, back, condition, linearised, local, prior_draw
 
 __all__ = [
@@ -130,7 +127,6 @@ __all__ = [
     "Fitting",
     "Gaussian",
     "Geometric",
-    "Geometry",
     "GuidedSampler",
     "Index",
     "InvemError",
@@ -175,21 +171,17 @@ __all__ = [
     "Unsupported",
     "Wrapper",
     "back",
-    "backproject",
     "blur",
     "calls",
     "canonical",
     "cg",
     "chain",
-    "choose",
     "closed_form",
     "condition",
     "conditioning",
     "directions",
     "edm_weight",
     "examples",
-    "fourier",
-    "fourier_adjoint",
     "frechet_distance",
     "generate",
     "gmres",
@@ -199,7 +191,6 @@ __all__ = [
     "initial_state",
     "inside",
     "integrate",
-    "kspace_mask",
     "least_norm",
     "level",
     "linearised",
@@ -214,12 +205,10 @@ __all__ = [
     "predict_correct",
     "principal",
     "prior_draw",
-    "project",
     "pull",
     "ranks",
     "remeasure",
     "report",
-    "resample",
     "reverse",
     "shared",
     "sharpness",
@@ -227,7 +216,6 @@ __all__ = [
     "sqrt_matvec",
     "stack",
     "strength",
-    "strip_integrals",
     "suggest",
     "total",
     "wide",
@@ -286,11 +274,6 @@ _MODULES = {
         "reverse",
     ),
     "gaussian": ("Gaussian",),
-    "kspace": (
-        "fourier",
-        "fourier_adjoint",
-        "kspace_mask",
-    ),
     "likelihood": (
         "nearest",
         "nearest_draw",
@@ -350,10 +333,6 @@ _MODULES = {
         "chain",
         "image_shape",
     ),
-    "particles": (
-        "choose",
-        "resample",
-    ),
     "prior": (
         "ClosedForm",
         "Conditioning",
@@ -371,12 +350,6 @@ _MODULES = {
         "Geometric",
         "Karras",
         "Schedule",
-    ),
-    "tomography": (
-        "Geometry",
-        "backproject",
-        "project",
-        "strip_integrals",
     ),
     "tweedie": (
         "Covariance",

@@ -43,8 +43,7 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     recipe, builder = loaded.recipe, Builder(loaded, catalog)
     check_requirements(recipe, builder)
     where = "data" if recipe.data is not None else "observations"
-    source = getattr(recipe, where)
-    data = builder.part("datasets", source, (where,))
+    data = builder.part("datasets", getattr(recipe, where), (where,))
     operator = builder.part("operators", recipe.operator, ("operator",))
     noise = builder.part("noises", recipe.noise, ("noise",))
     network = builder.part("networks", recipe.network, ("network",))
@@ -66,10 +65,7 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     assert facts is not None
     options = {kind: builder.values[(kind,)] for kind in ("operator", "noise")}
     model = MeasurementModel(tuple(facts.shape), operator, noise, options)
-    given = None if train is None else train.measured(torch.tensor([0]))
-    check_calibratable(recipe, builder, model, set(given or ()))
-    if train is not None and where == "observations":
-        check_observations(recipe, builder, model, train)
+    _check_data(recipe, builder, model, train)
     built = network(model.shape)
     if not begun:
         facts = facts._replace(prior=_first_prior(recipe, builder, built, model.shape))
@@ -90,6 +86,17 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         test=min(recipe.evaluate.observations, facts.whole_test),
         warnings=[] if train is None else _skipped(where, train),
     )
+
+
+def _check_data(
+    recipe: Recipe, builder: Builder, model: MeasurementModel, train: Dataset | None
+) -> None:
+    """Compares the observations that exist already with the model, and what is calibrated with
+    both. train: None if the run was begun before."""
+    given = None if train is None else train.measured(torch.tensor([0]))
+    check_calibratable(recipe, builder, model, set(given or ()))
+    if train is not None and recipe.data is None:
+        check_observations(recipe, builder, model, train)
 
 
 def _facts(

@@ -11,19 +11,18 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from invem import (
-    SVD,
     Batched,
     Denoiser,
     LinearOperator,
-    MissingExtra,
     Operator,
     RecipeError,
     Unsupported,
     examples,
-    level,
     shared,
-    suggest,
 )
+from invem.denoiser import level
+from invem.errors import MissingExtra, suggest
+from invem.operator import SVD
 
 
 def _deepinv() -> Any:

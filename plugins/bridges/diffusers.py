@@ -8,7 +8,9 @@ from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from invem import DataError, Denoiser, MissingExtra, RecipeError, examples, level
+from invem import DataError, Denoiser, RecipeError, examples
+from invem.denoiser import level
+from invem.errors import MissingExtra
 
 
 class DiffusersDenoiser(Denoiser):

@@ -9,7 +9,8 @@ from annotated_types import Ge
 from invem_plugins.flows.interpolant import InterpolantConditioning
 from torch import Tensor
 
-from invem import Measurement, PosteriorSampler, Prior, Rng, Unsupported, calls, integrate
+from invem import Measurement, PosteriorSampler, Prior, Rng, Unsupported
+from invem.diffusion import calls, integrate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import (
-    ClosedForm,
-    ClosedFormObjective,
-    Example,
-    Gaussian,
-    Mixture,
-    Prior,
-    RecipeError,
-    Rng,
-    wide,
-)
+from invem import ClosedFormObjective, Example, Gaussian, Mixture, Prior, RecipeError, Rng
+from invem.batched import wide
+from invem.prior import ClosedForm
 
 LARGEST = 256  # entries of a signal
 ENTRIES = 2**23  # of the largest tensor of an E-step

@@ -5,18 +5,11 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Interval
+from invem_plugins.operators._kspace import fourier, fourier_adjoint, kspace_mask
 from torch import Generator, Tensor
 
-from invem import (
-    SVD,
-    LinearOperator,
-    RecipeError,
-    examples,
-    fourier,
-    fourier_adjoint,
-    image_shape,
-    kspace_mask,
-)
+from invem import LinearOperator, RecipeError, examples
+from invem.operator import SVD, image_shape
 
 
 @dataclass(frozen=True, eq=False)

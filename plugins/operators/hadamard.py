@@ -7,7 +7,8 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor
 
-from invem import SVD, LinearOperator, RecipeError, examples, image_shape
+from invem import LinearOperator, RecipeError, examples
+from invem.operator import SVD, image_shape
 
 
 def _hadamard(x: Tensor) -> Tensor:

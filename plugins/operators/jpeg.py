@@ -8,7 +8,8 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor
 
-from invem import Operator, RecipeError, image_shape, shared
+from invem import Operator, RecipeError, shared
+from invem.operator import image_shape
 
 LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61),

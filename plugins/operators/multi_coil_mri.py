@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Interval
+from invem_plugins.operators._kspace import kspace_mask
 from torch import Generator, Tensor
 
-from invem import LinearOperator, RecipeError, examples, image_shape, kspace_mask, shared
+from invem import LinearOperator, RecipeError, examples, shared
+from invem.operator import image_shape
 
 
 @dataclass(frozen=True, eq=False)

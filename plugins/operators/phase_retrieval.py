@@ -7,7 +7,8 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor
 
-from invem import Operator, image_shape
+from invem import Operator
+from invem.operator import image_shape
 
 
 @dataclass(frozen=True, eq=False)

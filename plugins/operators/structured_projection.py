@@ -8,7 +8,8 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor
 
-from invem import SVD, LinearOperator
+from invem import LinearOperator
+from invem.operator import SVD
 
 
 def _hartley(x: Tensor) -> Tensor:

@@ -7,20 +7,10 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from invem import (
-    Karras,
-    Measurement,
-    PosteriorSampler,
-    Prior,
-    Rng,
-    condition,
-    local,
-    nearest_draw,
-    posterior_state,
-    prior_draw,
-    reverse,
-    strength,
-)
+from invem import Karras, Measurement, PosteriorSampler, Prior, Rng
+from invem.diffusion import posterior_state, reverse
+from invem.likelihood import nearest_draw, strength
+from invem.tweedie import condition, local, prior_draw
 
 
 @dataclass(frozen=True, kw_only=True)

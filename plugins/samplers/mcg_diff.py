@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
+from invem_plugins.samplers._particles import choose, resample
 from torch import Tensor
 
-from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule, choose, resample
+from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,26 +7,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import (
-    ChainSampler,
-    Covariance,
-    Karras,
-    Local,
-    Measurement,
-    Prior,
-    RecipeError,
-    Rng,
-    Schedule,
-    back,
-    calls,
-    condition,
-    initial_state,
-    integrate,
-    linearised,
-    local,
-    posterior_state,
-    reverse,
-)
+from invem import ChainSampler, Karras, Measurement, Prior, RecipeError, Rng, Schedule
+from invem.diffusion import calls, initial_state, integrate, posterior_state, reverse
+from invem.tweedie import Covariance, Local, back, condition, linearised, local
 
 
 @dataclass(frozen=True, kw_only=True)

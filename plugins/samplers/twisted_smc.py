@@ -6,20 +6,12 @@ from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
+from invem_plugins.samplers._particles import choose, resample
 from torch import Tensor
 
-from invem import (
-    Karras,
-    Measurement,
-    PosteriorSampler,
-    Prior,
-    Rng,
-    Schedule,
-    cg,
-    choose,
-    local,
-    resample,
-)
+from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
+from invem.linalg import cg
+from invem.tweedie import local
 
 
 @dataclass(frozen=True, kw_only=True)
