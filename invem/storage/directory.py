@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from invem import store
+from invem import atomic, store
 from invem.errors import DataError, RecipeError
 
 FORMAT = 2  # of a run directory
@@ -111,11 +111,11 @@ class Folder:
 
     def read_json(self, name: str) -> Any:
         """Reads a JSON file."""
-        return store.read_json(self.path / f"{name}.json")
+        return atomic.read_json(self.path / f"{name}.json")
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, whole or not at all."""
-        store.write_json(self.path / f"{name}.json", value)
+        atomic.write_json(self.path / f"{name}.json", value)
 
     def remove_json(self, name: str) -> None:
         """Removes a JSON file, if it is there."""
@@ -151,7 +151,7 @@ class RunDirectory(Folder):
 
     def begin(self, recipe: str, description: Mapping[str, Any]) -> None:
         """Writes the resolved recipe and the description of a run."""
-        store.write_text(self.path / "recipe.yaml", recipe)
+        atomic.write_text(self.path / "recipe.yaml", recipe)
         self.write_json("run", {"format": FORMAT, "recipe": recipe, **description})
 
     def description(self) -> dict[str, Any]:
@@ -254,7 +254,7 @@ class RunDirectory(Folder):
 
     def log(self, event: str, **data: Any) -> None:
         """Appends one event to the log."""
-        store.append_json(self.path / "log.jsonl", {"event": event, **data})
+        atomic.append_json(self.path / "log.jsonl", {"event": event, **data})
 
     def logged(self) -> list[dict[str, Any]]:
         """Returns the events of the log; a line that was torn by a kill is left out."""
@@ -269,7 +269,7 @@ class RunDirectory(Folder):
         rows = [self.read_json("observations")] if self.has_json("observations") else []
         rows += [self.evaluation(at).read_json("metrics") for at in self.evaluated()]
         text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-        store.write_text(self.path / "metrics.jsonl", text)
+        atomic.write_text(self.path / "metrics.jsonl", text)
 
 
 def _round(name: str) -> Round:
