@@ -167,7 +167,10 @@ class _Plan:
         left, right = _factors(x, y, g, epsilon)
         size = max(ENTRIES // len(y), 1)
         shift = (f - x.square().sum(1)) / epsilon
-        rows, cols, values, count = [], [], [], 0
+        rows: list[Tensor] = []
+        cols: list[Tensor] = []
+        values: list[Tensor] = []
+        count = 0
         self.sparse = False
         for first in range(0, len(x), size):
             log = (left[first : first + size] @ right).add_(shift[first : first + size, None])

@@ -198,7 +198,8 @@ class RefinedDenoiser(Denoiser):
 
     def _apply(self, *given: Any, **more: Any) -> Self:
         self._made, self._under = [], []
-        return super()._apply(*given, **more)
+        super()._apply(*given, **more)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         self._made, self._under = [], []

@@ -87,7 +87,7 @@ class RSD(Objective):
     def rates(
         self, denoiser: Denoiser, parameters: list[nn.Parameter]
     ) -> list[tuple[float, list[nn.Parameter]]]:
-        slow = {id(weight) for weight in denoiser.generator.parameters()}  # type: ignore[union-attr, operator]
+        slow = {id(weight) for weight in denoiser.generator.parameters()}  # type: ignore[union-attr]
         first, second = (
             [w for w in parameters if (id(w) in slow) == which] for which in (False, True)
         )

@@ -41,7 +41,7 @@ class Quantised(Operator):
         cosine = _cosine(x)
         blocks = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-2, -3)
         z = cosine @ blocks @ cosine.T
-        y = (
+        y: Tensor = (
             (cosine.T @ (self.table * (z / self.table).round()) @ cosine)
             .transpose(-2, -3)
             .flatten(-4, -3)

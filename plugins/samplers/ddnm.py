@@ -1,5 +1,6 @@
 """DDNM: denoising diffusion null-space models."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -8,6 +9,8 @@ from annotated_types import Ge, Interval
 from torch import Tensor
 
 from invem import Denoiser, Karras, Measurement, PosteriorSampler, Rng, Schedule, start
+
+_Step = Callable[[Tensor, float, float], Tensor]  # (x_t, sigma, s) -> x_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +59,11 @@ class DDNM(PosteriorSampler):
                 x_t = x_s + (sigma**2 - s**2) ** 0.5 * rng.normal_like(x_t) if again else x_s
         return x_t
 
-    def _plain(self, denoiser: Denoiser, m: Measurement, rng: Rng):  # noqa: ANN202
+    def _plain(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> _Step:
         known = m.A.pinv(m.y)
 
         def step(x_t: Tensor, sigma: float, s: float) -> Tensor:
-            x_hat = denoiser(x_t, sigma)
+            x_hat: Tensor = denoiser(x_t, sigma)
             x = known + x_hat - m.A.pinv(m.A(x_hat))
             return (
                 x
@@ -72,7 +75,7 @@ class DDNM(PosteriorSampler):
 
         return step
 
-    def _plus(self, denoiser: Denoiser, m: Measurement, rng: Rng):  # noqa: ANN202
+    def _plus(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> _Step:
         svd = m.A.svd()
         kappa, known = m.spectral_noise(svd), m.spectral_data(svd)
         kept = (1 - self.eta**2) ** 0.5

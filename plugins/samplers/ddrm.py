@@ -65,4 +65,5 @@ class DDRM(PosteriorSampler):
                 g + kept * s / sigma * (z - g) + self.eta * s * e,
                 torch.where(s >= kappa, replaced, coarse),
             )
-        return denoiser(svd.v(z), sigmas[-1])
+        x_hat: Tensor = denoiser(svd.v(z), sigmas[-1])
+        return x_hat

@@ -68,4 +68,5 @@ class AnnealedLangevin(PosteriorSampler):
                     + length * ((denoiser(x, sigma) - x) / sigma**2 + data)
                     + (2 * length).sqrt() * rng.normal_like(x)
                 )
-        return denoiser(x, sigmas[-1])
+        x_hat: Tensor = denoiser(x, sigmas[-1])
+        return x_hat

@@ -1,7 +1,7 @@
 """Noise-matched split Gibbs sampling: exact at a fixed rho."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Interval
@@ -58,7 +58,7 @@ class MatchedGibbs(PosteriorSampler):
     def __call__(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Tensor:
         m = m.floored(self.end)
         sigmas = Karras(sigma_min=self.end).grid(self.warm)
-        how = "jacobian" if denoiser.moments is None else "switch"
+        how: Literal["jacobian", "switch"] = "jacobian" if denoiser.moments is None else "switch"
 
         def draw(x_t: Tensor, sigma: float) -> Tensor:
             return condition(local(denoiser, x_t, sigma, how), m, rng)

@@ -105,4 +105,5 @@ class MCGDiff(PosteriorSampler):
             weight = weight + (step - before).sum(1).reshape(-1, k)
             z = centre + spread * normal()
         rows = choose(weight, rng)
-        return denoiser(svd.v(z), sigmas[-1])[rows]
+        x_hat: Tensor = denoiser(svd.v(z), sigmas[-1])
+        return x_hat[rows]

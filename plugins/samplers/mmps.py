@@ -1,7 +1,7 @@
 """MMPS: moment-matching posterior sampling."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeGuard, get_args
 
 import torch
 from annotated_types import Ge, Gt
@@ -17,6 +17,7 @@ from invem import (
     RecipeError,
     Rng,
     Schedule,
+    Stepping,
     back,
     calls,
     condition,
@@ -27,6 +28,11 @@ from invem import (
     start,
     start_given,
 )
+
+
+def _integrates(stepping: str) -> TypeGuard[Stepping]:
+    """Whether a stepping is a rule of the reverse diffusion on the mean alone."""
+    return stepping in get_args(Stepping)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +113,7 @@ class MMPS(PosteriorSampler):
 
     @property
     def cost(self) -> tuple[int, int]:
-        draws = self.stepping in ("corrected", "isotropic", "diagonal")
-        forwards = self.steps if draws else calls(self.stepping, self.steps)
+        forwards = calls(self.stepping, self.steps) if _integrates(self.stepping) else self.steps
         levels = self.schedule.grid(self.steps)
         low = {
             "switch": float((levels <= self.switch).double().mean()),
@@ -154,9 +159,9 @@ class MMPS(PosteriorSampler):
             if self.linearise
             else start_given(denoiser, first, rng, given)
         )
-        if self.stepping in ("corrected", "isotropic", "diagonal"):
-            return reverse(posterior, x_t, sigmas, rng)
-        return integrate(self.stepping, posterior, x_t, sigmas, rng)
+        if _integrates(self.stepping):
+            return integrate(self.stepping, posterior, x_t, sigmas, rng)
+        return reverse(posterior, x_t, sigmas, rng)
 
     def _variance(self, here: Local, m: Measurement, rng: Rng, sigma: float) -> Tensor:
         """The trace or the diagonal of Cov[x | x_t, y] = V - V A^T (A V A^T + S)^-1 A V, between 0

@@ -41,7 +41,7 @@ class MPGD(GuidedSampler):
 
     def denoise(self, denoiser: Denoiser, m: Measurement, rng: Rng) -> Denoise:
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            x_hat = denoiser(x_t, sigma)
+            x_hat: Tensor = denoiser(x_t, sigma)
             r = m.residual(x_hat)
             pulled = m.A.vjp(x_hat, r)
             size = r.flatten(1).norm(dim=1).clamp(min=1e-12)
