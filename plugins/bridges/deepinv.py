@@ -112,7 +112,7 @@ class Physics(Operator):
         sizes = [math.prod(shape) for shape, _ in self.parts]
         split = [
             part.reshape(len(y), *shape)
-            for part, (shape, _) in zip(y.split(sizes, 1), self.parts, strict=True)
+            for part, (shape, _) in zip(y.split(sizes, 1), self.parts, strict=True)  # type: ignore[no-untyped-call]
         ]
         whole = [
             torch.view_as_complex(p) if c else p

@@ -145,7 +145,7 @@ def _softmin(x: Tensor, y: Tensor, g: Tensor, epsilon: float) -> Tensor:
     """Returns -epsilon log mean_j exp((g_j - |x_i - y_j|^2)/epsilon), shape (N,)."""
     left, right = _factors(x, y, g, epsilon)
     total = torch.cat(
-        [(part @ right).logsumexp(1) for part in left.split(max(ENTRIES // len(y), 1))]
+        [(part @ right).logsumexp(1) for part in left.split(max(ENTRIES // len(y), 1))]  # type: ignore[no-untyped-call]
     )
     return x.square().sum(1) - epsilon * (total - math.log(len(y)))
 

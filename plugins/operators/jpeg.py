@@ -39,7 +39,7 @@ class Quantised(Operator):
 
     def __call__(self, x: Tensor) -> Tensor:
         cosine = _cosine(x)
-        blocks = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-2, -3)
+        blocks = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-2, -3)  # type: ignore[no-untyped-call]
         z = cosine @ blocks @ cosine.T
         y: Tensor = (
             (cosine.T @ (self.table * (z / self.table).round()) @ cosine)

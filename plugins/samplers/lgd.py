@@ -63,7 +63,7 @@ class LGD(GuidedSampler):
             along = (
                 (m.A(estimate + way * step) - clean) / way.reshape(-1, *[1] * (clean.ndim - 1))
             ).flatten(1)
-            best = ((m.y - clean).flatten(1) * along).sum(1) / along.square().sum(1).clamp(
+            best: Tensor = ((m.y - clean).flatten(1) * along).sum(1) / along.square().sum(1).clamp(
                 min=1e-20
             )
             return estimate + best.clamp(0, 1).reshape(way.shape) * step
