@@ -22,7 +22,13 @@ ROOT = Path(__file__).parent.parent
 BLUR = str(ROOT / "recipes" / "blur.yaml")
 ONE_THREAD = "compute.threads=1"  # as tests/conftest.py makes of any number in this process
 WARM = "phases.warm-start.fit={objective: gaussian-moments}"
-RECIPES = sorted(str(p.relative_to(ROOT / "recipes")) for p in (ROOT / "recipes").rglob("*.yaml"))
+RECIPES = [
+    # Those on 8x8 digits are quick; the others are the same steps on larger images and networks.
+    pytest.param(name, marks=[] if "/" not in name else pytest.mark.slow)
+    for name in sorted(
+        p.relative_to(ROOT / "recipes").as_posix() for p in (ROOT / "recipes").rglob("*.yaml")
+    )
+]
 
 
 class Done(NamedTuple):

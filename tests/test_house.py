@@ -255,6 +255,16 @@ def test_a_private_name_is_found_however_it_is_reached(tmp_path, monkeypatch):
     ]
 
 
+def test_the_version_of_the_citation_is_that_of_the_package():
+    import yaml
+
+    import invem
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert cited["cff-version"] == "1.2.0" and cited["version"] == invem.__version__
+    assert cited["license"] == "Apache-2.0" and len(cited["references"]) == 2
+
+
 if __name__ == "__main__":
     import pprint
 
