@@ -20,11 +20,16 @@ from invem import cli, store
 
 ROOT = Path(__file__).parent.parent
 BLUR = str(ROOT / "recipes" / "blur.yaml")
+ONE_THREAD = "compute.threads=1"  # as tests/conftest.py makes of any number in this process
 WARM = "phases.warm-start.fit={objective: gaussian-moments}"
-RECIPES = sorted(
-    str(path.relative_to(ROOT))
-    for path in [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "studies").glob("*/*.yaml")]
-)
+RECIPES = [
+    # Those on 8x8 digits are quick; the others are the same steps on larger images and networks.
+    pytest.param(name, marks=[] if name.count("/") == 1 else pytest.mark.slow)
+    for name in sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "studies").glob("*/*.yaml")]
+    )
+]
 
 
 class Done(NamedTuple):
@@ -97,7 +102,7 @@ def test_a_run_leaves_its_results(whole):
 def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "invem", "run", BLUR, "--smoke", "--out", str(out)],
+        [sys.executable, "-m", "invem", "run", BLUR, "--smoke", ONE_THREAD, "--out", str(out)],
         stderr=subprocess.DEVNULL,
     )
     while process.poll() is None and not (out / after).exists():
@@ -177,7 +182,8 @@ def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_in_the_training_saves_a_checkpoint(tmp_path, number, code):
-    words = [BLUR, "--smoke", "phases.warm-start.fit.steps=100000", "--out", str(tmp_path / "run")]
+    words = [BLUR, "--smoke", ONE_THREAD, "phases.warm-start.fit.steps=100000"]
+    words += ["--out", str(tmp_path / "run")]
     process = subprocess.Popen(
         [sys.executable, "-m", "invem", "run", *words], stderr=subprocess.PIPE, text=True
     )
@@ -193,7 +199,7 @@ def test_a_signal_in_the_training_saves_a_checkpoint(tmp_path, number, code):
 
 
 def test_a_run_killed_in_the_training_resumes_to_the_same_bytes(tmp_path):
-    words = [BLUR, "--smoke", "phases.em.fit.steps=60", "phases.em.fit.checkpoint=7"]
+    words = [BLUR, "--smoke", ONE_THREAD, "phases.em.fit.steps=60", "phases.em.fit.checkpoint=7"]
     invem("run", *words, "--out", tmp_path / "whole")
     command = [sys.executable, "-m", "invem", "run", *words, "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)

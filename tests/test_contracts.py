@@ -22,7 +22,13 @@ from invem.testing import (
 )
 
 CATALOG = Catalog.load()
-COMPONENTS = [(kind, name) for kind in KINDS for name in sorted(CATALOG.offers[kind])]
+# Samplers that call the denoiser or the likelihood a thousand times and more for one draw.
+LONG = {"daps", "split-gibbs", "mcg-diff", "sitcom", "langevin", "twisted-smc"}
+COMPONENTS = [
+    pytest.param(kind, name, marks=[pytest.mark.slow] if name in LONG else [])
+    for kind in KINDS
+    for name in sorted(CATALOG.offers[kind])
+]
 
 
 def test_every_kind_has_contracts():

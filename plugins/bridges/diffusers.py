@@ -57,7 +57,7 @@ class DiffusersDenoiser(Denoiser):
         total = 1 + sigma**2
         height, width = x_t.shape[-2:]
         x = pad(x_t * total.rsqrt(), (0, -width % self.multiple, 0, -height % self.multiple))
-        out = self.unet(x, self.time(sigma.flatten().expand(len(x))).to(x.dtype)).sample[
+        out: Tensor = self.unet(x, self.time(sigma.flatten().expand(len(x))).to(x.dtype)).sample[
             ..., :height, :width
         ]
         if self.prediction == "sample":

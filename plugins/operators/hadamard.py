@@ -1,5 +1,6 @@
 """The single-pixel camera: sub-sampled Hadamard patterns."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -20,7 +21,7 @@ def _hadamard(x: Tensor) -> Tensor:
         a, b = z.reshape(*z.shape[:-1], n // (2 * step), 2, step).unbind(-2)
         z = torch.stack([a + b, a - b], -2).reshape(x.shape)
         step *= 2
-    return z / n**0.5
+    return z / math.sqrt(n)
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ class MultiCoilMRI(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         s, mask = self._phased
-        seen = torch.fft.ifft2(mask.conj() * self._complex(y.unflatten(1, (-1, 2))), norm="ortho")
+        seen = torch.fft.ifft2(mask.conj() * self._complex(y.unflatten(1, (-1, 2))), norm="ortho")  # type: ignore[no-untyped-call]
         return torch.view_as_real((s.conj() * seen).sum(1)).movedim(-1, 1)
 
     @staticmethod

@@ -32,7 +32,7 @@ class PhaseRetrieval(Operator):
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
         z = self._field(x)
-        back = torch.fft.ifft2(v * z.sgn(), norm="ortho").real
+        back: Tensor = torch.fft.ifft2(v * z.sgn(), norm="ortho").real
         (down, right), (height, width) = self.padding, x.shape[-2:]
         return back[..., down : down + height, right : right + width] / 2
 

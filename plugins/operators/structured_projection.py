@@ -14,7 +14,7 @@ from invem.operator import SVD
 
 def _hartley(x: Tensor) -> Tensor:
     """The orthonormal discrete Hartley transform along the last axis, its own inverse."""
-    z = torch.fft.fft(x, norm="ortho")
+    z: Tensor = torch.fft.fft(x, norm="ortho")
     return z.real - z.imag
 
 

@@ -1,5 +1,6 @@
 """DDNM: denoising diffusion null-space models."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
 from invem.diffusion import initial_state
+
+_Step = Callable[[Tensor, float, float], Tensor]  # (x_t, sigma, s) -> x_s
 
 
 @dataclass(frozen=True, kw_only=True)

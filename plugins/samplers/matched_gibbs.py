@@ -1,7 +1,7 @@
 """Noise-matched split Gibbs sampling: exact at a fixed rho."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Interval

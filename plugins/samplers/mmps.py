@@ -12,6 +12,11 @@ from invem.diffusion import calls, initial_state, integrate, posterior_state, re
 from invem.tweedie import Covariance, Local, back, condition, linearised, local
 
 
+def _integrates(stepping: str) -> TypeGuard[Stepping]:
+    """Whether a stepping is a rule of the reverse diffusion on the mean alone."""
+    return stepping in get_args(Stepping)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MMPS(ChainSampler):
     """Moment-matching posterior sampling (Rozet et al. 2024, arXiv 2405.13712, algorithm 3), for
@@ -87,8 +92,7 @@ class MMPS(ChainSampler):
 
     @property
     def cost(self) -> tuple[int, int]:
-        draws = self.stepping in ("corrected", "isotropic", "diagonal")
-        forwards = self.steps if draws else calls(self.stepping, self.steps)
+        forwards = calls(self.stepping, self.steps) if _integrates(self.stepping) else self.steps
         levels = self.schedule.grid(self.steps)
         low = {
             "switch": float((levels <= self.switch).double().mean()),
@@ -136,9 +140,9 @@ class MMPS(ChainSampler):
             if self.linearise
             else posterior_state(prior, first, rng, given, start)
         )
-        if self.stepping in ("corrected", "isotropic", "diagonal"):
-            return reverse(posterior, x_t, sigmas, rng)
-        return integrate(self.stepping, posterior, x_t, sigmas, rng)
+        if _integrates(self.stepping):
+            return integrate(self.stepping, posterior, x_t, sigmas, rng)
+        return reverse(posterior, x_t, sigmas, rng)
 
     def _variance(self, here: Local, m: Measurement, rng: Rng, sigma: float) -> Tensor:
         """The trace or the diagonal of Cov[x | x_t, y] = V - V A^T (A V A^T + S)^-1 A V, between 0
