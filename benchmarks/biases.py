@@ -28,7 +28,7 @@ from test_regression import (  # noqa: E402
     spread,
 )
 
-from invem import PosteriorSampler  # noqa: E402
+from invem import PosteriorSampler
 
 VP = CATALOG.find("schedules", "vp").load()()
 AFFINE = {

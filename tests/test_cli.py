@@ -118,9 +118,9 @@ def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
 
     from invem.config import Catalog
     from invem.errors import Stopped
-    from invem.planning.plan import make
+    from invem.planning.make import make
 
-    plan = make(config.load(BLUR, smoke=True), Catalog.load())
+    plan = make(load(BLUR, smoke=True), Catalog.load())
     calls = iter(range(10**6))
     with pytest.raises(Stopped):
         for _ in run(plan, tmp_path / "run", stop=lambda: 143 if next(calls) >= 4 else 0):
@@ -136,10 +136,10 @@ def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
 
     from invem.config import Catalog
     from invem.errors import Stopped
-    from invem.planning.plan import make
+    from invem.planning.make import make
 
     plan = make(
-        config.load(
+        load(
             BLUR, ["phases.em.fit.steps=6", "phases.em.batch=16", "phases.em.rounds=1"], smoke=True
         ),
         Catalog.load(),
@@ -235,15 +235,12 @@ def test_measurements_are_drawn_once(whole, tmp_path):
 
 def test_neither_step_can_read_the_truth(tmp_path, monkeypatch):
     """With the truth and the data set gone after the measurements, the same bytes are learned."""
-    from invem import config
     from invem.config import Catalog
-    from invem.planning.plan import make
+    from invem.planning.make import make
     from invem.running import run as engine
 
     words = ["evaluate.metrics=[]", "phases.em.rounds=2", "count=32"]
-    plan = make(
-        config.load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load()
-    )
+    plan = make(load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load())
     for _ in engine.run(plan, tmp_path / "whole"):
         pass
 
@@ -366,9 +363,9 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
     """The operator of a stranger, without an adjoint."""
     from types import SimpleNamespace
 
-    from invem import Operator, RecipeError, config, hookimpl
+    from invem import Operator, RecipeError, hookimpl
     from invem.config import Catalog, Plugin
-    from invem.planning.plan import make
+    from invem.planning.make import make
 
     class Square(Operator):
         def __call__(self, x):
@@ -385,12 +382,10 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
     with pytest.raises(
         RecipeError, match=r"phases\.1\.sampler: mmps needs adjoint, which square .* does not"
     ) as caught:
-        make(config.load(BLUR, ["operator=square"]), catalog)
+        make(load(BLUR, ["operator=square"]), catalog)
     assert caught.value.exit_code == 2
     plan = make(
-        config.load(
-            BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True
-        ),
+        load(BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True),
         catalog,
     )
     assert plan.stages[1].sampler is not None
@@ -402,9 +397,8 @@ def test_every_recipe_runs_in_small(name, tmp_path):
     evaluations = json.loads(done.stdout)["evaluations"]
     assert len(evaluations) >= 2
     assert (tmp_path / "run" / "report.html").exists()
-    from invem import config
 
-    points = config.load(ROOT / name).recipe.data.name == "smooth-manifold"
+    points = load(ROOT / name).recipe.data.name == "smooth-manifold"
     assert evaluations[-1]["metrics"].keys() >= (
         {"sliced-wasserstein"} if points else {"psnr", "frechet"}
     )
@@ -430,7 +424,7 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
     from invem.running.run import run
 
     from invem.config import Catalog
-    from invem.planning.plan import make
+    from invem.planning.make import make
 
     compiled = []
     compiler = torch.compile
@@ -438,7 +432,7 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
         torch, "compile", lambda model: compiled.append(model) or compiler(model, backend="eager")
     )
     words = ["compute.precision=bfloat16", "compute.compile=true", "evaluate.metrics=[psnr]"]
-    for _ in run(make(config.load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
+    for _ in run(make(load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
         pass
     assert len(compiled) == 2
     tensors = store.read(tmp_path / "run" / "1-000-denoiser" / "denoiser.safetensors")

@@ -7,8 +7,10 @@ import pytest
 import torch
 from invem_plugins.samplers.dps import DPS
 
-from invem import LinearOperator, MissingExtra, Operator, RecipeError, conditioning
+from invem import LinearOperator, Operator, RecipeError
 from invem.config import Catalog
+from invem.errors import MissingExtra
+from invem.measurement import conditioning
 from invem.testing import (
     KINDS,
     Kind,

@@ -173,7 +173,8 @@ class RefinedDenoiser(Observing):
 
     def _apply(self, *given: Any, **more: Any) -> Self:
         self._exact, self._conditioned = [], []
-        return super()._apply(*given, **more)
+        super()._apply(*given, **more)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         self._exact, self._conditioned = [], []

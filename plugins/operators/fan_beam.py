@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval
-from invem_plugins.operators._tomography import Geometry, backproject, project
 from torch import Generator, Tensor
 
 from invem import LinearOperator, RecipeError, examples
 from invem.linalg import least_norm
 from invem.operator import image_shape
+
+from ._tomography import Geometry, backproject, project
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Interval
-from invem_plugins.operators._kspace import fourier, fourier_adjoint, kspace_mask
 from torch import Generator, Tensor
 
 from invem import LinearOperator, RecipeError, examples
 from invem.operator import SVD, image_shape
+
+from ._kspace import fourier, fourier_adjoint, kspace_mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Interval
-from invem_plugins.operators._kspace import kspace_mask
 from torch import Generator, Tensor
 
 from invem import LinearOperator, RecipeError, examples, shared
 from invem.operator import image_shape
+
+from ._kspace import kspace_mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,7 +60,7 @@ class DDNM(ChainSampler):
                 x_t = x_s + (sigma**2 - s**2) ** 0.5 * rng.normal_like(x_t) if again else x_s
         return x_t
 
-    def _plain(self, prior: Prior, m: Measurement, rng: Rng):  # noqa: ANN202
+    def _plain(self, prior: Prior, m: Measurement, rng: Rng) -> _Step:
         known = m.A.pinv(m.y)
 
         def step(x_t: Tensor, sigma: float, s: float) -> Tensor:
@@ -76,7 +76,7 @@ class DDNM(ChainSampler):
 
         return step
 
-    def _plus(self, prior: Prior, m: Measurement, rng: Rng):  # noqa: ANN202
+    def _plus(self, prior: Prior, m: Measurement, rng: Rng) -> _Step:
         svd = m.A.svd()
         kappa, known = m.spectral_noise(svd), m.spectral_data(svd)
         kept = (1 - self.eta**2) ** 0.5

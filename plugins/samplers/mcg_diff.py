@@ -6,10 +6,11 @@ from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
-from invem_plugins.samplers._particles import choose, resample
 from torch import Tensor
 
 from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
+
+from ._particles import choose, resample
 
 
 @dataclass(frozen=True, kw_only=True)

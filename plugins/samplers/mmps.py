@@ -1,14 +1,14 @@
 """MMPS: moment-matching posterior sampling."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard, get_args
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, RecipeError, Rng, Schedule
-from invem.diffusion import calls, initial_state, integrate, posterior_state, reverse
+from invem.diffusion import Stepping, calls, initial_state, integrate, posterior_state, reverse
 from invem.tweedie import Covariance, Local, back, condition, linearised, local
 
 

@@ -6,12 +6,13 @@ from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
-from invem_plugins.samplers._particles import choose, resample
 from torch import Tensor
 
 from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
 from invem.linalg import cg
 from invem.tweedie import local
+
+from ._particles import choose, resample
 
 
 @dataclass(frozen=True, kw_only=True)
