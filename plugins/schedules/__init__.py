@@ -1,4 +1,4 @@
-"""Noise schedules that come with invem, by the name that a recipe uses."""
+"""The noise schedules of invem, by the name that a recipe uses."""
 
 from invem import hookimpl
 
