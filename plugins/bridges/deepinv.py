@@ -166,7 +166,10 @@ class LinearPhysics(Physics, LinearOperator):
         return x * self.width
 
     def _basis(self) -> tuple[int, ...] | None:
-        """Returns the shape of deepinv's spectral coordinates; None unless as many as the signal's."""
+        """Returns the shape of deepinv's spectral coordinates; None unless it fits the signal's.
+
+        Both must have the same number of entries.
+        """
         if not isinstance(self.physics, _deepinv().physics.DecomposablePhysics):
             return None
         spectrum = self._call("V_adjoint", torch.zeros(1, *self.shape))
@@ -415,7 +418,7 @@ def denoiser(
     """
     if options.get("pretrained") == "download":
         raise RecipeError(
-            "deepinv: nothing is downloaded in a run; save the weights to a file and name it as"
+            "deepinv: nothing is downloaded in a run; save the weights to a file and name it in"
             " `pretrained`"
         )
     if len(shape) != 3:
