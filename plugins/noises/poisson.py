@@ -42,7 +42,7 @@ class Poisson(NoiseModel):
 def poisson(
     n: int, shape: tuple[int, ...], rng: Generator, *, peak: Annotated[float, Gt(0)] = 100.0
 ) -> Poisson:
-    """Counts photons.
+    """Replaces each value by a photon count (Poisson noise).
 
     On average, a value of -1 gives none and a value of 1 gives `peak` photons.
 
