@@ -6,7 +6,7 @@ from invem import hookimpl
 @hookimpl
 def invem_schedules() -> dict[str, str]:
     return {
-        "geometric": "invem:Geometric",
-        "karras": "invem:Karras",
+        "geometric": "invem.schedule:Geometric",
+        "karras": "invem.schedule:Karras",
         "vp": "invem_plugins.schedules.vp:VP",
     }
