@@ -12,19 +12,15 @@ x_hat = run.prior(x_t, sigma=0.3)    # E[x | x_t] under the learned prior
 """
 
 import contextlib
-import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from os import PathLike, fspath
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invem import config as recipes
-from invem.config import Catalog, Loaded, Recipe
+from invem.config import Catalog, Changes, Recipe, RecipeLike, load_any
 from invem.errors import DataError, RecipeError
 from invem.files import read_observations
 from invem.measurement import Measurement
@@ -39,16 +35,10 @@ from invem.running.loop import carry_out, is_complete, rounds_of
 from invem.running.measure import believed, new_observations
 from invem.running.priors import last_prior, read_prior
 from invem.running.records import Record, results
-from invem.running.restore import restore
+from invem.running.restore import Restored, restore
 from invem.storage.directory import Round, RunDirectory
 
-__all__ = ["Restored", "Run", "load_recipe", "open", "plan", "run"]
-
-RecipeLike = str | Path | Mapping[str, Any]
-"""The path of a recipe, or a recipe as plain data."""
-
-Changes = Mapping[str, Any] | Sequence[str]
-"""Changes of a recipe: {"phases.em.rounds": 2}, or ["phases.em.rounds=2"]."""
+__all__ = ["Restored", "Run", "open", "plan", "run"]
 
 Follow = Callable[[Iterable[Record]], Iterable[Record]]
 """Is given the records of some work and passes them on, to show progress."""
@@ -60,31 +50,6 @@ def _silently(records: Iterable[Record]) -> Iterable[Record]:
 
 def _never() -> int:
     return 0
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Restored:
-    """Posterior draws of the signals of new observations, and their statistics.
-
-    Attributes:
-        mean: The mean of the draws, shape (N, *shape).
-        std: Their standard deviation in each entry, shape (N, *shape). It is zero for one draw.
-        draws: The draws, shape (N, K, *shape).
-    """
-
-    mean: Tensor
-    std: Tensor
-    draws: Tensor
-
-    @classmethod
-    def of(cls, draws: Tensor) -> "Restored":
-        """Returns the statistics of draws, shape (N, K, *shape)."""
-        several = draws.shape[1] > 1
-        return cls(draws.mean(1), draws.std(1, correction=1 if several else 0), draws)
-
-    def __repr__(self) -> str:
-        n, k, *shape = self.draws.shape
-        return f"<Restored: {n} observations, {k} draws of each, shape {tuple(shape)}>"
 
 
 class Run:
@@ -345,22 +310,8 @@ def plan(
         RecipeError: Every problem that was found, one per line.
         PluginError: If the only problem is a plugin that is missing or broken.
     """
-    loaded = load_recipe(recipe, changes, smoke, device)
+    loaded = load_any(recipe, changes, smoke, device)
     return make(loaded, _installed() if catalog is None else catalog)
-
-
-def load_recipe(
-    recipe: RecipeLike, changes: Changes = (), smoke: bool = False, device: str | None = None
-) -> Loaded:
-    """Reads and checks a recipe by itself; the arguments are those of `plan`."""
-    if isinstance(changes, Mapping):
-        words = [f"{key}={_inline(value)}" for key, value in changes.items()]
-    else:
-        words = [changes] if isinstance(changes, str) else list(changes)
-    words += [f"compute.device={device}"] if device else []
-    if isinstance(recipe, Mapping):
-        return recipes.load_data(json.loads(_inline(recipe)), "recipe", words, smoke)
-    return recipes.load(Path(recipe).expanduser(), words, smoke)
 
 
 def run(
@@ -399,7 +350,7 @@ def run(
         ResourceError: If the disk is full.
     """
     catalog = _installed() if catalog is None else catalog
-    loaded = load_recipe(recipe, changes, smoke, device)
+    loaded = load_any(recipe, changes, smoke, device)
     name = Path(loaded.source).stem
     path = Path("runs", name) if out is None else Path(out).expanduser()
     directory = RunDirectory(path)
@@ -433,7 +384,7 @@ def open(path: str | Path, *, device: str | None = None, catalog: Catalog | None
     """
     directory = RunDirectory(Path(path).expanduser())
     facts = _facts(directory)
-    loaded = load_recipe(directory.recipe, (), device=device)
+    loaded = load_any(directory.recipe, (), device=device)
     catalog = _installed() if catalog is None else catalog
     return Run(make(loaded, catalog, facts), directory.path)
 
@@ -468,20 +419,3 @@ def _but_the_device(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a recipe without the device: a run may go on on another."""
     compute = {key: value for key, value in resolved["compute"].items() if key != "device"}
     return {**resolved, "compute": compute}
-
-
-def _inline(value: Any) -> str:
-    """Returns plain data as they stand in an override. JSON is YAML."""
-    try:
-        return json.dumps(value, ensure_ascii=False, default=_plain)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"a recipe is made of plain data: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    """Returns what stands for a path, an array or a number of a library in JSON."""
-    if isinstance(value, PathLike):
-        return fspath(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from invem import Operator, cli, config, hookimpl, store
+from invem import Operator, cli, hookimpl, store
 from invem.config import Catalog, Plugin
 from invem.errors import RecipeError, Stopped
 from invem.planning.make import make
@@ -26,10 +26,14 @@ ROOT = Path(__file__).parent.parent
 BLUR = str(ROOT / "recipes" / "blur.yaml")
 ONE_THREAD = "compute.threads=1"  # as tests/conftest.py makes of any number in this process
 WARM = "phases.warm-start.fit={objective: gaussian-moments}"
-RECIPES = sorted(
-    str(path.relative_to(ROOT))
-    for path in [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "studies").glob("*/*.yaml")]
-)
+RECIPES = [
+    # Those on 8x8 digits are quick; the others are the same steps on larger images and networks.
+    pytest.param(name, marks=[] if name.count("/") == 1 else pytest.mark.slow)
+    for name in sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "studies").glob("*/*.yaml")]
+    )
+]
 
 
 class Done(NamedTuple):
@@ -114,7 +118,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after):
 
 
 def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
-    plan = make(config.load(BLUR, smoke=True), Catalog.load())
+    plan = make(load(BLUR, smoke=True), Catalog.load())
     calls = iter(range(10**6))
     with pytest.raises(Stopped):
         for _ in carry_out(plan, tmp_path / "run", stop=lambda: 143 if next(calls) >= 4 else 0):
@@ -127,7 +131,7 @@ def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
 
 def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
     plan = make(
-        config.load(
+        load(
             BLUR, ["phases.em.fit.steps=6", "phases.em.batch=16", "phases.em.rounds=1"], smoke=True
         ),
         Catalog.load(),
@@ -224,9 +228,7 @@ def test_measurements_are_drawn_once(whole, tmp_path):
 def test_neither_step_can_read_the_truth(tmp_path, monkeypatch):
     """With the truth and the data set gone after the measurements, the same bytes are learned."""
     words = ["evaluate.metrics=[]", "phases.em.rounds=2", "count=32"]
-    plan = make(
-        config.load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load()
-    )
+    plan = make(load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load())
     for _ in carry_out(plan, tmp_path / "whole"):
         pass
 
@@ -365,12 +367,10 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
         RecipeError,
         match=r"phases\.1\.sampler: mmps needs .* \(adjoint\), which square .* does not",
     ) as caught:
-        make(config.load(BLUR, ["operator=square"]), catalog)
+        make(load(BLUR, ["operator=square"]), catalog)
     assert caught.value.exit_code == 2
     plan = make(
-        config.load(
-            BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True
-        ),
+        load(BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True),
         catalog,
     )
     assert plan.stages[1].sampler is not None
@@ -382,7 +382,7 @@ def test_every_recipe_runs_in_small(name, tmp_path):
     evaluations = json.loads(done.stdout)["evaluations"]
     assert len(evaluations) >= 2
     assert (tmp_path / "run" / "report.html").exists()
-    points = config.load(ROOT / name).recipe.data.name == "smooth-manifold"
+    points = load(ROOT / name).recipe.data.name == "smooth-manifold"
     assert evaluations[-1]["metrics"].keys() >= (
         {"sliced-wasserstein"} if points else {"psnr", "frechet"}
     )
@@ -411,9 +411,7 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
         torch, "compile", lambda model: compiled.append(model) or compiler(model, backend="eager")
     )
     words = ["compute.precision=bfloat16", "compute.compile=true", "evaluate.metrics=[psnr]"]
-    for _ in carry_out(
-        make(config.load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"
-    ):
+    for _ in carry_out(make(load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
         pass
     assert len(compiled) == 2
     tensors = store.read(tmp_path / "run" / "1-000-denoiser" / "denoiser.safetensors")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import invem
-from invem.door import load_recipe
+from invem.config import load_any
+from invem.errors import Stopped
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "python.md"
@@ -98,7 +99,7 @@ def test_an_interrupted_run_goes_on_to_the_same_prior(run, tmp_path):
 
 
 def test_a_run_that_is_asked_to_stop_says_how_to_go_on(tmp_path):
-    with pytest.raises(invem.Stopped, match="invem resume") as caught:
+    with pytest.raises(Stopped, match="invem resume") as caught:
         invem.run(RECIPE, out=tmp_path / "run", stop=lambda: 7)
     assert caught.value.exit_code == 7
 
@@ -131,7 +132,7 @@ def test_changes_keep_the_types_of_their_values():
         "evaluate.phases": ["again"],
         "data": {"name": "folder", "root": "12: é, #x 😀"},
     }
-    recipe = load_recipe(RECIPE, changes).recipe
+    recipe = load_any(RECIPE, changes).recipe
     assert recipe.count is None and recipe.seed == 3
     assert recipe.noise.options["sigma"] == 0.25 and recipe.operator.options["std"] == 1e-5
     assert recipe.evaluate.phases == ["again"]

@@ -69,8 +69,8 @@ def show(
     recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
 ) -> None:
     """Print a recipe with every default written out."""
-    from invem import door
+    from invem.config import load_any
     from invem.planning.resolve import resolve
 
-    loaded = door.load_recipe(recipe, overrides or (), smoke)
+    loaded = load_any(recipe, overrides or (), smoke)
     print_data(resolve(loaded, installed()), as_json)
