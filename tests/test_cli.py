@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from invem import Operator, cli, hookimpl, store
-from invem.config import Catalog, Plugin
+from invem.config import Catalog, Plugin, load
 from invem.errors import RecipeError, Stopped
 from invem.planning.make import make
 from invem.running.loop import carry_out
