@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 VOCABULARY = [
     {"errors", "hookspecs", "capability"},
     {"batched"},
-    {"operator", "noise", "schedule", "particles", "compare"},
+    {"operator", "noise", "schedule", "compare"},
     {"measurement"},
-    {"linalg", "linear", "kspace", "tomography", "compose"},
+    {"linalg", "linear", "compose"},
     {"gaussian", "likelihood"},
     {"mixture"},
     {"factor_mixture"},

@@ -136,14 +136,14 @@ def _check_files(files: Files) -> None:
 
 
 def _write(document: dict[str, Any], rows: "list[Row]", files: Files) -> None:
+    from invem import atomic
     from invem import bench as benches
-    from invem import store
 
     if files.json is not None:
         benches.write_document(document, files.json)
     if files.html is not None:
         pictures = {row.setting: row.pictures for row in rows}
-        store.write_text(files.html, benches.render_page(document, pictures))
+        atomic.write_text(files.html, benches.render_page(document, pictures))
     if files.figure is not None:
         benches.write_figure(document, files.figure)
 
