@@ -77,7 +77,7 @@ def digests(run):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
-    invem("run", BLUR, "--smoke", "--out", out)
+    invem("run", BLUR, "--smoke", ONE_THREAD, "--out", out)
     return out
 
 
@@ -118,7 +118,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after):
 
 
 def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
-    plan = make(load(BLUR, smoke=True), Catalog.load())
+    plan = make(load(BLUR, [ONE_THREAD], smoke=True), Catalog.load())
     calls = iter(range(10**6))
     with pytest.raises(Stopped):
         for _ in carry_out(plan, tmp_path / "run", stop=lambda: 143 if next(calls) >= 4 else 0):
