@@ -274,7 +274,21 @@ def test_results_are_written_in_any_format_that_can_be_written(whole, tmp_path):
 
 def test_commands_are_listed_in_the_order_of_a_run():
     shown = invem("--help").stdout
-    names = "run resume plan identify show ls info eval sample restore bench report plugin".split()
+    names = [
+        "run",
+        "resume",
+        "plan",
+        "identify",
+        "show",
+        "ls",
+        "info",
+        "eval",
+        "sample",
+        "restore",
+        "bench",
+        "report",
+        "plugin",
+    ]
     found = [line.split()[1] for line in shown.splitlines() if line.startswith("│ ")]
     assert [name for name in found if name in names] == names
 
