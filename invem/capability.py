@@ -33,7 +33,7 @@ _ALL = (
     Capability("pinv", "an operator with a pseudo-inverse"),
     Capability("svd", "an operator with a singular value decomposition"),
     Capability("mask", "an operator that is a mask"),
-    Capability("derivative", "an operator with a true derivative, not a stand-in for one"),
+    Capability("derivative", "an operator with a true derivative, not a substitute for one"),
     # Of the noise.
     Capability("var", "Gaussian noise"),
     Capability("density", "noise with a density", "a noise level above 0"),
@@ -54,7 +54,7 @@ _ALL = (
     ),
     Capability(
         "conditional",
-        "a prior that knows E[x | x_t, y]",
+        "a prior that predicts E[x | x_t, y]",
         "a phase before it must fit one by a conditional objective",
     ),
     # Of the examples that an objective is given.

@@ -34,7 +34,7 @@ class Ambient(Objective):
 
         E w |S (D(M x_t, sigma, M) - y)|^2 / d.
 
-    M shows what S shows but for a share `delta`. The network is given M x_t and M, and predicts all
+    M shows the pixels of S except a share `delta`. The network is given M x_t and M. It predicts all
     measured pixels. If, given M, S shows each pixel in some observations, the minimiser is E[x | M
     x_t, M] in all pixels. A pixel that no S containing M shows stays undetermined: one that no
     observation shows, or the other half if S are halves.

@@ -75,7 +75,7 @@ class Refine(Objective):
         m = refined.chosen(rng.uniform(1)[:, 0], batch.measurement)
         if m is None:
             raise RecipeError(
-                "refine measures signals anew, and was given no measurement that says how"
+                "refine measures signals anew, and was given no operator and noise to do so"
             )
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             cond = refined.condition_of(remeasure(m.to(x.device), x, rng)).to(x)

@@ -51,7 +51,7 @@ class Conditional(ChainSampler):
     ) -> Tensor:
         if prior.conditioning is None:
             raise Unsupported(
-                "it needs a prior that knows E[x | x_t, y]: an objective must fit one on conditions"
+                "it needs a prior that predicts E[x | x_t, y]: train one by a conditional objective"
             )
         cond = prior.conditioning(m)
 
