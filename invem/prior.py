@@ -162,7 +162,7 @@ class Prior:
             Unsupported: If they are not known.
         """
         if self.moments is None:
-            raise Unsupported(f"{type(self.denoiser).__name__} has no known moments of the prior")
+            raise Unsupported(f"{type(self.denoiser).__name__} has no known moments")
         return self.moments
 
     def known_exact(self) -> ClosedForm:

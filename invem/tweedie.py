@@ -149,7 +149,7 @@ def linearised(m: Measurement, x: Tensor) -> Measurement:
     """
     if m.A.straight_through:
         raise Unsupported(
-            f"{type(m.A).__name__} has no derivative, only a substitute for one: it cannot be linearised"
+            f"{type(m.A).__name__} has no derivative to linearise it by, only a substitute"
         )
     J = _Jacobian(m.A.shape, m.A, x)
     return replace(m, y=m.y - m.A(x) + J(x), A=J)
