@@ -35,8 +35,8 @@ class Ambient(Objective):
         E w |S (D(M x_t, sigma, M) - y)|^2 / d.
 
     M shows the pixels of S except a share `delta`. The network is given M x_t and M and predicts
-    all measured pixels. If, given M, S shows each pixel in some observations, the minimiser is
-    E[x | M x_t, M] in all pixels. A pixel that no S containing M shows stays undetermined: one that no
+    all measured pixels. If, given M, S shows each pixel in some observations, the minimiser is E[x
+    | M x_t, M] in all pixels. A pixel that no S containing M shows stays undetermined: one that no
     observation shows, or the other half if S are halves.
 
     With noise s_y in y, x_t = y + sqrt(sigma^2 - s_y^2) z for sigma > s_y. In the pixels of M the
