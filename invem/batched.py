@@ -18,8 +18,7 @@ _AHEAD = 256
 
 
 def shared(**options: Any) -> Any:
-    """Marks a tensor field of a `Batched` dataclass as common to the batch, without a leading B
-    axis."""
+    """Marks a tensor field of a `Batched` dataclass as common to the batch, without a B axis."""
     return dataclasses.field(metadata={"shared": True}, **options)
 
 

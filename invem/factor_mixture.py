@@ -289,10 +289,9 @@ class _Dense(Conditioned):
 
     @cached_property
     def _once(self) -> tuple[Tensor, list[Tensor]]:
-        """Returns L^-1 A m_k, (K, m), and R_k^-1 F_k^T A^T L^-T, (q, m) each, for common A and
-        noise.
+        """Returns L^-1 A m_k, (K, m), and R_k^-1 F_k^T A^T L^-T, (q, m) each.
 
-        N = L L^T, and R_k are the roots.
+        A and the noise are common to the batch, N = L L^T, and R_k are the roots.
         """
         hidden = [self._white((self.A[0] @ factor).T) for factor in self.factors]
         rows = [

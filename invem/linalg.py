@@ -90,8 +90,9 @@ def cg(
 
 
 def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
-    """Minimises |b - M x| over span{b, M b, ...}, one Krylov space per sample (Saad & Schultz
-    1986).
+    """Minimises |b - M x| over span{b, M b, ...}, one Krylov space per sample.
+
+    Saad & Schultz 1986.
 
     The residual never grows for any M. With a wrong Jacobian, guidance gets weaker, while conjugate
     gradients diverge. A breakdown (convergence) pads the space with zeros, so that it does not

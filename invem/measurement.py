@@ -106,8 +106,10 @@ class Measurement(Batched):
         return r if self.A.seen is None else r * self.A.seen
 
     def floored(self, sigma: float) -> Self:
-        """Returns the measurement with a noise variance of at least sigma^2, for solvers that
-        divide by it."""
+        """Returns the measurement with a noise variance of at least sigma^2.
+
+        It is for solvers that divide by the variance.
+        """
         return replace(self, noise=_Floored(self.noise, sigma**2))
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -140,8 +142,7 @@ class Measurement(Batched):
         return var[:, 0].sqrt().reshape(-1, *[1] * (self.y.ndim - 1))
 
     def spectral_noise(self, svd: SVD) -> Tensor:
-        """Returns the standard deviation of the noise of y in each coordinate of V^T x, shape (B,
-        d).
+        """Returns the standard deviation of the noise in each coordinate of V^T x, shape (B, d).
 
         It is noise/s, and infinite where s is zero.
 

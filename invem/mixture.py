@@ -84,8 +84,7 @@ class Mixture(Batched):
         return torch.einsum("bk,bki->bi", log_r.softmax(-1), means).to(x_t.dtype).reshape(x_t.shape)
 
     def spread(self, m: Measurement) -> Tensor:
-        """Returns the noise variances (B, m), float64, with a floor that keeps A C A^T + S
-        invertible."""
+        """Returns the noise variances (B, m), float64, floored so that A C A^T + S is invertible."""
         largest = self._eigen[0].max()
         return floored_variance(m, largest)
 

@@ -56,8 +56,7 @@ class Fitting(ABC):
         """A class attribute, or a property if it depends on the options."""
 
     def refuses(self, shape: tuple[int, ...]) -> str | None:
-        """Returns why it cannot fit signals of this shape, or None if it can. `invem plan` calls
-        it."""
+        """Returns why it cannot fit signals of this shape, or None. `invem plan` calls it."""
         return None
 
 

@@ -54,8 +54,7 @@ class PosteriorSampler(ABC):
 
     @property
     def cost(self) -> tuple[int, int]:
-        """Network forward passes and vector-Jacobian products per draw, for the estimate of the
-        plan."""
+        """Network forward passes and vector-Jacobian products per draw, for the plan."""
         return (0, 0)
 
 

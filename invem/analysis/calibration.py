@@ -361,16 +361,17 @@ def _finite_draws(
 
 
 def _slope_of_longer_step(slope: Tensor, gradient: Tensor, free: Tensor, em_step: Tensor) -> Tensor:
-    """Returns the slope whose step is that of EM if it is longer than the step of `slope`, and
-    `slope` otherwise, shape (P, P)."""
+    """Returns the slope whose step is that of EM if this is longer, else `slope`, shape (P, P)."""
     if float(em_step.norm()) > float(newton_step(slope, slope, gradient, free).norm()):
         return slope + torch.outer(gradient - slope @ em_step, em_step) / (em_step @ em_step)
     return slope
 
 
 def _information(scores: Tensor) -> Tensor:
-    """Returns the covariance between the scores of two draws of one observation, made positive
-    definite, shape (P, P). scores: (N, K, P)."""
+    """Returns the covariance between the scores of two draws of one observation, shape (P, P).
+
+    It is made positive definite. scores: (N, K, P).
+    """
     n, k, _ = scores.shape
     centred = scores - scores.mean((0, 1))
     sums, inner = centred.sum(1), torch.einsum("nkp,nkq->pq", centred, centred)

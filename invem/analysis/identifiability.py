@@ -116,32 +116,36 @@ class Identifiability:
 
     @property
     def above_noise(self) -> int:
-        """The number of directions in which an observation has, on average, more signal than
-        noise."""
+        """The number of directions with more signal than noise in an observation, on average."""
         return int(self._exceeds_noise.sum())
 
     @property
     def learned(self) -> int:
-        """The number of directions whose variance all observations together determine with a
-        relative standard error of at most one half."""
+        """The number of directions whose variance is determined by all observations together.
+
+        The relative standard error is at most one half.
+        """
         return int((self.is_seen & (self.errors <= LEARNED)).sum())
 
     @property
     def pooled(self) -> int:
-        """The number of directions whose variance is learned though no single observation
-        determines them. No restoration recovers these."""
+        """The number of directions whose variance only many observations together determine.
+
+        No restoration recovers these.
+        """
         return int((self.is_seen & ~self._exceeds_noise & (self.errors <= LEARNED)).sum())
 
     @property
     def faint(self) -> int:
-        """The number of directions that are shown too faintly or too seldom to learn their
-        variance."""
+        """The number of directions shown too faintly or too seldom to learn their variance."""
         return int((self.is_seen & (self.floors > LEARNED)).sum())
 
     @property
     def unknown(self) -> int:
-        """The number of directions for which too few operators were examined to know whether their
-        variance is learned."""
+        """The number of directions for which too few operators were examined to decide.
+
+        It is open whether their variance is learned.
+        """
         return self.directions - self.hidden - self.learned - self.faint
 
 

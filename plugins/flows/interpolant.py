@@ -143,8 +143,7 @@ class Interpolating(Objective):
     def _source(
         self, law: Measurement, own: Measurement | None, x: Tensor, real: Tensor, rng: Rng
     ) -> tuple[Tensor, Tensor]:
-        """Returns source and condition, of new measurements of x by `law` or of x's own
-        measurement.
+        """Returns source and condition, of new measurements of x or of its own measurements.
 
         Args:
             law: Operator and noise of the new measurements.

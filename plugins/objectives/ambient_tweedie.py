@@ -122,8 +122,7 @@ class AmbientTweedie(Objective):
     def _reverse(
         self, model: Denoiser, x_t: Tensor, x_hat: Tensor, sigma: Tensor, end: Tensor, rng: Rng
     ) -> Tensor:
-        """Steps from sigma to `end`, levels (B, 1, ...), at equal ratios, given x_hat = D(x_t,
-        sigma)."""
+        """Steps from sigma to `end`, levels (B, 1, ...), at equal ratios; x_hat = D(x_t, sigma)."""
         ratio = (end / sigma) ** (1 / self.branch_steps)
         for k in range(self.branch_steps):
             x_hat = model(x_t, sigma) if k else x_hat

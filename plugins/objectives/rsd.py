@@ -15,8 +15,7 @@ from invem.objective import MakeNetwork, ParameterGroup, edm_weight, matching, n
 
 @dataclass(frozen=True, kw_only=True)
 class RSD(Objective):
-    """Restoration score distillation (arXiv 2505.13377): distils the prior into a one-step
-    generator.
+    """Restoration score distillation (arXiv 2505.13377) of the prior into a one-step generator.
 
     It uses score identity distillation (arXiv 2404.04057). The prior at the start of the round is
     the teacher f. The generator x = G(z) is fitted so that x + sigma z' has the same distribution
