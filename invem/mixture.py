@@ -84,7 +84,7 @@ class Mixture(Batched):
         return torch.einsum("bk,bki->bi", log_r.softmax(-1), means).to(x_t.dtype).reshape(x_t.shape)
 
     def spread(self, m: Measurement) -> Tensor:
-        """Returns the noise variances (B, m), float64, floored so that A C A^T + S is invertible."""
+        """Returns the noise variances (B, m), float64, floored to keep A C A^T + S invertible."""
         largest = self._eigen[0].max()
         return floored_variance(m, largest)
 

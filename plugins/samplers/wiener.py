@@ -72,7 +72,7 @@ class Wiener(PosteriorSampler):
         return (mean + correlate(m.A.adjoint(u.reshape(m.y.shape)))).to(dtype)
 
     def _power(self, shape: tuple[int, ...]) -> Tensor:
-        """Returns the power of each frequency of the last two axes (or the only one), with mean 1."""
+        """Returns the power of each frequency of the last two axes (or the only one), of mean 1."""
         squares = torch.zeros((), dtype=torch.float64)
         for n in shape[-2:]:
             squares = squares.unsqueeze(-1) + torch.fft.fftfreq(n, dtype=torch.float64).square()
