@@ -73,7 +73,7 @@ class Facts(NamedTuple):
     prior: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Everything that a run needs, checked.
 
@@ -106,6 +106,13 @@ class Plan:
     train: int
     test: int
     warnings: list[str]
+
+    def __repr__(self) -> str:
+        phases = ", ".join(f"{s.phase.name} ({s.phase.rounds})" for s in self.stages)
+        return (
+            f"<Plan of {self.loaded.source}: {self.train} observations of signals of shape"
+            f" {self.shape}; phases and their rounds: {phases}>"
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
