@@ -16,7 +16,7 @@ from invem.bench.metrics import LEVELS
 from invem.bench.problems import Problem
 from invem.bench.score import Value
 from invem.errors import RecipeError
-from invem.running.run import environment
+from invem.running.records import environment
 
 __all__ = ["FLOOR", "Row", "make_document", "read_document", "write_document"]
 
