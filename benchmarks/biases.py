@@ -61,16 +61,13 @@ def build(name, **options):
     return CATALOG.find("samplers", name).load()(**options)
 
 
-def problem(noise):
-    def make_noise(n):
-        return gaussian(n, (8,), Rng.generator(0), sigma=noise)
-
-    return AffineProblem(C, SEEN, make_noise)
+def noise_of(n, sigma):
+    return gaussian(n, (8,), Rng.generator(0), sigma=sigma)
 
 
 def drawn(sampler, noise, n):
     """The bias by n draws of one y."""
-    here = problem(noise)
+    here = AffineProblem(C, SEEN, noise, noise_of)
     m = here.repeated(n)
     return here.drawn_bias(m, sampler(here.prior, m, Rng.keyed("d", items=range(n))))
 
@@ -84,7 +81,7 @@ def main():
     parser.add_argument("--only", nargs="+", help="Samplers, by their label.")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    exact = problem(0.1)
+    exact = AffineProblem(C, SEEN, 0.1, noise_of)
     cases = {
         **{label: partial(exact.bias, build(name, **o)) for label, (name, o) in AFFINE.items()},
         **{

@@ -75,7 +75,8 @@ class AffineProblem:
     Args:
         covariance: C, shape (d, d), float64.
         seen: The m entries that are measured.
-        noise: Returns Gaussian noise of one level for n measurements of d entries.
+        sigma: The standard deviation of the noise.
+        noise: (n, sigma) -> the Gaussian noise of n measurements of d entries.
 
     Attributes:
         prior: The prior of x.
@@ -84,15 +85,18 @@ class AffineProblem:
     """
 
     def __init__(
-        self, covariance: Tensor, seen: Sequence[int], noise: Callable[[int], NoiseModel]
+        self,
+        covariance: Tensor,
+        seen: Sequence[int],
+        sigma: float,
+        noise: Callable[[int, float], NoiseModel],
     ) -> None:
-        self.covariance, self.seen, self.noise = covariance, list(seen), noise
+        self.covariance, self.seen, self.sigma, self.noise = covariance, list(seen), sigma, noise
         self.size = len(covariance)
         zero = torch.zeros(self.size, dtype=torch.float64)
         self.prior = Prior.of(Gaussian.full(zero, covariance))
-        self.sigma = float(noise(1).to(dtype=torch.float64).var().sqrt().flatten()[0])
         A = torch.eye(self.size, dtype=torch.float64)[self.seen]
-        self._total = A @ covariance @ A.T + self.sigma**2 * torch.eye(len(self.seen))
+        self._total = A @ covariance @ A.T + sigma**2 * torch.eye(len(self.seen))
         self.best = covariance @ A.T @ torch.linalg.inv(self._total)
         self.posterior = covariance - self.best @ A @ covariance
 
@@ -102,7 +106,8 @@ class AffineProblem:
         seen = torch.zeros(self.size, dtype=torch.float64)
         seen[self.seen] = 1
         mask = Mask((self.size,), seen.expand(len(y), self.size).contiguous())
-        return Measurement(y.double(), mask, self.noise(len(y)).to(dtype=torch.float64))
+        noise = self.noise(len(y), self.sigma).to(dtype=torch.float64)
+        return Measurement(y.double(), mask, noise)
 
     def repeated(self, n: int) -> Measurement:
         """Returns one measurement of a draw of the prior, n times, with noise in the hidden entries
