@@ -8,14 +8,15 @@ It is exact (`invem.testing.affine`) for the samplers that are affine; the other
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import results
 import torch
 from invem_plugins.noises.gaussian import gaussian
 
-from invem import Karras, Rng
+from invem import Karras, NoiseModel, PosteriorSampler, Rng
 from invem.config import Catalog
-from invem.testing.affine import AffineProblem
+from invem.testing.affine import AffineProblem, Bias
 
 ROOT = Path(__file__).parent.parent
 CATALOG = Catalog.load()
@@ -24,7 +25,7 @@ C = 0.8 ** (torch.arange(8, dtype=torch.float64)[:, None] - torch.arange(8)).abs
 FINE = Karras(sigma_max=80.0, sigma_min=0.002)
 JACOBIAN = {"covariance": "jacobian", "iterations": 8, "schedule": FINE}
 VP = CATALOG.find("schedules", "vp").load()()
-AFFINE = {
+AFFINE: dict[str, tuple[str, dict[str, Any]]] = {
     "mmps": ("mmps", {"steps": 16, **JACOBIAN}),
     "daps-mm": ("daps-mm", {"steps": 30, **JACOBIAN}),
     "matched-gibbs": ("matched-gibbs", {"sweeps": 10}),
@@ -44,7 +45,7 @@ AFFINE = {
     "dds": ("dds", {"schedule": FINE}),
     "daps, exact kernel": ("daps", {"kernel": "exact", "steps": 100, "schedule": FINE}),
 }
-DRAWN = {
+DRAWN: dict[str, tuple[str, dict[str, Any], float]] = {
     **{
         f"dps, norm {w}": ("dps", {"weight": w, "steps": 1000, "schedule": VP}, 0.1)
         for w in (0.1, 0.3, 1.0)
@@ -57,22 +58,24 @@ DRAWN = {
 }
 
 
-def build(name, **options):
-    return CATALOG.find("samplers", name).load()(**options)
+def build(name: str, **options: Any) -> PosteriorSampler:
+    sampler: PosteriorSampler = CATALOG.find("samplers", name).load()(**options)
+    return sampler
 
 
-def noise_of(n, sigma):
-    return gaussian(n, (8,), Rng.generator(0), sigma=sigma)
+def noise_of(n: int, sigma: float) -> NoiseModel:
+    noise: NoiseModel = gaussian(n, (8,), Rng.generator(0), sigma=sigma)
+    return noise
 
 
-def drawn(sampler, noise, n):
+def drawn(sampler: PosteriorSampler, noise: float, n: int) -> Bias:
     """The bias by n draws of one y."""
     here = AffineProblem(C, SEEN, noise, noise_of)
     m = here.repeated(n)
     return here.drawn_bias(m, sampler(here.prior, m, Rng.keyed("d", items=range(n))))
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
