@@ -97,13 +97,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"step": label, "repetitions": times} for (_, label), times in sorted(spent.items())]
 
 
-def summary(
-    row: dict[str, Any], clock: str = "cpu"
-) -> tuple[list[float], list[float], list[float]]:
+def summary(row: dict[str, Any], clock: str = "cpu") -> list[list[float]]:
     """Returns least, median and greatest of the times before, after, and of their ratio."""
     before, after = ([t[clock] for t in row["repetitions"][side]] for side in ("before", "after"))
     ratios = [b / a for a, b in zip(before, after, strict=True)]
-    return tuple([min(x), statistics.median(x), max(x)] for x in (before, after, ratios))
+    return [[min(x), statistics.median(x), max(x)] for x in (before, after, ratios)]
 
 
 def table(found: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from invem import config as recipes
-from invem import store
+from invem.atomic import write_text
 from invem.batched import Rng
 from invem.bench.priors import PRIORS
 from invem.bench.problems import Problem, Truth, problem_of_run
@@ -159,7 +159,7 @@ def _learned(
     folder = home / "invem" / "bench" / f"{name}-{digest}"
     source = folder.with_suffix(".yaml")
     if not source.exists():
-        store.write_text(source, recipe)
+        write_text(source, recipe)
     opened = Run(make(recipes.load(source, [f"compute.device={device}"]), catalog), folder)
     if not opened.finished:
         for _ in watch(opened.carry_out()):
