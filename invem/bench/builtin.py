@@ -24,6 +24,7 @@ from invem.measurement import Measurement
 from invem.operator import Operator
 from invem.planning.make import make
 from invem.prior import Prior
+from invem.running.loop import carry_out
 from invem.running.records import Record
 
 __all__ = ["PROBLEMS", "Definition", "build_problem"]
@@ -162,7 +163,7 @@ def _learned(
         write_text(source, recipe)
     opened = Run(make(recipes.load(source, [f"compute.device={device}"]), catalog), folder)
     if not opened.finished:
-        for _ in watch(opened.carry_out()):
+        for _ in watch(carry_out(opened.plan, folder)):
             pass
     return replace(problem_of_run(opened, truth), name=name, definition=recipe)
 
