@@ -11,7 +11,7 @@ import pytest
 import torch
 from invem_plugins.noises.gaussian import gaussian
 
-from invem import Karras, Rng
+from invem import Karras, Rng, Unsupported
 from invem.config import Catalog
 from invem.testing.affine import AffineProblem
 
@@ -157,3 +157,15 @@ def test_dps_by_the_likelihood_has_its_closed_form_in_one_dimension(rho):
     assert float(covariance) == pytest.approx(
         float((1 - torch.exp(torch.tensor(-2 * rho))) / (2 * rho)), rel=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda prior, m, rng: rng.uniform(8), "uniform"),
+        (lambda prior, m, rng: rng.normal(8) + 1, "not linear"),
+    ],
+)
+def test_a_sampler_that_is_not_affine_has_no_exact_bias(draw, message):
+    with pytest.raises(Unsupported, match=message):
+        compared(draw, 0.1)

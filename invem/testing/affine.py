@@ -66,7 +66,7 @@ class UnitRng(Rng):
         return self.normal(*x.shape[1:])
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        raise Unsupported("a sampler that draws uniform numbers is not affine in them")
+        raise Unsupported("the sampler draws uniform numbers, which it is not affine in")
 
 
 class AffineProblem:
@@ -120,7 +120,11 @@ class AffineProblem:
 
     def distribution(self, sampler: PosteriorSampler) -> tuple[Tensor, Tensor]:
         """Returns what the draws of an affine sampler are: the gain of their mean, shape (d, m),
-        and their covariance, shape (d, d)."""
+        and their covariance, shape (d, d).
+
+        Raises:
+            Unsupported: If the sampler is seen not to be affine.
+        """
         m, nothing = len(self.seen), torch.tensor([-1])
         count = UnitRng(nothing)
         sampler(self.prior, self.measurement(torch.zeros(1, self.size)), count)
@@ -128,12 +132,12 @@ class AffineProblem:
         y[torch.arange(m), torch.tensor(self.seen)] = 1
         rows = torch.cat([nothing.expand(m + 1), torch.arange(count.used)])
         x = sampler(self.prior, self.measurement(y), UnitRng(rows))
-        zero = torch.zeros(self.size, dtype=torch.float64)
-        assert torch.allclose(x[m], zero, atol=1e-6), "the sampler is not affine"
+        if not torch.allclose(x[m], torch.zeros_like(x[m]), atol=1e-6):
+            raise Unsupported(f"{type(sampler).__name__} is not linear: zeros do not give zeros")
         return x[:m].T, x[m + 1 :].T @ x[m + 1 :]
 
     def bias(self, sampler: PosteriorSampler) -> Bias:
-        """Returns the exact bias of an affine sampler."""
+        """Returns the exact bias of an affine sampler; raises as `distribution` does."""
         gain, covariance = self.distribution(sampler)
         gap = (gain - self.best) @ self._total @ (gain - self.best).T
         error = float((gap.diagonal() / self.posterior.diagonal()).mean().sqrt())
