@@ -49,7 +49,9 @@ def writer(path: Path) -> FileFormat:
     Raises:
         RecipeError: If no format is that of the file's name.
     """
-    for fmt in _formats(Catalog.load(), "write"):
+    formats = list(_formats(Catalog.load(), "write"))
+    for fmt in formats:
         if fmt.accepts(path):
             return fmt
-    raise RecipeError(f"{path}: the name must end in .safetensors or .npz")
+    endings = " or ".join(sorted(fmt.suffix for fmt in formats if fmt.suffix))
+    raise RecipeError(f"{path}: the name must end in {endings}")

@@ -726,10 +726,6 @@ def plugin_check(
     rows = []
     found = components(names)
     for component in found:
-        if component.kind not in testing.KINDS and len(found) > 1:
-            left_out = f"left out: {component.kind} have no contracts"
-            typer.echo(f"{component.kind}/{component.name}: {left_out}", err=True)
-            continue
         try:
             results = testing.check(component.kind, component.load())
         except MissingExtra as error:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,8 +19,7 @@ class Safetensors(FileFormat):
     """A file that holds y, and under their paths ("A.mask", "noise.sigma") the tensors of operator
     and noise that differ between observations."""
 
-    def accepts(self, path: Path) -> bool:
-        return path.suffix == ".safetensors"
+    suffix: ClassVar[str] = ".safetensors"
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
         try:
