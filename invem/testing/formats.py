@@ -14,7 +14,7 @@ from invem.testing.base import Factory, Kind, example_options, normal_like, rela
 __all__ = ["FORMATS"]
 
 _EXPECTED = Expected((1, 8, 8), "contracts", {})
-_DAMAGES = ("missing", "empty", "noise", "cut in two", "last byte lost")
+_DAMAGES = ("missing", "empty", "noise", "cut in two", "its end lost")
 
 
 @dataclass
@@ -116,7 +116,7 @@ def _is_refused(case: _Case, damage: str) -> bool:
         "empty": b"",
         "noise": noise,
         "cut in two": whole[: len(whole) // 2],
-        "last byte lost": whole[:-1],
+        "its end lost": whole[: len(whole) * 7 // 8],
     }[damage]
     place = case.path
     if not case.format.suffix:
