@@ -9,13 +9,13 @@ import pytest
 import torch
 from invem_plugins.noises.gaussian import gaussian
 
-from invem import Gaussian, GaussianDenoiser, Karras, Mask, Measurement, Rng
+from invem import Gaussian, Karras, Mask, Measurement, Prior, Rng
 from invem.config import Catalog
 
 CATALOG = Catalog.load()
 SEEN = [0, 2, 3, 6]
 C = 0.8 ** (torch.arange(8, dtype=torch.float64)[:, None] - torch.arange(8)).abs()
-DENOISER = GaussianDenoiser(Gaussian.full(torch.zeros(8, dtype=torch.float64), C))
+PRIOR = Prior.of(Gaussian.full(torch.zeros(8, dtype=torch.float64), C))
 FINE = Karras(sigma_max=80.0, sigma_min=0.002)
 JACOBIAN = {"covariance": "jacobian", "iterations": 8, "schedule": FINE}
 
@@ -48,11 +48,11 @@ def law_of(sampler, noise):
     """The gain (8, 4) of the mean and the covariance (8, 8) of the draws, exact for a sampler that
     is affine."""
     count = Unit(torch.tensor([-1]))
-    sampler(DENOISER, measurement(torch.zeros(1, 8), noise), count)
+    sampler(PRIOR, measurement(torch.zeros(1, 8), noise), count)
     y = torch.zeros(count.used + 5, 8)
     y[torch.arange(4), torch.tensor(SEEN)] = 1
     rows = torch.cat([torch.full((5,), -1), torch.arange(count.used)])
-    x = sampler(DENOISER, measurement(y, noise), Unit(rows))
+    x = sampler(PRIOR, measurement(y, noise), Unit(rows))
     assert torch.allclose(x[4], torch.zeros(8, dtype=torch.float64), atol=1e-6)
     return x[:4].T, x[5:].T @ x[5:]
 
@@ -150,7 +150,7 @@ def test_dps_by_the_norm_has_the_spread_of_its_weight(weight, low, high):
     m = seen_once(n, 0.1)
     schedule = CATALOG.find("schedules", "vp").load()()
     x = build("dps", steps=1000, weight=weight, schedule=schedule)(
-        DENOISER, m, Rng.keyed("d", items=range(n))
+        PRIOR, m, Rng.keyed("d", items=range(n))
     )
     values = spread(x, 0.1)
     assert float(values[0]) == pytest.approx(low, rel=0.15, abs=0.02)
@@ -160,7 +160,7 @@ def test_dps_by_the_norm_has_the_spread_of_its_weight(weight, low, high):
 def test_sitcom_is_under_dispersed():
     n = 2000
     x = build("sitcom", inner=60, rate=0.05, schedule=FINE)(
-        DENOISER, seen_once(n, 0.5), Rng.keyed("d", items=range(n))
+        PRIOR, seen_once(n, 0.5), Rng.keyed("d", items=range(n))
     )
     values = spread(x, 0.5)
     assert float(values[0]) == pytest.approx(0.3, abs=0.06)
@@ -171,7 +171,7 @@ def test_sitcom_is_under_dispersed():
 def seen_once(n, noise):
     """One measurement of a draw of the prior, n times, noise in the hidden entries too, as invem
     draws it."""
-    x = DENOISER.known_moments().sample(Rng.keyed("t", items=[0]))
+    x = PRIOR.known_moments().sample(Rng.keyed("t", items=[0]))
     y = torch.zeros(1, 8, dtype=torch.float64)
     y[:, SEEN] = x.double()[:, SEEN]
     return measurement(
@@ -206,7 +206,7 @@ def test_these_converge_to_the_posterior(name):
     n = 2000
     gaps = []
     for options in (few, more):
-        x = build(name, **options)(DENOISER, seen_once(n, 0.5), Rng.keyed("d", items=range(n)))
+        x = build(name, **options)(PRIOR, seen_once(n, 0.5), Rng.keyed("d", items=range(n)))
         gaps.append(float((spread(x, 0.5) - 1).abs().max()))
     assert gaps[1] < 0.22 < gaps[0]
 
@@ -215,7 +215,7 @@ def test_these_converge_to_the_posterior(name):
 def test_dps_by_the_likelihood_has_its_closed_form_in_one_dimension(rho):
     """x ~ N(0, 1), y = x + n, rho = 1/noise^2: with many steps the mean is y (1 - e^-rho), the
     variance (1 - e^-2rho)/(2 rho)."""
-    prior = GaussianDenoiser(
+    prior = Prior.of(
         Gaussian.full(torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
     )
     sampler = build("dps", guidance="likelihood", steps=2000, schedule=FINE)
