@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from invem import Rng, config
 from invem.config import KINDS, Catalog, yaml
-from invem.planning.plan import make
+from invem.planning.make import make
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
