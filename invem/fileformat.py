@@ -1,10 +1,9 @@
 """File formats: reading new observations and writing results."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -28,12 +27,19 @@ class Expected:
     options: Mapping[str, Any]
 
 
-class FileFormat(ABC):
-    """A format of files or folders; a subclass overrides `read`, `write`, or both."""
+class FileFormat:
+    """A format of files or folders. A concrete one overrides `read`, `write`, or both.
 
-    @abstractmethod
+    Attributes:
+        suffix: The ending of its files, such as ".npz"; empty for a format of folders, which
+            overrides `accepts`.
+    """
+
+    suffix: ClassVar[str] = ""
+
     def accepts(self, path: Path) -> bool:
-        """Whether a path has this format, by its name or its content."""
+        """Whether this format is that of a path; by its name, or by what is there."""
+        return bool(self.suffix) and path.suffix == self.suffix
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
         """Returns y, shape (N, *measurement shape), and tensors of operator and noise by path.

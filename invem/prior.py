@@ -103,12 +103,38 @@ class Conditioning(ABC):
     def __call__(self, m: Measurement) -> Tensor:
         """Returns the condition of each measurement, shape (B, condition, *shape)."""
 
+    def evidence(
+        self, x_t: Tensor, sigma: Tensor, cond: Tensor, noise: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """Returns what x_t and the condition say of each entry of x, where A is a mask.
+
+        The exact E[x | x_t, cond] of a Gaussian prior follows from it, and the contracts try
+        samplers and objectives with that.
+
+        Args:
+            x_t: The state, shape (B, d).
+            sigma: The noise level of the state, shape (1 or B, 1).
+            cond: The condition, shape (B, condition, d).
+            noise: The standard deviation of white measurement noise, in units of the data.
+
+        Returns:
+            The precision of the evidence, and the precision times its mean, shape (B, d) each, in
+            float64. None if they are not known.
+        """
+        return None
+
 
 class LinearConditioning(Conditioning):
     """[A^T y, A^T 1], shape (B, 2, *shape), for linear A (`measurement.conditioning`)."""
 
     def __call__(self, m: Measurement) -> Tensor:
         return conditioning(m)
+
+    def evidence(
+        self, x_t: Tensor, sigma: Tensor, cond: Tensor, noise: float
+    ) -> tuple[Tensor, Tensor]:
+        y, mask, level = cond[:, 0].double(), cond[:, 1].double(), sigma.double() ** -2
+        return level + mask / noise**2, level * x_t.double() + y / noise**2
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,25 @@ class InterpolantConditioning(Conditioning):
             shown = m.A.seen.to(y).expand_as(y)
         return torch.stack([y if self.informed else torch.ones_like(y), shown], 1)
 
+    def evidence(
+        self, x_t: Tensor, sigma: Tensor, cond: Tensor, noise: float
+    ) -> tuple[Tensor, Tensor]:
+        # Without a condition it is E[x | x_t] that is asked for.
+        given = cond.flatten(2).any(2).any(1).reshape(-1, *[1] * (x_t.ndim - 1))
+        state, t, level = x_t.double(), sigma.double(), sigma.double() ** -2
+        y, shown = cond[:, 0].double(), cond[:, 1] > 0
+        jitter = (t * self.jitter) ** 2
+        known = ((1 - t) ** 2 / jitter).expand(state.shape)
+        value = (1 - t) * (state - t * y if self.informed else state) / jitter
+        if self.informed:
+            known, value = known + shown / noise**2, value + shown * y / noise**2
+        else:
+            # In a measured entry I_t = x + t (noise + jitter z): the coefficient of x is one.
+            measured = 1 / (t**2 * (noise**2 + self.jitter**2))
+            known = torch.where(shown, measured, known)
+            value = torch.where(shown, measured * state, value)
+        return torch.where(given, known, level), torch.where(given, value, level * state)
+
 
 def source(m: Measurement) -> Tensor:
     """Returns the measurement as a signal, shape (B, *shape): y if it has that shape, else A^T y.
