@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
-from invem.running.run import Run, run
 
 from invem import store
 from invem.config import Catalog, load
+from invem.door import Run
 from invem.errors import RecipeError
-from invem.planning.plan import make
+from invem.planning.make import make
+from invem.running.loop import carry_out
 
 CATALOG = Catalog.load()
 RECIPE = """

@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from invem.running.run import Run, run
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.objectives.rsd import RSD, Distilled
 from invem_plugins.operators.identity import identity
@@ -18,8 +17,8 @@ from invem import (
     Denoiser,
     Example,
     Gaussian,
-    GaussianDenoiser,
     Measurement,
+    Prior,
     RecipeError,
     Rng,
     Several,
@@ -31,7 +30,9 @@ from invem import (
     matching,
     noise_levels,
 )
+from invem.door import Run
 from invem.planning import plan
+from invem.running.loop import carry_out
 
 D, SIGMA, N = 3, 0.7, 200_000
 MEAN, STD = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([1.0, 0.5, 2.0])
@@ -74,7 +75,7 @@ def pair(mean, std, teacher=None, **options):
     objective = RSD(**options)
     networks = Several([Known(mean, std), Known(mean, std, objective.init_sigma)])
     return objective, objective.wrap(
-        networks, measured(1), GaussianDenoiser(law(MEAN, STD)) if teacher is None else teacher
+        networks, measured(1), Prior.of(law(MEAN, STD)) if teacher is None else teacher
     )
 
 

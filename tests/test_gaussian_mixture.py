@@ -3,7 +3,6 @@ which a Gaussian cannot say."""
 
 import pytest
 import torch
-from invem.running.run import Run, run
 from invem_plugins.datasets.curve import smooth_manifold
 from invem_plugins.metrics.sinkhorn import Sinkhorn
 from invem_plugins.noises.gaussian import gaussian
@@ -14,16 +13,17 @@ from invem_plugins.operators.random_projection import random_projection
 from invem import (
     Example,
     Gaussian,
-    GaussianDenoiser,
     Measurement,
     Mixture,
-    MixtureDenoiser,
     Outcome,
+    Prior,
     RecipeError,
     Rng,
 )
 from invem.config import Catalog, load
-from invem.planning.plan import make
+from invem.door import Run
+from invem.planning.make import make
+from invem.running.loop import carry_out
 
 torch.set_num_threads(1)
 D, N = 4, 600
@@ -73,7 +73,7 @@ def test_a_step_has_the_moments_of_the_posterior(seen):
     observations, exactly."""
     found = (
         GaussianMixture(components=2, iterations=1, floor=1e-15)
-        .solve(MixtureDenoiser(START), given(m=seen))
+        .solve(Prior.of(START), given(m=seen))
         .known_moments()
     )
     posterior = START.posterior_moments(seen)
@@ -93,7 +93,7 @@ def test_each_component_is_the_weighted_mean_of_its_posteriors():
     m = Measurement(noise.sample(A(x), rng), A, noise)
     found = (
         GaussianMixture(components=2, iterations=1, floor=1e-15)
-        .solve(MixtureDenoiser(START), given(m=m, size=20))
+        .solve(Prior.of(START), given(m=m, size=20))
         .prior
     )
     shares, means, covs = [], [], []
@@ -136,12 +136,12 @@ def test_one_component_is_em_on_a_gaussian(seen):
     first = Mixture(torch.ones(1).double(), torch.zeros(1, D), torch.eye(D)[None].double())
     found = (
         GaussianMixture(components=1, iterations=200, floor=1e-15)
-        .solve(MixtureDenoiser(first), given(m=seen))
+        .solve(Prior.of(first), given(m=seen))
         .prior
     )
     again = (
         GaussianMixture(components=1, iterations=1, floor=1e-15)
-        .solve(MixtureDenoiser(found), given(m=seen))
+        .solve(Prior.of(found), given(m=seen))
         .prior
     )
     assert torch.allclose(again.covs, found.covs, atol=1e-3) and torch.allclose(
@@ -157,7 +157,7 @@ def test_no_step_lowers_the_likelihood(seen):
     for _ in range(12):
         prior = (
             GaussianMixture(components=2, iterations=1, floor=1e-12)
-            .solve(MixtureDenoiser(prior), given(m=seen))
+            .solve(Prior.of(prior), given(m=seen))
             .prior
         )
         now = likelihood(prior, seen)
@@ -169,18 +169,16 @@ def test_no_step_lowers_the_likelihood(seen):
 
 
 def test_it_does_not_depend_on_the_batches(seen, monkeypatch):
-    whole = GaussianMixture(components=2).solve(MixtureDenoiser(START), given(m=seen, size=N)).prior
+    whole = GaussianMixture(components=2).solve(Prior.of(START), given(m=seen, size=N)).prior
     monkeypatch.setattr(gaussian_mixture, "ENTRIES", 100)
-    parts = (
-        GaussianMixture(components=2).solve(MixtureDenoiser(START), given(m=seen, size=77)).prior
-    )
+    parts = GaussianMixture(components=2).solve(Prior.of(START), given(m=seen, size=77)).prior
     assert torch.allclose(whole.covs, parts.covs, rtol=1e-6, atol=1e-8) and torch.allclose(
         whole.means, parts.means, atol=1e-5
     )
     monkeypatch.undo()
     x, first = (
         TRUE.sample(Rng.keyed("clean", items=range(120))),
-        GaussianDenoiser(Gaussian.standard((D,))),
+        Prior.of(Gaussian.standard((D,))),
     )
     one, other = (
         GaussianMixture(components=4, iterations=5).solve(first, given(x=x, size=size)).prior
@@ -195,7 +193,7 @@ def test_it_finds_a_mixture_from_projections():
     m = observe(TRUE.sample(Rng.keyed("many", items=range(6000))))
     found = (
         GaussianMixture(components=2, iterations=60)
-        .solve(GaussianDenoiser(TRUE.moments()), given(m=m))
+        .solve(Prior.of(TRUE.moments()), given(m=m))
         .prior
     )
     order = found.weights.argsort()
@@ -208,14 +206,14 @@ def test_from_signals_it_is_em_on_them():
     x = TRUE.sample(Rng.keyed("clean", items=range(3000)))
     one = (
         GaussianMixture(components=1, iterations=1, floor=1e-15)
-        .solve(GaussianDenoiser(Gaussian.standard((D,))), given(x=x))
+        .solve(Prior.of(Gaussian.standard((D,))), given(x=x))
         .prior
     )
     assert torch.allclose(one.means[0], x.mean(0), atol=1e-5)
     assert torch.allclose(one.covs[0].float(), torch.cov(x.T, correction=0), atol=1e-4)
     found = (
         GaussianMixture(components=2, iterations=40)
-        .solve(GaussianDenoiser(Gaussian.standard((D,))), given(x=x))
+        .solve(Prior.of(Gaussian.standard((D,))), given(x=x))
         .prior
     )
     order = found.weights.argsort()
@@ -225,16 +223,16 @@ def test_from_signals_it_is_em_on_them():
 
 def test_it_goes_on_from_its_own_components_alone(seen):
     objective = GaussianMixture(components=2, iterations=3)
-    once = objective.solve(MixtureDenoiser(START), given(m=seen))
+    once = objective.solve(Prior.of(START), given(m=seen))
     twice = objective.solve(once, given(m=seen))
-    six = GaussianMixture(components=2, iterations=6).solve(MixtureDenoiser(START), given(m=seen))
+    six = GaussianMixture(components=2, iterations=6).solve(Prior.of(START), given(m=seen))
     assert torch.allclose(twice.prior.covs, six.prior.covs, atol=1e-5)
     more = GaussianMixture(components=5, iterations=1).solve(once, given(m=seen)).prior
     assert len(more.weights) == 5 and torch.linalg.eigvalsh(more.covs).min() > 0
 
 
 def test_what_it_cannot_fit_is_refused(seen):
-    prior = GaussianDenoiser(Gaussian.standard((D,)))
+    prior = Prior.of(Gaussian.standard((D,)))
     with pytest.raises(RecipeError, match="neither"):
         GaussianMixture().solve(prior, lambda: [(Example(None), Rng.keyed("fit", items=[0]))])
     assert (
@@ -262,9 +260,9 @@ def test_the_plan_refuses_large_signals(tmp_path):
 def test_it_learns_the_manifold_where_a_gaussian_does_not():
     train, test = (smooth_manifold(split) for split in ("train", "test"))
     m = observe(train[torch.arange(3000)].x, sigma=0.01)
-    prior = GaussianDenoiser(Gaussian.standard((5,), 1.0))
+    prior = Prior.of(Gaussian.standard((5,), 1.0))
     for _ in range(3):
-        prior = GaussianDenoiser(
+        prior = Prior.of(
             Gaussian.fit(prior.moments.posterior(m, Rng.keyed("e", items=range(3000))), 5)
         )
     found = GaussianMixture(components=16, iterations=60).solve(prior, given(m=m))

@@ -20,13 +20,12 @@ from invem import (
     Denoiser,
     Example,
     Gaussian,
-    GaussianDenoiser,
     Mask,
     Matrix,
     Measurement,
     Mixture,
-    MixtureDenoiser,
     Preconditioned,
+    Prior,
     RecipeError,
     Rng,
     Unsupported,
@@ -149,7 +148,7 @@ def share(a, b):
 
 def test_dsm_is_least_at_the_exact_denoiser():
     x = PRIOR.sample(rng(N))
-    best = DSM().loss(GaussianDenoiser(PRIOR), Example(x), rng(N)).mean()
+    best = DSM().loss(Prior.of(PRIOR), Example(x), rng(N)).mean()
     for scale in (0.9, 1.1):
         assert DSM().loss(Perturbed(scale), Example(x), rng(N)).mean() > 1.01 * best
 
@@ -157,7 +156,7 @@ def test_dsm_is_least_at_the_exact_denoiser():
 def test_dsm_at_the_exact_denoiser_is_the_posterior_variance():
     """E w |x_hat - x|^2 / d = E w tr Cov[x | x_t] / d, with w and sigma as EDM draws them."""
     x = signals()
-    loss = DSM().loss(GaussianDenoiser(PRIOR), Example(x), rng(N))
+    loss = DSM().loss(Prior.of(PRIOR), Example(x), rng(N))
     assert loss.shape == (N,)
     sigma = (-1.2 + 1.2 * rng(N).normal(1)).exp().double()
     values = torch.linalg.eigvalsh(COV)
@@ -417,7 +416,7 @@ def test_few_steps_of_the_consistency_term_are_biased():
     noise = Noise(torch.full((N, 1), SIGMA_Y))
     m = Measurement(x + SIGMA_Y * rng(N, "noise").normal(1), Identity((1,)), noise)
     few, many = (
-        consistency(MixtureDenoiser(prior), m, **options) for options in ({}, {"branch_steps": 32})
+        consistency(Prior.of(prior), m, **options) for options in ({}, {"branch_steps": 32})
     )
     assert errors(few[:, None]) > 4 and float(many.mean()) < 0.5 * float(few.mean())
 
@@ -646,11 +645,11 @@ def test_options_of_a_term_that_is_left_out_are_refused():
 
 def test_what_an_objective_was_not_given():
     with pytest.raises(RecipeError, match="signals"):
-        DSM().loss(GaussianDenoiser(PRIOR), Example(None), rng(1))
+        DSM().loss(Prior.of(PRIOR), Example(None), rng(1))
     with pytest.raises(RecipeError, match="neither"):
-        GaussianMoments().solve(GaussianDenoiser(PRIOR), lambda: [(Example(None), rng(1))])
+        GaussianMoments().solve(Prior.of(PRIOR), lambda: [(Example(None), rng(1))])
     with pytest.raises(Unsupported):
-        DSM().solve(GaussianDenoiser(PRIOR), lambda: [])
+        DSM().solve(Prior.of(PRIOR), lambda: [])
     assert GaussianMoments().closed_form and not DSM().closed_form
 
 
@@ -659,14 +658,14 @@ def test_what_an_objective_was_not_given():
 )
 def test_what_an_objective_on_observations_refuses(objective):
     with pytest.raises(RecipeError, match="neither"):
-        objective.loss(GaussianDenoiser(PRIOR), Example(None), rng(1))
+        objective.loss(Prior.of(PRIOR), Example(None), rng(1))
     m = noisy(signals(2))
     varying = Measurement(m.y, m.A, Noise(torch.linspace(0.1, 0.4, D).expand(2, D)))
     with pytest.raises(Unsupported, match="one level"):
-        objective.loss(GaussianDenoiser(PRIOR), Example(None, varying), rng(2))
+        objective.loss(Prior.of(PRIOR), Example(None, varying), rng(2))
     if not isinstance(objective, GSURE):
         with pytest.raises(Unsupported, match="identity"):
-            objective.loss(GaussianDenoiser(PRIOR), Example(None, masked(signals(2), 0.4)), rng(2))
+            objective.loss(Prior.of(PRIOR), Example(None, masked(signals(2), 0.4)), rng(2))
 
 
 # The contracts catch what they are for

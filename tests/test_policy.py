@@ -10,11 +10,11 @@ import torch
 from invem.running.run import Run, _distance_says, _moved, _weight_says, run
 from invem_plugins.objectives.dsm import DSM
 
-from invem import GaussianDenoiser, Rng, store
+from invem import Prior, Rng, store
 from invem.config import Catalog, Component, Fit, load, options_of
 from invem.denoiser import Begun
 from invem.errors import DataError, NumericalError, PluginError, RecipeError
-from invem.planning.plan import make
+from invem.planning.make import make
 from invem.testing import example_measurement, example_prior
 
 CATALOG = Catalog.load()
@@ -98,7 +98,7 @@ def test_every_sampler_with_a_schedule_begins_where_the_prior_says(name):
     sampler = dataclasses.replace(
         sampler, schedule=dataclasses.replace(sampler.schedule, sigma_max=0.02)
     )
-    m, prior = example_measurement("mask", 4, (8,)), GaussianDenoiser(example_prior((8,)))
+    m, prior = example_measurement("mask", 4, (8,)), Prior.of(example_prior((8,)))
     places = (torch.zeros(8), torch.full((8,), 3.0))
     near, far = (
         sampler(Begun(prior, at.expand(4, 8)), m, Rng.keyed("begin", items=range(4)))

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from invem.running.run import Run, run
 from invem_plugins.networks.convnet import ConvNet
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.objectives.factor_mixture import FactorMixtureMoments
@@ -23,12 +22,11 @@ from invem import (
     Example,
     FactorMixture,
     Gaussian,
-    GaussianDenoiser,
     Karras,
     Measurement,
     Mixture,
-    MixtureDenoiser,
     Preconditioned,
+    Prior,
     RecipeError,
     Rng,
     config,
@@ -36,7 +34,9 @@ from invem import (
     prior_of,
 )
 from invem.denoiser import Begun
+from invem.door import Run
 from invem.planning import plan
+from invem.running.loop import carry_out
 
 D, NOISE, N = 4, 0.5, 60_000
 TRUE = Gaussian.full(
@@ -101,7 +101,7 @@ def refined(before, n=N, A=None):
 
 
 @pytest.mark.parametrize(
-    "before", [GaussianDenoiser(WRONG), MixtureDenoiser(mixture())], ids=["Gaussian", "mixture"]
+    "before", [Prior.of(WRONG), Prior.of(mixture())], ids=["Gaussian", "mixture"]
 )
 def test_the_minimiser_is_the_mean_given_the_measurement_whatever_the_prior_that_is_refined(before):
     denoiser, x, _ = refined(before)
@@ -126,7 +126,7 @@ def loss_is_finite(objective, denoiser, x):
 
 
 def test_draws_are_those_of_the_true_posterior_and_not_of_the_prior_that_was_refined():
-    denoiser, _, m = refined(GaussianDenoiser(WRONG))
+    denoiser, _, m = refined(Prior.of(WRONG))
     n = 6000
     one = m[torch.zeros(n, dtype=torch.long)]
     x = Conditional(steps=64, schedule=Karras(sigma_max=10.0, sigma_min=0.01))(
@@ -146,9 +146,9 @@ def test_without_a_condition_it_is_the_prior_and_both_survive_being_stored(law):
     factors = mixture()
     covs = (factors.factors @ factors.factors.mT + torch.diag(factors.diag)).double()
     before = {
-        "Gaussian": GaussianDenoiser(WRONG),
-        "mixture": MixtureDenoiser(Mixture(factors.weights, factors.means, covs)),
-        "factors": MixtureDenoiser(factors),
+        "Gaussian": Prior.of(WRONG),
+        "mixture": Prior.of(Mixture(factors.weights, factors.means, covs)),
+        "factors": Prior.of(factors),
     }[law]
     denoiser, x, m = refined(before, n=64)
     x_t, few = x[:5], m[:5]
@@ -204,7 +204,7 @@ def test_the_posterior_mean_is_that_of_the_draws_and_of_the_dense_mixture():
         expected = dense.posterior_moments(m).mean.reshape(x.shape)
         assert torch.allclose(prior.posterior_mean(m).double(), expected, atol=1e-4)
         assert torch.allclose(dense.posterior_mean(m).double(), expected, atol=1e-6)
-        assert torch.allclose(MixtureDenoiser(prior).posterior_mean(m), prior.posterior_mean(m))
+        assert torch.allclose(Prior.of(prior).posterior_mean(m), prior.posterior_mean(m))
         if m.shares_operator:
             both = prior.conditioned(m[:1])
             assert torch.allclose(both.mean(m.y), prior.posterior_mean(m), atol=1e-5)
@@ -223,7 +223,7 @@ def test_operators_that_differ_are_measured_with_again():
     denoiser = Refine().wrap(
         Preconditioned(ConvNet(shape, kernels=[3, 1], width=8, condition=2)),
         m,
-        MixtureDenoiser(prior),
+        Prior.of(prior),
     )
     assert not denoiser.shares_operator_and_noise
     loss = Refine().loss(denoiser, Example(x[:7]), rng(7))
@@ -236,15 +236,13 @@ def test_operators_that_differ_are_measured_with_again():
     with pytest.raises(RecipeError, match="there is none"):
         Refine().wrap(denoiser.inner, m)
     with pytest.raises(RecipeError, match="no measurement"):
-        Refine().loss(
-            RefinedDenoiser(denoiser.inner, MixtureDenoiser(prior)), Example(x[:2]), rng(2)
-        )
+        Refine().loss(RefinedDenoiser(denoiser.inner, Prior.of(prior)), Example(x[:2]), rng(2))
     with pytest.raises(RecipeError, match="measurements only"):
         Refine().loss(denoiser, Example(None, m[:2]), rng(2))
 
 
 def test_a_mixture_is_gone_on_from_after_it_was_refined():
-    prior = MixtureDenoiser(mixture(d=16, shape=(1, 4, 4)))
+    prior = Prior.of(mixture(d=16, shape=(1, 4, 4)))
     m = observe(identity(32, (1, 4, 4), Rng.generator(0)), prior.prior.sample(rng(32)), 0.3)
     refined = Refine().wrap(Preconditioned(ConvNet((1, 4, 4), condition=2)), m, prior)
     one, two = (
