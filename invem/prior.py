@@ -11,10 +11,11 @@ from torch import Tensor
 from invem.batched import Rng
 from invem.denoiser import Denoiser, level
 from invem.errors import Unsupported
+from invem.factor_mixture import FactorMixture
 from invem.gaussian import Gaussian
 from invem.linalg import DPLR
 from invem.measurement import Measurement, conditioning
-from invem.mixture import FactorMixture, Mixture
+from invem.mixture import Mixture
 
 __all__ = [
     "ClosedForm",

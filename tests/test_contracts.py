@@ -7,8 +7,10 @@ import pytest
 import torch
 from invem_plugins.samplers.dps import DPS
 
-from invem import LinearOperator, MissingExtra, Operator, RecipeError, conditioning
+from invem import LinearOperator, Operator, RecipeError
 from invem.config import Catalog
+from invem.errors import MissingExtra
+from invem.measurement import conditioning
 from invem.testing import (
     KINDS,
     Kind,
@@ -22,7 +24,13 @@ from invem.testing import (
 )
 
 CATALOG = Catalog.load()
-COMPONENTS = [(kind, name) for kind in KINDS for name in sorted(CATALOG.offers[kind])]
+# Samplers that call the denoiser or the likelihood a thousand times and more for one draw.
+LONG = {"daps", "split-gibbs", "mcg-diff", "sitcom", "langevin", "twisted-smc"}
+COMPONENTS = [
+    pytest.param(kind, name, marks=[pytest.mark.slow] if name in LONG else [])
+    for kind in KINDS
+    for name in sorted(CATALOG.offers[kind])
+]
 
 
 def test_every_kind_has_contracts():

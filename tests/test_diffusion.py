@@ -5,18 +5,8 @@ import math
 import pytest
 import torch
 
-from invem import (
-    Gaussian,
-    GaussianDenoiser,
-    Karras,
-    Rng,
-    calls,
-    generate,
-    heun,
-    integrate,
-    reverse,
-    start,
-)
+from invem import Gaussian, GaussianDenoiser, Karras, Rng, generate, start
+from invem.diffusion import calls, heun, integrate, reverse
 
 D, N = 4, 20_000
 COV = 0.7 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double()

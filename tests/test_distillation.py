@@ -22,15 +22,13 @@ from invem import (
     RecipeError,
     Rng,
     Several,
-    Stopped,
     Unsupported,
     config,
-    edm_weight,
-    level,
-    matching,
-    noise_levels,
 )
 from invem.door import Run
+from invem.denoiser import level
+from invem.errors import Stopped
+from invem.objective import edm_weight, matching, noise_levels
 from invem.planning import plan
 from invem.running.loop import carry_out
 

@@ -30,10 +30,9 @@ from invem import (
     RecipeError,
     Rng,
     config,
-    level,
     prior_of,
 )
-from invem.denoiser import Begun
+from invem.denoiser import level
 from invem.door import Run
 from invem.planning import plan
 from invem.running.loop import carry_out

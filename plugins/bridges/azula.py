@@ -6,7 +6,9 @@ import torch
 from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
-from invem import Denoiser, MissingExtra, RecipeError, examples, level
+from invem import Denoiser, RecipeError, examples
+from invem.denoiser import level
+from invem.errors import MissingExtra
 
 
 class _Identity:

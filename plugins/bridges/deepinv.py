@@ -11,19 +11,18 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from invem import (
-    SVD,
     Batched,
     Denoiser,
     LinearOperator,
-    MissingExtra,
     Operator,
     RecipeError,
     Unsupported,
     examples,
-    level,
     shared,
-    suggest,
 )
+from invem.denoiser import level
+from invem.errors import MissingExtra, suggest
+from invem.operator import SVD
 
 
 def _deepinv() -> Any:
@@ -87,11 +86,13 @@ class Physics(Operator):
     def __call__(self, x: Tensor) -> Tensor:
         return _flat(self._call("A", (x - self.low) / self.width))
 
+    def _by_name(self) -> dict[str, Tensor]:
+        """The tensors of the module by name."""
+        values = [held.value for held in self.common] + [held.value for held in self.each]
+        return dict(zip(self.names, values, strict=True))
+
     def _call(self, method: str, x: Any) -> Any:
-        tensors = {
-            f"physics.{name}": t.value
-            for name, t in zip(self.names, (*self.common, *self.each), strict=True)
-        }
+        tensors = {f"physics.{name}": value for name, value in self._by_name().items()}
         # A shallow copy keeps what deepinv caches in a call, and the dtype that it casts to, out of
         # the module.
         physics = copy.copy(self.physics)
@@ -110,7 +111,7 @@ class Physics(Operator):
         sizes = [math.prod(shape) for shape, _ in self.parts]
         split = [
             part.reshape(len(y), *shape)
-            for part, (shape, _) in zip(y.split(sizes, 1), self.parts, strict=True)
+            for part, (shape, _) in zip(y.split(sizes, 1), self.parts, strict=True)  # type: ignore[no-untyped-call]
         ]
         whole = [
             torch.view_as_complex(p) if c else p
@@ -177,11 +178,7 @@ class LinearPhysics(Physics, LinearOperator):
                 f"{type(self.physics).__name__} of deepinv has no singular value decomposition with"
                 " as many terms as entries"
             )
-        mask = next(
-            t.value
-            for name, t in zip(self.names, (*self.common, *self.each), strict=True)
-            if name == "mask"
-        )
+        mask = self._by_name()["mask"]
         s = mask.broadcast_to(len(mask) if mask.ndim > len(shape) else 1, *shape).flatten(1)
         return SVD(
             s / self.width,

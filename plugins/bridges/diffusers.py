@@ -8,7 +8,9 @@ from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from invem import DataError, Denoiser, MissingExtra, RecipeError, examples, level
+from invem import DataError, Denoiser, RecipeError, examples
+from invem.denoiser import level
+from invem.errors import MissingExtra
 
 
 class DiffusersDenoiser(Denoiser):
@@ -55,7 +57,7 @@ class DiffusersDenoiser(Denoiser):
         total = 1 + sigma**2
         height, width = x_t.shape[-2:]
         x = pad(x_t * total.rsqrt(), (0, -width % self.multiple, 0, -height % self.multiple))
-        out = self.unet(x, self.time(sigma.flatten().expand(len(x))).to(x.dtype)).sample[
+        out: Tensor = self.unet(x, self.time(sigma.flatten().expand(len(x))).to(x.dtype)).sample[
             ..., :height, :width
         ]
         if self.prediction == "sample":

@@ -9,22 +9,19 @@ from annotated_types import Ge, Interval
 from torch import Tensor
 
 from invem import (
-    Conditioning,
     Denoiser,
     Example,
     Gaussian,
-    MakeNetwork,
     Measurement,
     Objective,
-    Observing,
     Prior,
     RecipeError,
     Rng,
     Unsupported,
-    edm_weight,
-    noise_levels,
-    remeasure,
 )
+from invem.measurement import remeasure
+from invem.objective import MakeNetwork, Observing, edm_weight, noise_levels
+from invem.prior import Conditioning
 
 _T = 1e-3  # how near a uniform t comes to 0, where the weight is infinite
 

@@ -6,10 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
-from invem_plugins.flows.interpolant import InterpolantConditioning
 from torch import Tensor
 
-from invem import Measurement, PosteriorSampler, Prior, Rng, Unsupported, calls, integrate
+from invem import Measurement, PosteriorSampler, Prior, Rng, Unsupported
+from invem.diffusion import calls, integrate
+
+from .interpolant import InterpolantConditioning
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Interval
-from invem_plugins.flows.interpolant import Interpolating
+
+from .interpolant import Interpolating
 
 
 @dataclass(frozen=True, kw_only=True)

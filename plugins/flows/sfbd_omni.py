@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from invem_plugins.flows.interpolant import Interpolating
+from .interpolant import Interpolating
 
 
 @dataclass(frozen=True, kw_only=True)

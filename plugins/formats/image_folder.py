@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from invem_plugins.datasets.folder import folder
 from torch import Tensor
 
 from invem.fileformat import Expected, FileFormat
+
+from ..datasets.folder import folder
 
 DATA_SET = "folder"  # whose options are used again where the run learned from one
 
@@ -21,7 +23,7 @@ class ImageFolder(FileFormat):
         return path.is_dir()
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
-        options = {"channels": expected.shape[0]}
+        options: dict[str, Any] = {"channels": expected.shape[0]}
         if expected.source == DATA_SET:
             options = dict(expected.options)
         images = folder("train", **{**options, "root": str(path), "test": 0.0})

@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Interval
 from torch import Tensor
 
-from invem import DataError, Metric, Outcome, Unsupported, examples, inside, ranks
+from invem import DataError, Metric, Outcome, Unsupported, examples
+from invem.compare import inside, ranks
 
 
 @examples({"of": "spread-error"})

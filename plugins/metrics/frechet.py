@@ -11,16 +11,8 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, conv2d, cross_entropy, linear, relu
 
-from invem import (
-    DataError,
-    Example,
-    Metric,
-    Outcome,
-    RecipeError,
-    Rng,
-    Unsupported,
-    frechet_distance,
-)
+from invem import DataError, Example, Metric, Outcome, RecipeError, Rng, Unsupported
+from invem.compare import frechet_distance
 
 CHUNK = 512
 STEPS, BATCH, CLASSIFIED = 800, 128, 8192

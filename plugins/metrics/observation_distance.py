@@ -10,20 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
-from invem import (
-    DataError,
-    Measurement,
-    Metric,
-    Outcome,
-    Rng,
-    Unsupported,
-    canonical,
-    directions,
-    examples,
-    frechet_distance,
-    principal,
-    sliced_wasserstein,
-)
+from invem import DataError, Measurement, Metric, Outcome, Rng, Unsupported, examples
+from invem.compare import canonical, directions, frechet_distance, principal, sliced_wasserstein
 
 SPLITS, PROJECTIONS, RANK = 4, 256, 32
 WIDTH, BATCH, EPOCHS, STEPS = 128, 256, 20, 200

@@ -22,8 +22,8 @@ from invem import (
     Rng,
     Unsupported,
     examples,
-    level,
 )
+from invem.denoiser import level
 
 CHUNK, ENTRIES, LARGEST = 256, 2**23, 1024
 

@@ -9,18 +9,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import (
-    DataError,
-    Measurement,
-    Metric,
-    Outcome,
-    RecipeError,
-    Rng,
-    Unsupported,
-    canonical,
-    examples,
-    principal,
-)
+from invem import DataError, Measurement, Metric, Outcome, RecipeError, Rng, Unsupported, examples
+from invem.compare import canonical, principal
 
 CHUNK, SWAPS = 512, 32
 

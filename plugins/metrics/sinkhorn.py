@@ -145,7 +145,7 @@ def _softmin(x: Tensor, y: Tensor, g: Tensor, epsilon: float) -> Tensor:
     """Returns -epsilon log mean_j exp((g_j - |x_i - y_j|^2)/epsilon), shape (N,)."""
     left, right = _factors(x, y, g, epsilon)
     total = torch.cat(
-        [(part @ right).logsumexp(1) for part in left.split(max(ENTRIES // len(y), 1))]
+        [(part @ right).logsumexp(1) for part in left.split(max(ENTRIES // len(y), 1))]  # type: ignore[no-untyped-call]
     )
     return x.square().sum(1) - epsilon * (total - math.log(len(y)))
 
@@ -167,7 +167,10 @@ class _Plan:
         left, right = _factors(x, y, g, epsilon)
         size = max(ENTRIES // len(y), 1)
         shift = (f - x.square().sum(1)) / epsilon
-        rows, cols, values, count = [], [], [], 0
+        rows: list[Tensor] = []
+        cols: list[Tensor] = []
+        values: list[Tensor] = []
+        count = 0
         self.sparse = False
         for first in range(0, len(x), size):
             log = (left[first : first + size] @ right).add_(shift[first : first + size, None])

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Metric, Outcome, Rng, Unsupported, directions, sliced_wasserstein
+from invem import Metric, Outcome, Rng, Unsupported
+from invem.compare import directions, sliced_wasserstein
 
 
 @dataclass(frozen=True, kw_only=True)

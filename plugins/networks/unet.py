@@ -107,7 +107,7 @@ class UNet(nn.Module):
         skips = []
         for i, blocks in enumerate(self.down):
             h = _halve(h) if i else h
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, level)
             skips.append(h)
         for blocks in self.up:
@@ -115,7 +115,7 @@ class UNet(nn.Module):
             h = torch.cat(
                 [h if h.shape[-2:] == skip.shape[-2:] else interpolate(h, skip.shape[-2:]), skip], 1
             )
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, level)
         out: Tensor = pixel_shuffle(self.leave(silu(self.norm(h))), self.patch)
         return out[..., :height, :width]
@@ -148,7 +148,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         scale, shift = self.film(level)[..., None, None].chunk(2, 1)
-        h = self.first(silu(self.first_norm(x)))
+        h: Tensor = self.first(silu(self.first_norm(x)))
         h = self.second(self.dropout(silu(self.second_norm(h) * (1 + scale) + shift)))
         h = self.skip(x) + h
         if self.heads:

@@ -10,7 +10,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Generator, Tensor
 
-from invem import DPLR, DataError, NoiseModel, RecipeError, examples
+from invem import DataError, NoiseModel, RecipeError, examples
+from invem.linalg import DPLR
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,6 @@ from torch import Tensor
 from invem import (
     Denoiser,
     Example,
-    MakeNetwork,
     Mask,
     Measurement,
     Objective,
@@ -20,11 +19,9 @@ from invem import (
     RecipeError,
     Rng,
     Unsupported,
-    Wrapper,
-    edm_weight,
-    level,
-    noise_levels,
 )
+from invem.denoiser import Wrapper, level
+from invem.objective import MakeNetwork, edm_weight, noise_levels
 
 _HIDDEN = 1e6  # the noise level that a hidden pixel counts as
 

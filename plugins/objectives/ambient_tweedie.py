@@ -7,18 +7,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import (
-    Denoiser,
-    Example,
-    Measurement,
-    Objective,
-    RecipeError,
-    Rng,
-    edm_weight,
-    examples,
-    matching,
-    noise_levels,
-)
+from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, examples
+from invem.objective import edm_weight, matching, noise_levels
 
 _REACH = 2.0  # the consistency term begins at levels between that of the data and so many times it
 

@@ -6,24 +6,10 @@ from typing import Annotated, ClassVar
 from annotated_types import Gt, Interval
 from torch import Tensor
 
-from invem import (
-    Denoiser,
-    Example,
-    Gaussian,
-    LinearConditioning,
-    MakeNetwork,
-    Measurement,
-    Objective,
-    Observing,
-    Prior,
-    RecipeError,
-    Rng,
-    conditioning,
-    edm_weight,
-    matching,
-    noise_levels,
-    remeasure,
-)
+from invem import Denoiser, Example, Gaussian, Measurement, Objective, Prior, RecipeError, Rng
+from invem.measurement import conditioning, remeasure
+from invem.objective import MakeNetwork, Observing, edm_weight, matching, noise_levels
+from invem.prior import LinearConditioning
 
 
 @dataclass(frozen=True, kw_only=True)

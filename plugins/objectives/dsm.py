@@ -8,7 +8,8 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from invem import Denoiser, Example, Objective, RecipeError, Rng, edm_weight, examples, matching
+from invem import Denoiser, Example, Objective, RecipeError, Rng, examples
+from invem.objective import edm_weight, matching
 
 _U = 1e-3  # how near a uniform time comes to the ends where sigma or its weight is infinite
 

@@ -10,17 +10,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import (
-    ClosedForm,
-    ClosedFormObjective,
-    Example,
-    FactorMixture,
-    Gaussian,
-    Prior,
-    RecipeError,
-    Rng,
-    wide,
-)
+from invem import ClosedFormObjective, Example, FactorMixture, Gaussian, Prior, RecipeError, Rng
+from invem.batched import wide
+from invem.prior import ClosedForm
 
 LARGEST = 1024  # entries of a signal
 LLOYD = 15

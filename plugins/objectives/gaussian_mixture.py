@@ -10,17 +10,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import (
-    ClosedForm,
-    ClosedFormObjective,
-    Example,
-    Gaussian,
-    Mixture,
-    Prior,
-    RecipeError,
-    Rng,
-    wide,
-)
+from invem import ClosedFormObjective, Example, Gaussian, Mixture, Prior, RecipeError, Rng
+from invem.batched import wide
+from invem.prior import ClosedForm
 
 LARGEST = 256  # entries of a signal
 ENTRIES = 2**23  # of the largest tensor of an E-step
@@ -168,7 +160,7 @@ def _linear(example: Example, prior: Mixture) -> Iterator[tuple[Tensor, Tensor, 
         d = flat.shape[1]
         size = max(ENTRIES // (components * d * (d + 1)), 1)
         eye = torch.eye(d, dtype=flat.dtype, device=flat.device)
-        for part in flat.split(size):
+        for part in flat.split(size):  # type: ignore[no-untyped-call]
             yield eye.expand(len(part), d, d), part, torch.zeros_like(part)
         return
     assert m is not None
@@ -179,6 +171,6 @@ def _linear(example: Example, prior: Mixture) -> Iterator[tuple[Tensor, Tensor, 
             1,
         ),
     )
-    for index in torch.arange(len(m)).split(size):
+    for index in torch.arange(len(m)).split(size):  # type: ignore[no-untyped-call]
         part = m[index]
         yield part.matrices(), wide(part.y.flatten(1)), prior.spread(part)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Interval
 
-from invem import ClosedForm, ClosedFormObjective, Example, Gaussian, Prior, RecipeError, Rng
+from invem import ClosedFormObjective, Example, Gaussian, Prior, RecipeError, Rng
+from invem.prior import ClosedForm
 
 
 @dataclass(frozen=True, kw_only=True)

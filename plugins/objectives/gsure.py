@@ -7,17 +7,8 @@ import torch
 from annotated_types import Gt, Interval
 from torch import Tensor
 
-from invem import (
-    Denoiser,
-    Example,
-    Objective,
-    RecipeError,
-    Rng,
-    edm_weight,
-    examples,
-    matching,
-    noise_levels,
-)
+from invem import Denoiser, Example, Objective, RecipeError, Rng, examples
+from invem.objective import edm_weight, matching, noise_levels
 
 
 @examples({"seen": 0.5})

@@ -9,28 +9,22 @@ from annotated_types import Gt
 from torch import Tensor
 
 from invem import (
-    ClosedForm,
-    Conditioned,
-    Conditioning,
     Denoiser,
     Example,
     FactorMixture,
     Gaussian,
-    MakeNetwork,
     Measurement,
     Mixture,
     Objective,
-    Observing,
     Prior,
     RecipeError,
     Rng,
-    closed_form,
-    edm_weight,
-    level,
-    matching,
-    noise_levels,
-    remeasure,
 )
+from invem.denoiser import level
+from invem.factor_mixture import Conditioned
+from invem.measurement import remeasure
+from invem.objective import MakeNetwork, Observing, edm_weight, matching, noise_levels
+from invem.prior import ClosedForm, Conditioning, closed_form
 
 _FEW = 256  # measurements from which the scale of the residual is taken
 _PRIOR = "prior_"
@@ -179,7 +173,8 @@ class RefinedDenoiser(Observing):
 
     def _apply(self, *given: Any, **more: Any) -> Self:
         self._exact, self._conditioned = [], []
-        return super()._apply(*given, **more)
+        super()._apply(*given, **more)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         self._exact, self._conditioned = [], []

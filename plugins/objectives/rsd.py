@@ -9,22 +9,9 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.func import functional_call
 
-from invem import (
-    Denoiser,
-    Example,
-    Gaussian,
-    MakeNetwork,
-    Measurement,
-    Objective,
-    ParameterGroup,
-    Prior,
-    RecipeError,
-    Rng,
-    edm_weight,
-    level,
-    matching,
-    noise_levels,
-)
+from invem import Denoiser, Example, Gaussian, Measurement, Objective, Prior, RecipeError, Rng
+from invem.denoiser import level
+from invem.objective import MakeNetwork, ParameterGroup, edm_weight, matching, noise_levels
 
 
 @dataclass(frozen=True, kw_only=True)

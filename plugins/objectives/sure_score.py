@@ -7,18 +7,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import (
-    Denoiser,
-    Example,
-    Objective,
-    RecipeError,
-    Rng,
-    Unsupported,
-    edm_weight,
-    examples,
-    matching,
-    noise_levels,
-)
+from invem import Denoiser, Example, Objective, RecipeError, Rng, Unsupported, examples
+from invem.objective import edm_weight, matching, noise_levels
 
 
 @examples({"through": False}, {"score": 0.0})

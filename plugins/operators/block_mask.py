@@ -6,7 +6,8 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Generator
 
-from invem import Mask, RecipeError, image_shape
+from invem import Mask, RecipeError
+from invem.operator import image_shape
 
 
 def block_mask(

@@ -6,7 +6,8 @@ import torch
 from annotated_types import Ge
 from torch import Generator
 
-from invem import Mask, RecipeError, examples, image_shape
+from invem import Mask, RecipeError, examples
+from invem.operator import image_shape
 
 
 @examples({"size": 3, "place": "centre"}, {"size": 2, "hide": "outside"})

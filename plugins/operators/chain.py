@@ -3,7 +3,9 @@
 import torch
 from torch import Generator
 
-from invem import Mask, Operator, OperatorLaw, RecipeError, Separable, chain, examples
+from invem import Mask, Operator, RecipeError, examples
+from invem.linear import Separable
+from invem.operator import OperatorLaw, chain
 
 
 def _mask(n: int, shape: tuple[int, ...], rng: Generator) -> Operator:

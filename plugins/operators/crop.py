@@ -6,7 +6,9 @@ import torch
 from annotated_types import Ge
 from torch import Generator
 
-from invem import RecipeError, Separable, examples, image_shape
+from invem import RecipeError, examples
+from invem.linear import Separable
+from invem.operator import image_shape
 
 
 @examples({"size": 5})

@@ -6,7 +6,8 @@ import torch
 from annotated_types import Gt, Interval
 from torch import Generator
 
-from invem import LinearOperator, blur, examples
+from invem import LinearOperator, examples
+from invem.linear import blur
 
 
 @examples(

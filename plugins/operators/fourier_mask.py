@@ -7,16 +7,10 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Generator, Tensor
 
-from invem import (
-    SVD,
-    LinearOperator,
-    RecipeError,
-    examples,
-    fourier,
-    fourier_adjoint,
-    image_shape,
-    kspace_mask,
-)
+from invem import LinearOperator, RecipeError, examples
+from invem.operator import SVD, image_shape
+
+from ._kspace import fourier, fourier_adjoint, kspace_mask
 
 
 @dataclass(frozen=True, eq=False)

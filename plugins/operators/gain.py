@@ -8,7 +8,8 @@ import torch
 from annotated_types import Gt
 from torch import Generator, Tensor
 
-from invem import SVD, LinearOperator, shared
+from invem import LinearOperator, shared
+from invem.operator import SVD
 
 
 @dataclass(frozen=True, eq=False)

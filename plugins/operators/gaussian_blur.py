@@ -6,7 +6,9 @@ import torch
 from annotated_types import Gt, Interval
 from torch import Generator, Tensor
 
-from invem import RecipeError, Separable, examples, image_shape
+from invem import RecipeError, examples
+from invem.linear import Separable
+from invem.operator import image_shape
 
 
 def _matrix(size: int, std: float, reach: int, boundary: str) -> Tensor:

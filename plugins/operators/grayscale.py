@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from invem import SVD, LinearOperator, RecipeError, image_shape, shared
+from invem import LinearOperator, RecipeError, shared
+from invem.operator import SVD, image_shape
 
 
 @dataclass(frozen=True, eq=False)

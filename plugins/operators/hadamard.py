@@ -1,5 +1,6 @@
 """The single-pixel camera: sub-sampled Hadamard patterns."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -7,7 +8,8 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor
 
-from invem import SVD, LinearOperator, RecipeError, examples, image_shape
+from invem import LinearOperator, RecipeError, examples
+from invem.operator import SVD, image_shape
 
 
 def _hadamard(x: Tensor) -> Tensor:
@@ -19,7 +21,7 @@ def _hadamard(x: Tensor) -> Tensor:
         a, b = z.reshape(*z.shape[:-1], n // (2 * step), 2, step).unbind(-2)
         z = torch.stack([a + b, a - b], -2).reshape(x.shape)
         step *= 2
-    return z / n**0.5
+    return z / math.sqrt(n)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Generator
 
-from invem import Mask, examples, image_shape
+from invem import Mask, examples
+from invem.operator import image_shape
 
 
 @examples({"side": "top"}, {"side": "random"})

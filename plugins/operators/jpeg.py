@@ -8,7 +8,8 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor
 
-from invem import Operator, RecipeError, image_shape, shared
+from invem import Operator, RecipeError, shared
+from invem.operator import image_shape
 
 LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -39,9 +40,9 @@ class Quantised(Operator):
 
     def __call__(self, x: Tensor) -> Tensor:
         cosine = _cosine(x)
-        blocks = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-2, -3)
+        blocks = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-2, -3)  # type: ignore[no-untyped-call]
         z = cosine @ blocks @ cosine.T
-        y = (
+        y: Tensor = (
             (cosine.T @ (self.table * (z / self.table).round()) @ cosine)
             .transpose(-2, -3)
             .flatten(-4, -3)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Generator
 
-from invem import DataError, LinearOperator, RecipeError, blur, examples
+from invem import DataError, LinearOperator, RecipeError, examples
+from invem.linear import blur
 
 
 def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from invem import DataError, Mask, RecipeError, examples, image_shape
+from invem import DataError, Mask, RecipeError, examples
+from invem.operator import image_shape
 
 
 def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:

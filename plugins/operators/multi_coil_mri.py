@@ -9,7 +9,10 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Generator, Tensor
 
-from invem import LinearOperator, RecipeError, examples, image_shape, kspace_mask, shared
+from invem import LinearOperator, RecipeError, examples, shared
+from invem.operator import image_shape
+
+from ._kspace import kspace_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class MultiCoilMRI(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         s, mask = self._phased
-        seen = torch.fft.ifft2(mask.conj() * self._complex(y.unflatten(1, (-1, 2))), norm="ortho")
+        seen = torch.fft.ifft2(mask.conj() * self._complex(y.unflatten(1, (-1, 2))), norm="ortho")  # type: ignore[no-untyped-call]
         return torch.view_as_real((s.conj() * seen).sum(1)).movedim(-1, 1)
 
     @staticmethod

@@ -6,7 +6,8 @@ import torch
 from annotated_types import Ge
 from torch import Generator
 
-from invem import Separable, image_shape
+from invem.linear import Separable
+from invem.operator import image_shape
 
 
 def pad(

@@ -7,7 +7,8 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor
 
-from invem import Operator, image_shape
+from invem import Operator
+from invem.operator import image_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class PhaseRetrieval(Operator):
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
         z = self._field(x)
-        back = torch.fft.ifft2(v * z.sgn(), norm="ortho").real
+        back: Tensor = torch.fft.ifft2(v * z.sgn(), norm="ortho").real
         (down, right), (height, width) = self.padding, x.shape[-2:]
         return back[..., down : down + height, right : right + width] / 2
 

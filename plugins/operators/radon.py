@@ -8,16 +8,11 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Generator, Tensor
 
-from invem import (
-    Geometry,
-    LinearOperator,
-    RecipeError,
-    backproject,
-    examples,
-    image_shape,
-    least_norm,
-    project,
-)
+from invem import LinearOperator, RecipeError, examples
+from invem.linalg import least_norm
+from invem.operator import image_shape
+
+from ._tomography import Geometry, backproject, project
 
 
 @dataclass(frozen=True, eq=False)

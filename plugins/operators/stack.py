@@ -3,7 +3,9 @@
 import torch
 from torch import Generator
 
-from invem import Mask, Matrix, Operator, OperatorLaw, RecipeError, examples, stack
+from invem import Mask, Matrix, Operator, RecipeError, examples
+from invem.compose import stack
+from invem.operator import OperatorLaw
 
 
 def _mask(n: int, shape: tuple[int, ...], rng: Generator) -> Operator:

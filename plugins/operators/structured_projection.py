@@ -8,12 +8,13 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor
 
-from invem import SVD, LinearOperator
+from invem import LinearOperator
+from invem.operator import SVD
 
 
 def _hartley(x: Tensor) -> Tensor:
     """The orthonormal discrete Hartley transform along the last axis, its own inverse."""
-    z = torch.fft.fft(x, norm="ortho")
+    z: Tensor = torch.fft.fft(x, norm="ortho")
     return z.real - z.imag
 
 

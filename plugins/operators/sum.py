@@ -3,7 +3,9 @@
 import torch
 from torch import Generator
 
-from invem import Mask, Operator, OperatorLaw, RecipeError, examples, total
+from invem import Mask, Operator, RecipeError, examples
+from invem.compose import total
+from invem.operator import OperatorLaw
 
 
 def _mask(n: int, shape: tuple[int, ...], rng: Generator) -> Operator:

@@ -7,7 +7,9 @@ import torch
 from annotated_types import Gt, Interval, Len
 from torch import Generator, Tensor
 
-from invem import Convolution, LinearOperator, RecipeError, examples, image_shape, shared
+from invem import LinearOperator, RecipeError, examples, shared
+from invem.linear import Convolution
+from invem.operator import image_shape
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,18 +7,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import (
-    ChainSampler,
-    Karras,
-    Measurement,
-    Prior,
-    Rng,
-    Schedule,
-    Stepping,
-    Unsupported,
-    calls,
-    integrate,
-)
+from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule, Unsupported
+from invem.diffusion import Stepping, calls, integrate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,9 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from invem import (
-    ChainSampler,
-    Karras,
-    Measurement,
-    Prior,
-    Rng,
-    Schedule,
-    initial_state,
-    nearest_draw,
-    reverse,
-    sharpness,
-)
+from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
+from invem.diffusion import initial_state, reverse
+from invem.likelihood import nearest_draw, sharpness
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,19 +7,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import (
-    ChainSampler,
-    Covariance,
-    Karras,
-    Measurement,
-    Prior,
-    Rng,
-    Schedule,
-    condition,
-    local,
-    posterior_state,
-    reverse,
-)
+from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
+from invem.diffusion import posterior_state, reverse
+from invem.tweedie import Covariance, condition, local
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """DDNM: denoising diffusion null-space models."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -7,7 +8,10 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule, initial_state
+from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
+from invem.diffusion import initial_state
+
+_Step = Callable[[Tensor, float, float], Tensor]  # (x_t, sigma, s) -> x_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ class DDNM(ChainSampler):
                 x_t = x_s + (sigma**2 - s**2) ** 0.5 * rng.normal_like(x_t) if again else x_s
         return x_t
 
-    def _plain(self, prior: Prior, m: Measurement, rng: Rng):  # noqa: ANN202
+    def _plain(self, prior: Prior, m: Measurement, rng: Rng) -> _Step:
         known = m.A.pinv(m.y)
 
         def step(x_t: Tensor, sigma: float, s: float) -> Tensor:
@@ -72,7 +76,7 @@ class DDNM(ChainSampler):
 
         return step
 
-    def _plus(self, prior: Prior, m: Measurement, rng: Rng):  # noqa: ANN202
+    def _plus(self, prior: Prior, m: Measurement, rng: Rng) -> _Step:
         svd = m.A.svd()
         kappa, known = m.spectral_noise(svd), m.spectral_data(svd)
         kept = (1 - self.eta**2) ** 0.5

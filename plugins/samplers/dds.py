@@ -8,7 +8,9 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule, cg, initial_state
+from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
+from invem.diffusion import initial_state
+from invem.linalg import cg
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,17 +7,9 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from invem import (
-    ChainSampler,
-    Karras,
-    Measurement,
-    Prior,
-    Rng,
-    Schedule,
-    nearest,
-    posterior_state,
-    reverse,
-)
+from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
+from invem.diffusion import posterior_state, reverse
+from invem.likelihood import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

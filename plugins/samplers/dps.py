@@ -8,16 +8,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import (
-    ChainSampler,
-    Karras,
-    Measurement,
-    Prior,
-    RecipeError,
-    Rng,
-    Schedule,
-    initial_state,
-)
+from invem import ChainSampler, Karras, Measurement, Prior, RecipeError, Rng, Schedule
+from invem.diffusion import initial_state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,10 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from invem import (
-    ChainSampler,
-    Geometric,
-    Measurement,
-    Prior,
-    Rng,
-    Schedule,
-    initial_state,
-    sharpness,
-)
+from invem import ChainSampler, Measurement, Prior, Rng, Schedule
+from invem.diffusion import initial_state
+from invem.likelihood import sharpness
+from invem.schedule import Geometric
 
 
 @dataclass(frozen=True, kw_only=True)

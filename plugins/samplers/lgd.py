@@ -8,7 +8,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Denoise, GuidedSampler, Measurement, Prior, Rng, Stepping
+from invem import GuidedSampler, Measurement, Prior, Rng
+from invem.diffusion import Denoise, Stepping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +56,17 @@ class LGD(GuidedSampler):
             pulled = weights.reshape(-1, *[1] * (x.ndim - 1)) * several.score(x)
             score = pulled.reshape(-1, self.samples, *m.shape).sum(1)
             (grad,) = torch.autograd.grad(x_hat, x_t, score)
-            x_hat, step = x_hat.detach(), sigma**2 * grad
+            estimate: Tensor = x_hat.detach()
+            step: Tensor = sigma**2 * grad
             flat = step.flatten(1).norm(dim=1).clamp(min=1e-12)
-            way = (1e-2 / flat).reshape(-1, *[1] * (x_hat.ndim - 1))
-            clean = m.A(x_hat)
+            way = (1e-2 / flat).reshape(-1, *[1] * (estimate.ndim - 1))
+            clean = m.A(estimate)
             along = (
-                (m.A(x_hat + way * step) - clean) / way.reshape(-1, *[1] * (clean.ndim - 1))
+                (m.A(estimate + way * step) - clean) / way.reshape(-1, *[1] * (clean.ndim - 1))
             ).flatten(1)
-            best = ((m.y - clean).flatten(1) * along).sum(1) / along.square().sum(1).clamp(
+            best: Tensor = ((m.y - clean).flatten(1) * along).sum(1) / along.square().sum(1).clamp(
                 min=1e-20
             )
-            return x_hat + best.clamp(0, 1).reshape(way.shape) * step
+            return estimate + best.clamp(0, 1).reshape(way.shape) * step
 
         return posterior

@@ -7,20 +7,10 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from invem import (
-    Karras,
-    Measurement,
-    PosteriorSampler,
-    Prior,
-    Rng,
-    condition,
-    local,
-    nearest_draw,
-    posterior_state,
-    prior_draw,
-    reverse,
-    strength,
-)
+from invem import Karras, Measurement, PosteriorSampler, Prior, Rng
+from invem.diffusion import posterior_state, reverse
+from invem.likelihood import nearest_draw, strength
+from invem.tweedie import Covariance, condition, local, prior_draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +48,7 @@ class MatchedGibbs(PosteriorSampler):
     def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         m = m.floored(self.end)
         sigmas = Karras(sigma_min=self.end).grid(self.warm)
-        how = "jacobian" if prior.moments is None else "switch"
+        how: Covariance = "jacobian" if prior.moments is None else "switch"
 
         def draw(x_t: Tensor, sigma: float) -> Tensor:
             return condition(local(prior, x_t, sigma, how), m, rng)

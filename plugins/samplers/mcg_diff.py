@@ -8,7 +8,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule, choose, resample
+from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
+
+from ._particles import choose, resample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,32 +1,20 @@
 """MMPS: moment-matching posterior sampling."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard, get_args
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import (
-    ChainSampler,
-    Covariance,
-    Karras,
-    Local,
-    Measurement,
-    Prior,
-    RecipeError,
-    Rng,
-    Schedule,
-    back,
-    calls,
-    condition,
-    initial_state,
-    integrate,
-    linearised,
-    local,
-    posterior_state,
-    reverse,
-)
+from invem import ChainSampler, Karras, Measurement, Prior, RecipeError, Rng, Schedule
+from invem.diffusion import Stepping, calls, initial_state, integrate, posterior_state, reverse
+from invem.tweedie import Covariance, Local, back, condition, linearised, local
+
+
+def _integrates(stepping: str) -> TypeGuard[Stepping]:
+    """Whether a stepping is a rule of the reverse diffusion on the mean alone."""
+    return stepping in get_args(Stepping)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +92,7 @@ class MMPS(ChainSampler):
 
     @property
     def cost(self) -> tuple[int, int]:
-        draws = self.stepping in ("corrected", "isotropic", "diagonal")
-        forwards = self.steps if draws else calls(self.stepping, self.steps)
+        forwards = calls(self.stepping, self.steps) if _integrates(self.stepping) else self.steps
         levels = self.schedule.grid(self.steps)
         low = {
             "switch": float((levels <= self.switch).double().mean()),
@@ -153,9 +140,9 @@ class MMPS(ChainSampler):
             if self.linearise
             else posterior_state(prior, first, rng, given, start)
         )
-        if self.stepping in ("corrected", "isotropic", "diagonal"):
-            return reverse(posterior, x_t, sigmas, rng)
-        return integrate(self.stepping, posterior, x_t, sigmas, rng)
+        if _integrates(self.stepping):
+            return integrate(self.stepping, posterior, x_t, sigmas, rng)
+        return reverse(posterior, x_t, sigmas, rng)
 
     def _variance(self, here: Local, m: Measurement, rng: Rng, sigma: float) -> Tensor:
         """The trace or the diagonal of Cov[x | x_t, y] = V - V A^T (A V A^T + S)^-1 A V, between 0

@@ -8,7 +8,8 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from invem import Denoise, GuidedSampler, Measurement, Prior, Rng, Stepping
+from invem import GuidedSampler, Measurement, Prior, Rng
+from invem.diffusion import Denoise, Stepping
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,10 @@ from typing import Annotated
 from annotated_types import Gt
 from torch import Tensor
 
-from invem import Denoise, GuidedSampler, Measurement, Prior, Rng, local, pull
+from invem import GuidedSampler, Measurement, Prior, Rng
+from invem.diffusion import Denoise
+from invem.likelihood import pull
+from invem.tweedie import local
 
 
 @dataclass(frozen=True, kw_only=True)

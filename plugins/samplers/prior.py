@@ -6,18 +6,8 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import (
-    ChainSampler,
-    Karras,
-    Measurement,
-    Prior,
-    Rng,
-    Schedule,
-    Stepping,
-    calls,
-    initial_state,
-    integrate,
-)
+from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
+from invem.diffusion import Stepping, calls, initial_state, integrate
 
 
 @dataclass(frozen=True, kw_only=True)

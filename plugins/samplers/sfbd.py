@@ -7,7 +7,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Measurement, PosteriorSampler, Prior, Rng, prior_draw
+from invem import Measurement, PosteriorSampler, Prior, Rng
+from invem.tweedie import prior_draw
 
 
 @dataclass(frozen=True, kw_only=True)

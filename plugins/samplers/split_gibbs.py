@@ -7,7 +7,9 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from invem import Measurement, PosteriorSampler, Prior, Rng, nearest_draw, prior_draw, sharpness
+from invem import Measurement, PosteriorSampler, Prior, Rng
+from invem.likelihood import nearest_draw, sharpness
+from invem.tweedie import prior_draw
 
 
 @dataclass(frozen=True, kw_only=True)

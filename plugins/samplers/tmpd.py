@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invem import Denoise, GuidedSampler, Measurement, Prior, Rng, local
+from invem import GuidedSampler, Measurement, Prior, Rng
+from invem.diffusion import Denoise
+from invem.tweedie import local
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from invem import Measurement, PosteriorSampler, Prior, Rng, strength
+from invem import Measurement, PosteriorSampler, Prior, Rng
+from invem.likelihood import strength
 
 _EVERY = 10  # iterations between looks at the duality gap
 

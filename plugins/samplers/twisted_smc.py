@@ -8,18 +8,11 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import (
-    Karras,
-    Measurement,
-    PosteriorSampler,
-    Prior,
-    Rng,
-    Schedule,
-    cg,
-    choose,
-    local,
-    resample,
-)
+from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
+from invem.linalg import cg
+from invem.tweedie import local
+
+from ._particles import choose, resample
 
 
 @dataclass(frozen=True, kw_only=True)
