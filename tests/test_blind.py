@@ -11,7 +11,6 @@ from invem.config import Catalog, load
 from invem.door import Run
 from invem.errors import RecipeError
 from invem.planning.make import make
-from invem.running.loop import carry_out
 
 CATALOG = Catalog.load()
 RECIPE = """

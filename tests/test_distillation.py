@@ -25,12 +25,11 @@ from invem import (
     Unsupported,
     config,
 )
-from invem.door import Run
 from invem.denoiser import level
+from invem.door import Run
 from invem.errors import Stopped
 from invem.objective import edm_weight, matching, noise_levels
 from invem.planning import plan
-from invem.running.loop import carry_out
 
 D, SIGMA, N = 3, 0.7, 200_000
 MEAN, STD = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([1.0, 0.5, 2.0])

@@ -23,7 +23,6 @@ from invem import (
 from invem.config import Catalog, load
 from invem.door import Run
 from invem.planning.make import make
-from invem.running.loop import carry_out
 
 torch.set_num_threads(1)
 SHAPE, D, K, Q = (1, 3, 4), 12, 3, 2

@@ -23,7 +23,6 @@ from invem import (
 from invem.config import Catalog, load
 from invem.door import Run
 from invem.planning.make import make
-from invem.running.loop import carry_out
 
 torch.set_num_threads(1)
 D, N = 4, 600

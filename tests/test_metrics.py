@@ -27,7 +27,6 @@ from invem_plugins.operators.random_projection import random_projection
 import invem
 from invem import (
     DataError,
-    ExactDenoiser,
     Example,
     Measurement,
     Mixture,
@@ -39,6 +38,7 @@ from invem import (
 )
 from invem.bench import LEVELS, coverage_curve
 from invem.compare import canonical, inside, principal, ranks
+from invem.prior import ExactDenoiser
 
 torch.set_num_threads(1)
 RANGE = (-1.0, 1.0)

@@ -10,7 +10,11 @@ import torch
 from invem.running.run import Run, _distance_says, _moved, _weight_says, run
 from invem_plugins.objectives.dsm import DSM
 
-from invem import Prior, Rng, store
+from invem import (
+    Prior,
+    Rng,
+    store,
+)
 from invem.config import Catalog, Component, Fit, load, options_of
 from invem.denoiser import Begun
 from invem.errors import DataError, NumericalError, PluginError, RecipeError

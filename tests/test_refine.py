@@ -35,7 +35,6 @@ from invem import (
 from invem.denoiser import level
 from invem.door import Run
 from invem.planning import plan
-from invem.running.loop import carry_out
 
 D, NOISE, N = 4, 0.5, 60_000
 TRUE = Gaussian.full(
