@@ -5,7 +5,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from invem import Batched, Rng, shared
+from invem import (
+    Batched,
+    Rng,
+    shared,
+)
 
 
 @dataclass(frozen=True, eq=False)
