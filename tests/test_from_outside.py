@@ -103,9 +103,8 @@ PLUGINS = {
             return {"one-call": OneCall}
         """,
     ("objectives", "twins"): """
-        from invem import (
-            Denoiser, Objective, ParameterGroup, edm_weight, hookimpl, matching, noise_levels
-        )
+        from invem import Denoiser, Objective, hookimpl
+        from invem.objective import ParameterGroup, edm_weight, matching, noise_levels
 
         class Average(Denoiser):
             def __init__(self, one, two):

@@ -16,15 +16,7 @@ from invem_plugins.operators.random_projection import random_projection
 from invem_plugins.samplers.dps import DPS
 from invem_plugins.samplers.mmps import MMPS
 
-from invem import (
-    Gaussian,
-    Measurement,
-    Preconditioned,
-    Prior,
-    RecipeError,
-    Rng,
-    Unsupported,
-)
+from invem import Gaussian, Measurement, Preconditioned, Prior, RecipeError, Rng, Unsupported
 from invem.config import Catalog
 from invem.operator import Chain
 
