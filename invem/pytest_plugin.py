@@ -44,7 +44,7 @@ class Contracts(pytest.Collector):
         except InvemError as error:
             raise pytest.UsageError(str(error)) from error
         for kind, name, factory in found:
-            for contract in KINDS[kind].contracts if kind in KINDS else ():
+            for contract in KINDS[kind].contracts:
                 yield Contract.from_parent(
                     self,
                     name=f"{kind}/{name}: {contract}",

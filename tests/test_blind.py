@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
-from invem.running.run import Run, run
 
 from invem import store
 from invem.config import Catalog, load
+from invem.door import Run
 from invem.errors import RecipeError
-from invem.planning.plan import make
+from invem.planning.make import make
+from invem.running.measure import believed, new_observations
+from invem.storage.directory import Round
 
 CATALOG = Catalog.load()
 RECIPE = """
@@ -39,10 +41,10 @@ def plan(tmp_path, *overrides):
 
 
 def carried_out(tmp_path, *overrides, out="run"):
-    made = plan(tmp_path, *overrides)
-    for _ in run(made, tmp_path / out):
+    done = Run(plan(tmp_path, *overrides), tmp_path / out)
+    for _ in done.carry_out():
         pass
-    return Run(made, tmp_path / out)
+    return done
 
 
 def test_a_device_is_calibrated_and_all_go_by_it(tmp_path):
@@ -56,14 +58,15 @@ def test_a_device_is_calibrated_and_all_go_by_it(tmp_path):
     assert (first["how"], last["how"]) == ("moments", "score")
     assert first["values"]["operator.of.1.gain"] == pytest.approx(2.0, rel=0.1)
     assert first["values"]["noise.sigma"] == pytest.approx(0.1, rel=0.2)
-    assert done.believed(0, 0) == {"operator.of.1.gain": 1.0, "noise.sigma": 0.3}
-    assert done.believed(1, 0) == first["values"] and done.believed() == last["values"]
+    assert believed(done.context, Round(0, 0)) == {"operator.of.1.gain": 1.0, "noise.sigma": 0.3}
+    assert believed(done.context, Round(1, 0)) == first["values"]
+    assert believed(done.context) == last["values"]
     for split in ("train", "test"):
-        m, kept = done.measurement(split, done.believed()), done.measurement(split)
+        m, kept = done.observations(split), done.context.observations(split).at()
         assert float(m.A.parts[1].gain) == pytest.approx(last["values"]["operator.of.1.gain"])
         assert torch.equal(m.A.parts[0].mask, kept.A.parts[0].mask) and torch.equal(m.y, kept.y)
         assert float(m.noise.sigma.max()) == pytest.approx(last["values"]["noise.sigma"])
-    new = done.observed({"y": m.y, "A.parts.0.mask": m.A.parts[0].mask})
+    new = new_observations(done.context, {"y": m.y, "A.parts.0.mask": m.A.parts[0].mask})
     assert torch.equal(new.A.parts[1].gain, m.A.parts[1].gain)
 
 

@@ -13,16 +13,7 @@ from invem_plugins.operators.gaussian_blur import gaussian_blur
 from invem_plugins.samplers.exact import Exact
 from invem_plugins.samplers.mmps import MMPS
 
-from invem import (
-    Gaussian,
-    GaussianDenoiser,
-    Mask,
-    Matrix,
-    Measurement,
-    RecipeError,
-    Rng,
-    Unsupported,
-)
+from invem import Gaussian, Mask, Matrix, Measurement, Prior, RecipeError, Rng, Unsupported
 from invem.analysis import (
     Parameters,
     by_draws,
@@ -155,7 +146,7 @@ def test_fishers_identity():
 def test_a_sampler_finds_it_within_the_error_that_it_states(sampler):
     names = ("width", "sigma")
     y, mask, at, parameters, start = problem(names)
-    denoiser = GaussianDenoiser(PRIOR.to(dtype=torch.float32))
+    denoiser = Prior.of(PRIOR.to(dtype=torch.float32))
 
     def draw(m):
         return sampler(

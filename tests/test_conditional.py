@@ -28,11 +28,11 @@ from invem import (
     Denoiser,
     Example,
     Gaussian,
-    GaussianDenoiser,
     Karras,
     Mask,
     Measurement,
     Preconditioned,
+    Prior,
     RecipeError,
     Rng,
     Unsupported,
@@ -40,6 +40,7 @@ from invem import (
 from invem.denoiser import level
 from invem.diffusion import calls
 from invem.measurement import conditioning
+from invem.prior import ExactDenoiser, LinearConditioning
 
 D = 4
 PRIOR = Gaussian.full(
@@ -93,7 +94,7 @@ class Masked(Denoiser):
         return (x_hat + seen * self.also**2 / var * (x_t - x_hat)).to(x_t)
 
 
-class Informed(GaussianDenoiser):
+class Informed(ExactDenoiser):
     """E[x | x_t, y] where cond = (y, mask) is what was measured, with noise NOISE."""
 
     condition = 2
@@ -105,7 +106,7 @@ class Informed(GaussianDenoiser):
         return update(1 / var + seen / NOISE**2, x_t / var + y / NOISE**2).to(x_t)
 
 
-class Blind(GaussianDenoiser):
+class Blind(ExactDenoiser):
     """E[x | x_t] whatever it is given."""
 
     condition = 2
@@ -203,7 +204,7 @@ def test_ambient_from_clean_images():
             seen.append(cond)
             return super().forward(x_t, sigma, cond)
 
-    wrapped = objective.wrap(Spy(), m)
+    wrapped = objective.build(Spy, None, m)
     objective.loss(wrapped, batch, rng(N, "loss"))
     counts = torch.bincount(seen[0].sum((1, 2)).long(), minlength=D + 1) / N
     density = wrapped.masks.mean(1)
@@ -221,7 +222,8 @@ def test_ambient_of_images_by_pixel_and_by_channel():
         m = observe(random_mask(n, shape, Rng.generator(1), keep=0.5, per=per), x, 0.1)
         objective = Ambient()
         torch.manual_seed(0)
-        denoiser = objective.wrap(Preconditioned(UNet(shape, channels=[8], condition=1), 0.5), m)
+        network = Preconditioned(UNet(shape, channels=[8], condition=1), 0.5)
+        denoiser = objective.build(lambda network=network: network, None, m)
         for weight in denoiser.parameters():
             torch.nn.init.normal_(weight, std=0.1)
         loss = objective.loss(denoiser, Example(None, m), rng(n))
@@ -304,50 +306,54 @@ def test_with_nothing_hidden_it_is_the_denoiser_and_otherwise_it_falls_short():
 
 def test_hidden_pixels_have_no_part_and_the_network_sees_zeros_there():
     seen = []
-    wrapped = AmbientDenoiser(net(), torch.tensor([[1.0, 1, 0, 0]]))
-    wrapped.inner.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    wrapped.moments = PRIOR
-    assert wrapped.inner.moments is PRIOR is wrapped.moments is wrapped.known_moments()
+    network = net(0.8)
+    network.mean = PRIOR.mean
+    wrapped = AmbientDenoiser(network, torch.tensor([[1.0, 1, 0, 0]]))
+    network.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    assert torch.equal(wrapped.mean, PRIOR.mean)
     x_t = PRIOR.sample(rng(3))
     x_hat = wrapped(x_t, 0.4)
     assert not bool(seen[0][:, 2:].any())
     assert bool(seen[0][:, :2].all())
     assert torch.equal(wrapped(torch.cat([x_t[:, :2], x_t[:, 2:] + 7], 1), 0.4), x_hat)
-    wrapped.sigma_data = 0.8
-    assert wrapped.inner.sigma_data == wrapped.sigma_data == 0.8
+    assert network.sigma_data == wrapped.sigma_data == 0.8
     assert Ambient().loss(wrapped, Example(None, masked(3)), rng(3)).isfinite().all()
 
 
 def test_a_new_network_says_the_mean_of_what_is_hidden_and_one_scale_holds_at_all_levels():
     prior = Gaussian.standard((D,), 0.5)
     prior = replace(prior, mean=torch.linspace(-1, 1, D))
-    wrapped = AmbientDenoiser(
-        Preconditioned(MLP((D,), width=16, condition=1), 0.5), torch.tensor([[1.0, 1, 0, 0]])
-    )
-    wrapped.moments = prior
+    network = Preconditioned(MLP((D,), width=16, condition=1), 0.5)
+    network.mean = prior.mean
+    wrapped = AmbientDenoiser(network, torch.tensor([[1.0, 1, 0, 0]]))
     x_t = prior.sample(rng(3))
     for sigma in (0.01, 0.5, 20.0):
         expected = torch.cat(
             [prior.denoise(x_t, torch.tensor(sigma))[:, :2], prior.mean[2:].expand(3, 2)], 1
         )
         assert torch.allclose(wrapped(x_t, sigma), expected, atol=1e-5)
-    torch.nn.init.constant_(wrapped.inner.backbone.leave.bias, 1.0)
+    torch.nn.init.constant_(network.backbone.leave.bias, 1.0)
     for sigma in (0.01, 0.5, 20.0):
         assert torch.allclose(wrapped(x_t, sigma)[:, 2:], prior.mean[2:] + 0.5, atol=1e-5)
+
+
+def centred(seed=0):
+    network = net(seed=seed)
+    network.mean = PRIOR.mean
+    return network
 
 
 def test_the_stored_denoiser_is_read_back_with_its_masks():
     m = masked(300)
     for objective in (Ambient(masks=2), Ambient(masks=5), Ambient(masks=1, target="given")):
-        one = objective.wrap(net(), m)
-        assert torch.equal(one.masks, objective.wrap(net(), m).masks)
-        two = objective.wrap(net(seed=1), None)
+        one = objective.build(centred, None, m)
+        assert torch.equal(one.masks, objective.build(centred, None, m).masks)
+        two = objective.build(lambda: centred(seed=1), None, None)
         two.load_state_dict(one.state_dict())
-        one.moments = two.moments = PRIOR
         x_t = PRIOR.sample(rng(3))
         assert torch.equal(two(x_t, 0.5), one(x_t, 0.5))
         assert torch.equal(copy.deepcopy(one)(x_t, 0.5), one(x_t, 0.5))
-        half = objective.wrap(net(seed=1), None)
+        half = objective.build(lambda: centred(seed=1), None, None)
         half.load_state_dict(
             {"masks": one.masks}, strict=False
         )  # the weights and the rest are stored apart
@@ -359,18 +365,18 @@ def test_the_masks_are_of_the_law_and_show_as_much_as_they_can():
     shape = (1, 10, 10)
     x = torch.zeros(400, *shape)
     m = observe(random_mask(400, shape, Rng.generator(1), keep=0.3), x)
-    four = Ambient(masks=4, delta=0.1).wrap(net(), m).masks
+    four = Ambient(masks=4, delta=0.1).build(net, None, m).masks
     assert four.shape == (4, *shape)
     assert set(four.unique().tolist()) == {0.0, 1.0}
     assert float((four.amax(0) > 0).float().mean()) > 0.85  # four at random show 1 - 0.73^4 = 0.72
     assert 0.2 < float(four.mean()) < 0.4
     for mask in four:
         assert bool((m.A.mask >= mask).flatten(1).all(1).any())
-    whole = Ambient(masks=1, target="given").wrap(net(), m).masks
+    whole = Ambient(masks=1, target="given").build(net, None, m).masks
     assert bool((whole.amax(0) > 0).all())
     assert len(whole) < 20
     m = observe(half_mask(50, (1, 6, 6), Rng.generator(2), side="random"), torch.zeros(50, 1, 6, 6))
-    halves = Ambient(masks=1, target="given", delta=0.0).wrap(net(), m).masks
+    halves = Ambient(masks=1, target="given", delta=0.0).build(net, None, m).masks
     assert bool((halves.sum(0) == 1).all())
     assert len(halves) == 2
 
@@ -454,28 +460,32 @@ def test_cond_dsm_measures_by_the_operator_of_another_observation():
 
     mean, same = hidden(denoiser)
     assert float(mean.abs().max()) < 0.03 and same == pytest.approx(1)
-    wrapped = objective.wrap(Nudged(denoiser), m)
-    assert wrapped.state_dict().keys() == Nudged(denoiser).state_dict().keys()
+    network = Nudged(denoiser)
+    wrapped = objective.build(lambda: network, None, m)
+    assert {name.removeprefix("network.") for name in wrapped.state_dict()} == set(
+        network.state_dict()
+    )
     objective.loss(wrapped, Example(x, m), rng(N, "loss"))
-    away = 1 - wrapped.cond[:, 1]
+    away = 1 - network.cond[:, 1]
     mean = (away * x).sum(0) / away.sum(0)
     assert float((mean - x.mean(0)).abs().max()) < 0.03 < float(mean.abs().max())
     assert (
         abs(
             float(
-                torch.corrcoef(torch.stack([wrapped.cond[:, 1].flatten(), m.A.mask.flatten()]))[
+                torch.corrcoef(torch.stack([network.cond[:, 1].flatten(), m.A.mask.flatten()]))[
                     0, 1
                 ]
             )
         )
         < 0.02
     )
-    wrapped.cond = None
+    network.cond = None
     objective.loss(wrapped, Example(x), rng(N, "loss"))
-    assert bool((wrapped.cond[:, 1] < 1).any())  # a granted image is measured too
+    assert bool((network.cond[:, 1] < 1).any())  # a granted image is measured too
     alone = torch.cat([objective.loss(wrapped, Example(x[i : i + 1]), rng(3)[i]) for i in range(3)])
     assert torch.allclose(alone, objective.loss(wrapped, Example(x[:3]), rng(3)), rtol=1e-4)
-    assert objective.wrap(wrapped, None) is wrapped and wrapped.others is None
+    alone = objective.build(lambda: network, None, None)
+    assert alone.network is network and alone.observations is None
 
 
 def test_with_all_dropped_or_nothing_measured_it_is_the_prior_that_is_learned():
@@ -565,12 +575,13 @@ def white(x, mean, cov):
     ).T
 
 
+def known(denoiser=None):
+    denoiser = Informed(PRIOR) if denoiser is None else denoiser
+    return Prior(denoiser, PRIOR, conditioning=LinearConditioning())
+
+
 def draw(sampler, m, n, denoiser=None):
-    return sampler(
-        Informed(PRIOR) if denoiser is None else denoiser,
-        m[torch.zeros(n, dtype=torch.long)],
-        rng(n, "draw"),
-    )
+    return sampler(known(denoiser), m[torch.zeros(n, dtype=torch.long)], rng(n, "draw"))
 
 
 @pytest.mark.parametrize("law", ["mask", "identity"])
@@ -658,11 +669,11 @@ def test_it_needs_no_gaussian_noise_and_a_denoiser_that_was_told():
     assert "var" not in m.provides
     assert not Conditional.needs - m.provides - CondDSM.provides
     assert draw(Conditional(steps=4), m, 3).isfinite().all()
-    with pytest.raises(Unsupported, match="cond-dsm"):
-        Conditional()(GaussianDenoiser(PRIOR), m, rng(3))
+    with pytest.raises(Unsupported, match=r"E\[x \| x_t, y\].*on conditions"):
+        Conditional()(Prior.of(PRIOR), m, rng(3))
 
 
-def test_it_begins_where_the_denoiser_says():
+def test_it_begins_where_it_is_told():
     m, states = one("mask"), []
 
     class Spy(Informed):
@@ -671,10 +682,11 @@ def test_it_begins_where_the_denoiser_says():
             return super().forward(x_t, sigma, cond)
 
     n = 10_000
-    denoiser = Spy(PRIOR)
-    denoiser.begin = torch.arange(n)[:, None] % 7 + torch.zeros(n, D)
-    draw(Conditional(steps=2, schedule=Karras(sigma_max=0.5)), m, n, denoiser)
-    z = (states[0][0] - denoiser.begin) / 0.5
+    start = torch.arange(n)[:, None] % 7 + torch.zeros(n, D)
+    sampler = Conditional(steps=2, schedule=Karras(sigma_max=0.5))
+    many = m[torch.zeros(n, dtype=torch.long)]
+    sampler(known(Spy(PRIOR)), many, rng(n, "draw"), start=start)
+    z = (states[0][0] - start) / 0.5
     assert states[0][1] == pytest.approx(0.5)
     assert float(z.mean().abs()) < 0.02
     assert float(z.std()) == pytest.approx(1, abs=0.02)

@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from invem.running.run import Run, run
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.objectives.rsd import RSD, Distilled
 from invem_plugins.operators.identity import identity
@@ -18,18 +17,23 @@ from invem import (
     Denoiser,
     Example,
     Gaussian,
-    GaussianDenoiser,
     Measurement,
+    Prior,
     RecipeError,
     Rng,
-    Several,
+    Run,
     Unsupported,
     config,
 )
 from invem.denoiser import level
 from invem.errors import Stopped
 from invem.objective import edm_weight, matching, noise_levels
-from invem.planning import plan
+from invem.planning.make import make
+from invem.prior import ExactDenoiser
+from invem.running.evaluate import unconditional
+from invem.running.loop import carry_out
+from invem.running.priors import newest_weights
+from invem.storage.directory import Round
 
 D, SIGMA, N = 3, 0.7, 200_000
 MEAN, STD = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([1.0, 0.5, 2.0])
@@ -48,17 +52,14 @@ class Known(Denoiser):
 
     def __init__(self, mean, std, start=None):
         super().__init__()
-        self.mean, self.std, self.start = (
-            nn.Parameter(mean.clone()),
-            nn.Parameter(std.clone()),
-            start,
-        )
+        self.centre, self.std = nn.Parameter(mean.clone()), nn.Parameter(std.clone())
+        self.start = start
 
     def forward(self, x_t, sigma, cond=None):
         if self.start is not None:
-            return self.mean + self.std * x_t / self.start
+            return self.centre + self.std * x_t / self.start
         share = self.std**2 / (self.std**2 + level(sigma, x_t) ** 2)
-        return self.mean + share * (x_t - self.mean)
+        return self.centre + share * (x_t - self.centre)
 
 
 def measured(n):
@@ -70,21 +71,20 @@ def measured(n):
 def pair(mean, std, teacher=None, **options):
     """The networks for a generator of N(mean, std^2) and the exact denoiser of its law."""
     objective = RSD(**options)
-    networks = Several([Known(mean, std), Known(mean, std, objective.init_sigma)])
-    return objective, objective.wrap(
-        networks, measured(1), GaussianDenoiser(law(MEAN, STD)) if teacher is None else teacher
-    )
+    made = iter([Known(mean, std), Known(mean, std, objective.init_sigma)])
+    prior = Prior.of(law(MEAN, STD)) if teacher is None else Prior(teacher)
+    return objective, objective.build(lambda: next(made), prior, measured(1))
 
 
 def gradients(objective, denoiser, n=N):
     """The mean and the standard error of the gradient of the generator's mean and standard
     deviation, from parts of the batch."""
-    generator, found = denoiser.inner.several[1], []
+    generator, found = denoiser.generator, []
     for k in range(20):
         loss = objective.loss(
             denoiser, Example(None, measured(n // 20)), Pooled.keyed("rsd", k, items=range(n // 20))
         ).mean()
-        found.append(torch.stack(torch.autograd.grad(loss, [generator.mean, generator.std])))
+        found.append(torch.stack(torch.autograd.grad(loss, [generator.centre, generator.std])))
     each = torch.stack(found)
     return each.mean(0), each.std(0) / len(each) ** 0.5
 
@@ -122,7 +122,7 @@ def test_the_teacher_s_own_law_is_where_it_rests():
         assert found.abs().max() < 1e-5
 
 
-class Blind(GaussianDenoiser):
+class Blind(ExactDenoiser):
     """Exact at levels from 0.3 on, and wrong below."""
 
     def forward(self, x_t, sigma, cond=None):
@@ -138,7 +138,7 @@ def test_a_teacher_that_knows_no_level_below_the_noise_of_the_data_is_enough():
 
 def test_the_student_is_fitted_to_the_generator_s_signals_and_each_network_to_its_own_part():
     objective, denoiser = pair(MEAN + 0.3, 1.2 * STD)
-    student, generator = denoiser.inner.several
+    student, generator = denoiser.student, denoiser.generator
     batch, n = Example(None, measured(64)), 64
 
     def loss():
@@ -148,11 +148,11 @@ def test_the_student_is_fitted_to_the_generator_s_signals_and_each_network_to_it
     x = denoiser.generated(rng.normal(D)).detach()
     sigma = noise_levels(rng, x)
     alone = matching(student, x, sigma, edm_weight(student, sigma), rng).mean()
-    expected = torch.autograd.grad(alone, [student.mean, student.std])
-    found = torch.autograd.grad(loss(), [student.mean, student.std])
+    expected = torch.autograd.grad(alone, [student.centre, student.std])
+    found = torch.autograd.grad(loss(), [student.centre, student.std])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
     objective_alone, _ = torch.autograd.grad(
-        loss() - alone.detach(), [generator.mean, generator.std]
+        loss() - alone.detach(), [generator.centre, generator.std]
     )
     assert objective_alone.abs().sum() > 0
 
@@ -169,9 +169,11 @@ def test_what_it_was_not_given():
     with pytest.raises(RecipeError, match="observations"):
         objective.loss(denoiser, Example(torch.zeros(2, D)), Rng.keyed("no", items=range(2)))
     with pytest.raises(RecipeError, match="two networks"):
-        Distilled(Known(MEAN, STD), 2.5)
+        objective.loss(
+            Known(MEAN, STD), Example(None, measured(2)), Rng.keyed("no", items=range(2))
+        )
     with pytest.raises(Unsupported):
-        denoiser.posterior(measured(1), Rng.keyed("no", items=range(1)))
+        objective.prior(denoiser, None).known_exact()
 
 
 RECIPE = """
@@ -196,27 +198,25 @@ compute: {threads: 1}
 def planned(tmp_path, text=RECIPE, *changes):
     path = tmp_path / "recipe.yaml"
     path.write_text(text, "utf-8")
-    return plan.make(config.load(path, list(changes)), config.Catalog.load())
+    return make(config.load(path, list(changes)), config.Catalog.load())
 
 
 def test_a_run_distils_a_prior_into_a_generator_of_its_law(tmp_path):
     out = tmp_path / "run"
     made = planned(tmp_path)
-    list(run(made, out))
     work = Run(made, out)
-    teacher, found = (
-        work.denoiser(out / "0-007-denoiser" / "denoiser.safetensors"),
-        work.last_denoiser(),
-    )
-    assert isinstance(found, Distilled) and found.teacher is None
-    x = work.generate(found, 4096, ("test", 0)).flatten(1).double()
+    list(work.carry_out())
+    teacher, found = work.prior_at("learn", 7), work.prior
+    assert isinstance(found.denoiser, Distilled) and found.denoiser.teacher is None
+    x = unconditional(work.context, found, 4096, "test", 0).flatten(1).double()
     moments = teacher.known_moments()
     cov, std = moments.cov.dense().double(), moments.cov.dense().diagonal().double().sqrt()
     assert ((x.mean(0) - moments.mean.flatten()).abs() < 0.1 * std).all()
     assert ((torch.cov(x.T) - cov).abs() < 0.15 * std[:, None] * std).all()
     one, two = (Rng.keyed("again", items=range(5)) for _ in range(2))
     assert torch.equal(
-        found.one_step(one, made.shape, torch.empty(0)), found.generated(two.normal(*made.shape))
+        found.generator(one, made.shape, torch.empty(0)),
+        found.denoiser.generated(two.normal(*made.shape)),
     )
     passes = next(row for row in lines(out) if row["event"] == "fit" and row["name"] == "distil")[
         "passes"
@@ -238,28 +238,20 @@ def test_a_network_that_is_trained_next_goes_on_from_the_student(tmp_path):
 evaluate:"""
     made = planned(tmp_path, short.replace("evaluate:", last), "phases.distil.rounds=2")
     out = tmp_path / "run"
-    list(run(made, out))
     work = Run(made, out)
-    pair, last = (
-        work.denoiser(out / name / "denoiser.safetensors")
-        for name in ("1-001-denoiser", "2-000-denoiser")
-    )
+    list(work.carry_out())
+    pair, last = work.prior_at("distil", 1), work.prior_at("last", 0)
     x_t = torch.randn(3, *made.shape, generator=torch.Generator().manual_seed(0))
-    kept, _ = work._previous_network(2, 0)
-    weights = {
-        name.removeprefix("network.several.0."): t
-        for name, t in kept.items()
-        if name.startswith("network.several.0.")
-    }
+    kept = newest_weights(work.context, Round(2, 0))
+    assert kept.networks == ("student.", "generator.")
+    (weights,) = kept.of_networks(1, averaged=True)
     assert all(
         torch.allclose(tensor, weights[name], atol=1e-6)
-        for name, tensor in last.state_dict().items()
+        for name, tensor in last.denoiser.state_dict().items()
     )
-    assert (
-        pair(x_t, 0.5).shape == x_t.shape
-        and pair.one_step(Rng.keyed("x", items=range(3)), made.shape, x_t) is not None
-    )
-    assert last.one_step(Rng.keyed("x", items=range(3)), made.shape, x_t) is None
+    assert pair(x_t, 0.5).shape == x_t.shape
+    assert pair.generator(Rng.keyed("x", items=range(3)), made.shape, x_t).shape == x_t.shape
+    assert last.generator is None
     shutil.rmtree(out / "2-000-denoiser")
     with pytest.raises(RecipeError, match="module around the network"):
         planned(tmp_path, RECIPE, f"prior={out}")
@@ -269,16 +261,16 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(tmp_path):
     short = RECIPE.replace("rounds: 8", "rounds: 1").replace("steps: 800", "steps: 8")
     made = planned(tmp_path, short, "evaluate={samples: 0, observations: 0}")
     whole, parts, asked = tmp_path / "whole", tmp_path / "parts", []
-    list(run(made, whole))
+    list(carry_out(made, whole))
 
     def stop():
         asked.extend([1] * (parts / "0-000-denoiser" / "denoiser.safetensors").exists())
         return 143 * (len(asked) > 4)
 
     with pytest.raises(Stopped):
-        list(run(made, parts, stop))
+        list(carry_out(made, parts, stop))
     assert list(parts.glob("1-000-denoiser/step-*.safetensors"))
-    list(run(made, parts))
+    list(carry_out(made, parts))
     one, two = (folder / "1-000-denoiser" / "denoiser.safetensors" for folder in (whole, parts))
     assert one.read_bytes() == two.read_bytes()
 
@@ -286,7 +278,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("phases.0={name: first, fit: {objective: rsd, steps: 1}}", "needs a prior to begin with"),
+        (
+            "phases.0={name: first, fit: {objective: rsd, steps: 1}}",
+            "rsd needs a prior whose mean .*: a phase before it must learn one",
+        ),
         ("phases.distil.fit.clean=0.5", "the prior before it alone"),
     ],
 )

@@ -6,7 +6,7 @@ from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.samplers.mmps import MMPS
 
-from invem import Gaussian, GaussianDenoiser, Measurement, Rng
+from invem import Gaussian, Measurement, Prior, Rng
 
 D, ROUNDS = 8, 40
 
@@ -37,7 +37,7 @@ def learn(e_step, m):
 
 
 def by(sampler):
-    return lambda prior, m, rng: sampler(GaussianDenoiser(prior), m, rng)
+    return lambda prior, m, rng: sampler(Prior.of(prior), m, rng)
 
 
 def test_forty_rounds_of_mmps_learn_the_covariance():
@@ -62,9 +62,9 @@ def test_the_warm_start_objective_is_this_em(rank):
 
     m = observe(1024)
     rng = Rng.keyed("fit", items=range(1024))
-    denoiser = GaussianDenoiser(Gaussian.standard((D,)))
+    denoiser = Prior.of(Gaussian.standard((D,)))
     fitted = GaussianMoments(rank=rank).solve(denoiser, lambda: [(Example(None, m), rng[:])])
     drawn = Gaussian.standard((D,)).posterior(m, rng[:])
     assert torch.allclose(
-        fitted.known_moments().cov.dense(), Gaussian.fit(drawn, rank).cov.dense(), atol=1e-5
+        fitted.moments().cov.dense(), Gaussian.fit(drawn, rank).cov.dense(), atol=1e-5
     )

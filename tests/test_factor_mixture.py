@@ -3,7 +3,6 @@ exact answers."""
 
 import pytest
 import torch
-from invem.running.run import Run, run
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.objectives.factor_mixture import FactorMixtureMoments
 from invem_plugins.operators.gaussian_blur import gaussian_blur
@@ -11,19 +10,10 @@ from invem_plugins.operators.identity import identity
 from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.operators.random_projection import random_projection
 
-from invem import (
-    Example,
-    FactorMixture,
-    Gaussian,
-    GaussianDenoiser,
-    Measurement,
-    Mixture,
-    MixtureDenoiser,
-    RecipeError,
-    Rng,
-)
+from invem import Example, FactorMixture, Gaussian, Measurement, Mixture, Prior, RecipeError, Rng
 from invem.config import Catalog, load
-from invem.planning.plan import make
+from invem.door import Run
+from invem.planning.make import make
 
 torch.set_num_threads(1)
 SHAPE, D, K, Q = (1, 3, 4), 12, 3, 2
@@ -70,10 +60,10 @@ def given(x=None, m=None, size=200, key=0):
     return batches
 
 
-def fit(denoiser, rounds, x=None, m=None, **options):
+def fit(prior, rounds, x=None, m=None, **options):
     for r in range(rounds):
-        denoiser = FactorMixtureMoments(**options).solve(denoiser, given(x, m, key=r))
-    return denoiser
+        prior = Prior.of(FactorMixtureMoments(**options).solve(prior, given(x, m, key=r)))
+    return prior
 
 
 @pytest.mark.parametrize("sigma", [0.3, [0.1, 0.6]], ids=["one level", "two levels"])
@@ -110,7 +100,7 @@ def test_without_factors_it_is_a_mixture_of_diagonal_gaussians(law):
     m = observe(prior.sample(Rng.keyed("x", items=range(40))), law)
     assert torch.allclose(prior.shares(m), dense(prior).posterior_moments(m).weights, atol=2e-5)
     assert prior.posterior(m, Rng.keyed("draw", items=range(40))).shape == (40, *SHAPE)
-    found = fit(GaussianDenoiser(Gaussian.standard(SHAPE)), 3, m=m, components=2, rank=0).prior
+    found = fit(Prior.of(Gaussian.standard(SHAPE)), 3, m=m, components=2, rank=0).exact
     assert (
         found.factors.shape == (2, D, 0)
         and found.denoise(m.A.adjoint(m.y), torch.tensor(0.5)).isfinite().all()
@@ -184,9 +174,7 @@ def test_draws_belong_to_their_streams():
 def test_a_step_is_factor_analysis_of_the_signals():
     """One component and no floor: the fixed point is that of `Gaussian.fit`, by another route."""
     x = mixture().sample(Rng.keyed("x", items=range(4000)))
-    found = fit(
-        GaussianDenoiser(Gaussian.standard(SHAPE)), 60, x=x, components=1, rank=3, floor=1e-9
-    ).prior
+    found = fit(Prior.of(Gaussian.standard(SHAPE)), 60, x=x, components=1, rank=3, floor=1e-9).exact
     expected = Gaussian.fit(x, 3)
     assert torch.allclose(found.means[0], expected.mean, atol=1e-4)
     gap = found.factors[0] @ found.factors[0].T + torch.diag(found.diag) - expected.cov.dense()
@@ -204,10 +192,8 @@ def test_a_step_from_known_components_is_the_weighted_mean_of_the_signals():
         torch.cat([prior.factors, torch.zeros(K, D, D - Q)], 2),
         prior.diag,
     )
-    found = (
-        FactorMixtureMoments(components=K, rank=D, pool=pool, floor=1e-9)
-        .solve(MixtureDenoiser(start), given(x))
-        .prior
+    found = FactorMixtureMoments(components=K, rank=D, pool=pool, floor=1e-9).solve(
+        Prior.of(start), given(x)
     )
     flat, covs = x.flatten(1).double(), dense(prior).covs
     logs = [
@@ -228,10 +214,8 @@ def test_a_step_from_known_components_is_the_weighted_mean_of_the_signals():
     assert (dense(found).covs - expected).abs().max() < 0.02 * expected.diagonal(
         dim1=1, dim2=2
     ).max()
-    again = (
-        FactorMixtureMoments(components=K, rank=D, pool=pool)
-        .solve(GaussianDenoiser(prior.moments()), given(x))
-        .prior
+    again = FactorMixtureMoments(components=K, rank=D, pool=pool).solve(
+        Prior.of(prior.moments()), given(x)
     )
     assert not torch.allclose(
         again.means.sort(0).values, found.means.sort(0).values, atol=0.02
@@ -243,9 +227,7 @@ def test_pooling_draws_components_together():
 
     def unlike(pool):
         covs = dense(
-            fit(
-                GaussianDenoiser(Gaussian.standard(SHAPE)), 1, x=x, components=3, rank=6, pool=pool
-            ).prior
+            fit(Prior.of(Gaussian.standard(SHAPE)), 1, x=x, components=3, rank=6, pool=pool).exact
         ).covs
         return float((covs - covs.mean(0)).norm())
 
@@ -256,8 +238,8 @@ def test_pooling_draws_components_together():
 def test_it_finds_a_mixture_from_measurements(law):
     true = mixture(spread=2.0)
     m = observe(true.sample(Rng.keyed("many", items=range(6000))), law, sigma=0.1)
-    warm = GaussianDenoiser(true.moments())
-    found = fit(warm, 40, m=m, components=K, rank=Q, pool=1e-3).prior
+    warm = Prior.of(true.moments())
+    found = fit(warm, 40, m=m, components=K, rank=Q, pool=1e-3).exact
     order = torch.cdist(true.means.flatten(1), found.means.flatten(1)).argmin(1)
     assert sorted(order.tolist()) == list(range(K))
     assert torch.allclose(found.weights[order].float(), true.weights, atol=0.03)
@@ -269,9 +251,7 @@ def test_it_finds_a_mixture_from_measurements(law):
 def test_on_a_gaussian_its_denoiser_is_the_known_one():
     true = Gaussian.fit(mixture().sample(Rng.keyed("x", items=range(4000))), 2)
     m = observe(true.sample(Rng.keyed("g", items=range(6000))), "mask", sigma=0.1)
-    found = fit(
-        GaussianDenoiser(Gaussian.standard(SHAPE)), 60, m=m, components=1, rank=2, pool=1e-3
-    )
+    found = fit(Prior.of(Gaussian.standard(SHAPE)), 60, m=m, components=1, rank=2, pool=1e-3)
     x_t = true.sample(Rng.keyed("t", items=range(500))) + 0.5 * torch.randn(
         500, *SHAPE, generator=torch.Generator().manual_seed(2)
     )
@@ -284,8 +264,8 @@ def test_with_few_components_it_is_wrong_about_many_modes_():
     """Its bias: one component for three modes is the Gaussian of their moments."""
     true = mixture(spread=2.0)
     x = true.sample(Rng.keyed("x", items=range(3000)))
-    one = fit(GaussianDenoiser(true.moments()), 10, x=x, components=1, rank=Q + K, pool=1e-3)
-    three = fit(GaussianDenoiser(true.moments()), 10, x=x, components=K, rank=Q, pool=1e-3)
+    one = fit(Prior.of(true.moments()), 10, x=x, components=1, rank=Q + K, pool=1e-3)
+    three = fit(Prior.of(true.moments()), 10, x=x, components=K, rank=Q, pool=1e-3)
     x_t = x + 1.0 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         best, worse = ((d(x_t, 1.0) - x).square().mean() for d in (three, one))
@@ -295,13 +275,13 @@ def test_with_few_components_it_is_wrong_about_many_modes_():
 
 def test_it_goes_on_from_its_own_components_alone():
     x = mixture().sample(Rng.keyed("x", items=range(300)))
-    first = fit(GaussianDenoiser(Gaussian.standard(SHAPE)), 3, x=x, components=3, rank=2)
+    first = fit(Prior.of(Gaussian.standard(SHAPE)), 3, x=x, components=3, rank=2)
     more = fit(first, 1, x=x, components=5, rank=2)
-    assert more.prior.factors.shape == (5, D, 2)
-    assert fit(more, 1, x=x, components=5, rank=4).prior.factors.shape == (5, D, 4)
-    assert fit(first, 1, x=x[:4], components=8, rank=20).prior.factors.shape == (4, D, D)
+    assert more.exact.factors.shape == (5, D, 2)
+    assert fit(more, 1, x=x, components=5, rank=4).exact.factors.shape == (5, D, 4)
+    assert fit(first, 1, x=x[:4], components=8, rank=20).exact.factors.shape == (4, D, D)
     sizes = [
-        FactorMixtureMoments(components=3, rank=2).solve(first, given(x, size=size)).prior.factors
+        FactorMixtureMoments(components=3, rank=2).solve(first, given(x, size=size)).factors
         for size in (7, 300)
     ]
     assert torch.allclose(sizes[0] @ sizes[0].mT, sizes[1] @ sizes[1].mT, atol=1e-4)
@@ -310,7 +290,7 @@ def test_it_goes_on_from_its_own_components_alone():
 def test_what_it_cannot_fit_is_refused():
     with pytest.raises(RecipeError, match="neither signals nor measurements"):
         FactorMixtureMoments().solve(
-            GaussianDenoiser(Gaussian.standard(SHAPE)),
+            Prior.of(Gaussian.standard(SHAPE)),
             lambda: [(Example(None), Rng.keyed("fit", items=[0]))],
         )
     assert (
@@ -334,24 +314,16 @@ def test_a_run_keeps_it_and_goes_on_from_it(tmp_path):
     """
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe)
-    plan = make(load(path, []), Catalog.load())
-    for _ in run(plan, tmp_path / "run"):
+    done = Run(make(load(path, []), Catalog.load()), tmp_path / "run")
+    for _ in done.carry_out():
         pass
-    again = Run(plan, tmp_path / "run")
-    kept = again.denoiser(tmp_path / "run" / "1-005-denoiser" / "denoiser.safetensors")
-    assert (
-        isinstance(kept, MixtureDenoiser)
-        and isinstance(kept.prior, FactorMixture)
-        and len(kept.prior.weights) == 4
-    )
-    assert kept.prior.weights.dtype == kept.prior.means.dtype
-    before = again.denoiser(tmp_path / "run" / "1-004-denoiser" / "denoiser.safetensors")
-    m = again.measurement("train")
-    (rows,) = [torch.arange(200)]
-    step = plan.stages[1].objective.solve(
-        before, lambda: [(Example(None, m[rows]), again._rng("fit", 1, 5, items=rows.tolist()))]
-    )
-    assert torch.allclose(
-        step.prior.means, kept.prior.means, atol=1e-4
-    )  # it went on from the round before
-    assert kept.posterior(m[torch.arange(5)], Rng.keyed("p", items=range(5))).shape == (5, 1, 8, 8)
+    kept, before = (done.prior_at("mixture", r) for r in (5, 4))
+    assert isinstance(kept.exact, FactorMixture) and len(kept.exact.weights) == 4
+    assert kept.exact.weights.dtype == kept.exact.means.dtype
+    m = done.observations()
+    rows = torch.arange(200)
+    rng = done.context.rng("fit", 1, 5, items=rows.tolist())
+    step = done.plan.stages[1].objective.solve(before, lambda: [(Example(None, m[rows]), rng)])
+    assert torch.allclose(step.means, kept.exact.means, atol=1e-4)  # it went on from the one before
+    few = m[torch.arange(5)]
+    assert kept.exact.posterior(few, Rng.keyed("p", items=range(5))).shape == (5, 1, 8, 8)

@@ -3,7 +3,6 @@ which a Gaussian cannot say."""
 
 import pytest
 import torch
-from invem.running.run import Run, run
 from invem_plugins.datasets.curve import smooth_manifold
 from invem_plugins.metrics.sinkhorn import Sinkhorn
 from invem_plugins.noises.gaussian import gaussian
@@ -11,19 +10,11 @@ from invem_plugins.objectives import gaussian_mixture
 from invem_plugins.objectives.gaussian_mixture import GaussianMixture
 from invem_plugins.operators.random_projection import random_projection
 
-from invem import (
-    Example,
-    Gaussian,
-    GaussianDenoiser,
-    Measurement,
-    Mixture,
-    MixtureDenoiser,
-    Outcome,
-    RecipeError,
-    Rng,
-)
+from invem import Example, Gaussian, Measurement, Mixture, Outcome, Prior, RecipeError, Rng
 from invem.config import Catalog, load
-from invem.planning.plan import make
+from invem.door import Run
+from invem.planning.make import make
+from invem.running.loop import carry_out
 
 torch.set_num_threads(1)
 D, N = 4, 600
@@ -60,7 +51,14 @@ def given(x=None, m=None, size=200):
 
 
 def likelihood(prior, m):
-    return float(prior._evidence(m)[2].logsumexp(-1).mean())
+    """The mean log-likelihood of measurements, by dense matrices."""
+    A, parts = m.matrices(), []
+    noise = torch.diag_embed(m.noise.var().expand_as(m.y).double())
+    for weight, mean, cov in zip(prior.weights, prior.means, prior.covs, strict=True):
+        total = A @ cov.double() @ A.mT + noise
+        law = torch.distributions.MultivariateNormal(A @ mean.double(), total)
+        parts.append(weight.double().log() + law.log_prob(m.y.double()))
+    return float(torch.stack(parts).logsumexp(0).mean())
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +71,8 @@ def test_a_step_has_the_moments_of_the_posterior(seen):
     observations, exactly."""
     found = (
         GaussianMixture(components=2, iterations=1, floor=1e-15)
-        .solve(MixtureDenoiser(START), given(m=seen))
-        .known_moments()
+        .solve(Prior.of(START), given(m=seen))
+        .moments()
     )
     posterior = START.posterior_moments(seen)
     mean = posterior.mean.mean(0)
@@ -91,10 +89,8 @@ def test_each_component_is_the_weighted_mean_of_its_posteriors():
     A = random_projection(60, (D,), rng, measurements=2)
     noise = gaussian(60, (2,), rng, sigma=[0.1, 0.6])
     m = Measurement(noise.sample(A(x), rng), A, noise)
-    found = (
-        GaussianMixture(components=2, iterations=1, floor=1e-15)
-        .solve(MixtureDenoiser(START), given(m=m, size=20))
-        .prior
+    found = GaussianMixture(components=2, iterations=1, floor=1e-15).solve(
+        Prior.of(START), given(m=m, size=20)
     )
     shares, means, covs = [], [], []
     for i in range(60):
@@ -134,15 +130,11 @@ def test_each_component_is_the_weighted_mean_of_its_posteriors():
 
 def test_one_component_is_em_on_a_gaussian(seen):
     first = Mixture(torch.ones(1).double(), torch.zeros(1, D), torch.eye(D)[None].double())
-    found = (
-        GaussianMixture(components=1, iterations=200, floor=1e-15)
-        .solve(MixtureDenoiser(first), given(m=seen))
-        .prior
+    found = GaussianMixture(components=1, iterations=200, floor=1e-15).solve(
+        Prior.of(first), given(m=seen)
     )
-    again = (
-        GaussianMixture(components=1, iterations=1, floor=1e-15)
-        .solve(MixtureDenoiser(found), given(m=seen))
-        .prior
+    again = GaussianMixture(components=1, iterations=1, floor=1e-15).solve(
+        Prior.of(found), given(m=seen)
     )
     assert torch.allclose(again.covs, found.covs, atol=1e-3) and torch.allclose(
         again.means, found.means, atol=1e-3
@@ -155,10 +147,8 @@ def test_one_component_is_em_on_a_gaussian(seen):
 def test_no_step_lowers_the_likelihood(seen):
     prior, last = START, likelihood(START, seen)
     for _ in range(12):
-        prior = (
-            GaussianMixture(components=2, iterations=1, floor=1e-12)
-            .solve(MixtureDenoiser(prior), given(m=seen))
-            .prior
+        prior = GaussianMixture(components=2, iterations=1, floor=1e-12).solve(
+            Prior.of(prior), given(m=seen)
         )
         now = likelihood(prior, seen)
         assert now > last - 1e-7
@@ -169,21 +159,19 @@ def test_no_step_lowers_the_likelihood(seen):
 
 
 def test_it_does_not_depend_on_the_batches(seen, monkeypatch):
-    whole = GaussianMixture(components=2).solve(MixtureDenoiser(START), given(m=seen, size=N)).prior
+    whole = GaussianMixture(components=2).solve(Prior.of(START), given(m=seen, size=N))
     monkeypatch.setattr(gaussian_mixture, "ENTRIES", 100)
-    parts = (
-        GaussianMixture(components=2).solve(MixtureDenoiser(START), given(m=seen, size=77)).prior
-    )
+    parts = GaussianMixture(components=2).solve(Prior.of(START), given(m=seen, size=77))
     assert torch.allclose(whole.covs, parts.covs, rtol=1e-6, atol=1e-8) and torch.allclose(
         whole.means, parts.means, atol=1e-5
     )
     monkeypatch.undo()
     x, first = (
         TRUE.sample(Rng.keyed("clean", items=range(120))),
-        GaussianDenoiser(Gaussian.standard((D,))),
+        Prior.of(Gaussian.standard((D,))),
     )
     one, other = (
-        GaussianMixture(components=4, iterations=5).solve(first, given(x=x, size=size)).prior
+        GaussianMixture(components=4, iterations=5).solve(first, given(x=x, size=size))
         for size in (1, 120)
     )
     assert torch.allclose(one.covs, other.covs, rtol=1e-4, atol=1e-6) and torch.allclose(
@@ -193,11 +181,7 @@ def test_it_does_not_depend_on_the_batches(seen, monkeypatch):
 
 def test_it_finds_a_mixture_from_projections():
     m = observe(TRUE.sample(Rng.keyed("many", items=range(6000))))
-    found = (
-        GaussianMixture(components=2, iterations=60)
-        .solve(GaussianDenoiser(TRUE.moments()), given(m=m))
-        .prior
-    )
+    found = GaussianMixture(components=2, iterations=60).solve(Prior.of(TRUE.moments()), given(m=m))
     order = found.weights.argsort()
     assert torch.allclose(found.weights[order].float(), TRUE.weights, atol=0.03)
     assert torch.allclose(found.means[order], TRUE.means, atol=0.12)
@@ -206,17 +190,13 @@ def test_it_finds_a_mixture_from_projections():
 
 def test_from_signals_it_is_em_on_them():
     x = TRUE.sample(Rng.keyed("clean", items=range(3000)))
-    one = (
-        GaussianMixture(components=1, iterations=1, floor=1e-15)
-        .solve(GaussianDenoiser(Gaussian.standard((D,))), given(x=x))
-        .prior
+    one = GaussianMixture(components=1, iterations=1, floor=1e-15).solve(
+        Prior.of(Gaussian.standard((D,))), given(x=x)
     )
     assert torch.allclose(one.means[0], x.mean(0), atol=1e-5)
     assert torch.allclose(one.covs[0].float(), torch.cov(x.T, correction=0), atol=1e-4)
-    found = (
-        GaussianMixture(components=2, iterations=40)
-        .solve(GaussianDenoiser(Gaussian.standard((D,))), given(x=x))
-        .prior
+    found = GaussianMixture(components=2, iterations=40).solve(
+        Prior.of(Gaussian.standard((D,))), given(x=x)
     )
     order = found.weights.argsort()
     assert torch.allclose(found.means[order], TRUE.means, atol=0.1)
@@ -225,16 +205,16 @@ def test_from_signals_it_is_em_on_them():
 
 def test_it_goes_on_from_its_own_components_alone(seen):
     objective = GaussianMixture(components=2, iterations=3)
-    once = objective.solve(MixtureDenoiser(START), given(m=seen))
-    twice = objective.solve(once, given(m=seen))
-    six = GaussianMixture(components=2, iterations=6).solve(MixtureDenoiser(START), given(m=seen))
-    assert torch.allclose(twice.prior.covs, six.prior.covs, atol=1e-5)
-    more = GaussianMixture(components=5, iterations=1).solve(once, given(m=seen)).prior
+    once = objective.solve(Prior.of(START), given(m=seen))
+    twice = objective.solve(Prior.of(once), given(m=seen))
+    six = GaussianMixture(components=2, iterations=6).solve(Prior.of(START), given(m=seen))
+    assert torch.allclose(twice.covs, six.covs, atol=1e-5)
+    more = GaussianMixture(components=5, iterations=1).solve(Prior.of(once), given(m=seen))
     assert len(more.weights) == 5 and torch.linalg.eigvalsh(more.covs).min() > 0
 
 
 def test_what_it_cannot_fit_is_refused(seen):
-    prior = GaussianDenoiser(Gaussian.standard((D,)))
+    prior = Prior.of(Gaussian.standard((D,)))
     with pytest.raises(RecipeError, match="neither"):
         GaussianMixture().solve(prior, lambda: [(Example(None), Rng.keyed("fit", items=[0]))])
     assert (
@@ -242,8 +222,8 @@ def test_what_it_cannot_fit_is_refused(seen):
         and GaussianMixture().refuses((1, 16, 16)) is None
     )
     few = GaussianMixture(components=50, iterations=1).solve(prior, given(m=seen[torch.arange(20)]))
-    assert len(few.prior.weights) == 20 and GaussianMixture(components=50, iterations=1).solve(
-        few, given(m=seen[torch.arange(20)])
+    assert len(few.weights) == 20 and GaussianMixture(components=50, iterations=1).solve(
+        Prior.of(few), given(m=seen[torch.arange(20)])
     )
 
 
@@ -262,9 +242,9 @@ def test_the_plan_refuses_large_signals(tmp_path):
 def test_it_learns_the_manifold_where_a_gaussian_does_not():
     train, test = (smooth_manifold(split) for split in ("train", "test"))
     m = observe(train[torch.arange(3000)].x, sigma=0.01)
-    prior = GaussianDenoiser(Gaussian.standard((5,), 1.0))
+    prior = Prior.of(Gaussian.standard((5,), 1.0))
     for _ in range(3):
-        prior = GaussianDenoiser(
+        prior = Prior.of(
             Gaussian.fit(prior.moments.posterior(m, Rng.keyed("e", items=range(3000))), 5)
         )
     found = GaussianMixture(components=16, iterations=60).solve(prior, given(m=m))
@@ -278,7 +258,7 @@ def test_it_learns_the_manifold_where_a_gaussian_does_not():
         )
 
     rng = Rng.keyed("sample", items=range(1000))
-    assert off(found.prior.sample(rng)) < 0.1 * off(prior.moments.sample(rng))
+    assert off(found.sample(rng)) < 0.1 * off(prior.moments.sample(rng))
 
 
 MIXTURE = "fit: {objective: gaussian-mixture, components: 4, iterations: 2}"
@@ -301,28 +281,24 @@ def test_a_run_keeps_it_and_goes_on_from_it(tmp_path):
     path.write_text(RECIPE)
     made = make(load(path, []), Catalog.load())
     stopped = iter(range(10**6))
-    for record in run(made, tmp_path / "run"):
+    for record in carry_out(made, tmp_path / "run"):
         if record.event == "fit" and next(stopped) == 1:
             break
-    for _ in run(made, tmp_path / "run"):
-        pass
-    for _ in run(made, tmp_path / "whole"):
-        pass
     one, other = (Run(made, tmp_path / name) for name in ("run", "whole"))
-    read = [r.denoiser(r.out / "0-002-denoiser" / "denoiser.safetensors") for r in (one, other)]
-    assert all(isinstance(d, MixtureDenoiser) for d in read)
+    for done in (one, other):
+        for _ in done.carry_out():
+            pass
+    read = [done.prior_at("mixture", 2) for done in (one, other)]
+    assert all(isinstance(prior.exact, Mixture) for prior in read)
     assert (
-        torch.equal(read[0].prior.covs, read[1].prior.covs)
-        and read[0].prior.covs.dtype == torch.float64
+        torch.equal(read[0].exact.covs, read[1].exact.covs)
+        and read[0].exact.covs.dtype == torch.float64
     )
-    assert torch.equal(one._draws(1, 0, made.stages[1]), other._draws(1, 0, made.stages[1]))
+    assert torch.equal(one.draws("network", 0), other.draws("network", 0))
     first, then = (
         "phases=[{name: n, batch: 100, " + fit + "}]"
         for fit in (MIXTURE, "sampler: exact, fit: {objective: dsm, steps: 1}")
     )
-    for _ in run(make(load(path, [first]), Catalog.load()), tmp_path / "first"):
-        pass
-    for _ in run(
-        make(load(path, [f"prior={tmp_path / 'first'}", then]), Catalog.load()), tmp_path / "then"
-    ):
-        pass
+    for name, words in (("first", [first]), ("then", [f"prior={tmp_path / 'first'}", then])):
+        for _ in carry_out(make(load(path, words), Catalog.load()), tmp_path / name):
+            pass

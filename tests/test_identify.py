@@ -26,8 +26,8 @@ from invem import config as recipe
 from invem.analysis import ObservationModel, describe, identify, lines, warning
 from invem.config import Catalog
 from invem.operator import chain
+from invem.planning.make import make
 from invem.planning.observation_model import observation_model
-from invem.planning.plan import make
 
 ROOT = Path(__file__).parent.parent
 CATALOG = Catalog.load()
@@ -407,6 +407,6 @@ def test_a_plan_is_analysed_with_the_operators_of_its_run():
     found = observation_model(made)
     assert found.block == 1024 and found.observations == made.train and found.clean == 7
     assert found.shape == made.shape and not found.prior and found.stored is None
-    expected = made.law(4, Rng.generator(3, "measure", "train", 1))[0]
+    expected = made.model.draw(4, Rng.generator(3, "measure", "train", 1))[0]
     assert torch.equal(found.draw(4, 1)[0].mask, expected.mask)
     assert torch.equal(found.signals(5), made.data("train")[torch.arange(5)].x)

@@ -4,29 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from invem_plugins.flows.interpolant import InterpolantConditioning
+from invem_plugins.flows.sampler import InterpolantFlow
+from invem_plugins.flows.scsi import SCSI
+from invem_plugins.flows.sfbd_omni import SFBDOmni
 from invem_plugins.networks.mlp import MLP
 from invem_plugins.noises.laplace import laplace
-from invem_plugins.objectives.scsi import SCSI
-from invem_plugins.objectives.sfbd_omni import SFBDOmni
 from invem_plugins.operators.downsample import downsample
 from invem_plugins.operators.identity import identity
 from invem_plugins.operators.jpeg import jpeg
 from invem_plugins.operators.phase_retrieval import phase_retrieval
 from invem_plugins.operators.random_mask import random_mask
-from invem_plugins.samplers.interpolant import InterpolantFlow
 from test_conditional import NOISE, PRIOR, D, N, observe, posterior, rng, white
 
-from invem import (
-    Example,
-    Gaussian,
-    GaussianDenoiser,
-    Interpolant,
-    Preconditioned,
-    RecipeError,
-    Rng,
-    Unsupported,
-)
+from invem import Denoiser, Example, Gaussian, Preconditioned, Prior, RecipeError, Rng, Unsupported
 from invem.denoiser import level
+from invem.prior import ExactDenoiser
 
 FORMS = [SCSI(), SFBDOmni()]
 
@@ -43,7 +36,7 @@ def measured(name, n, prior=PRIOR):
     return observe(law(name, n), prior.sample(rng(n, "x")))
 
 
-class Exact(GaussianDenoiser):
+class Exact(ExactDenoiser):
     """E[x | I_t] or E[x | I_t, y] of a mask or of the whole, by the normal equations, and E[x |
     x_t] where the condition is zero."""
 
@@ -58,7 +51,7 @@ class Exact(GaussianDenoiser):
         if cond is None:
             return self.scale * base
         t, state = level(sigma, x_t).double(), x_t.double()
-        mean, C = self.moments.mean.double(), self.moments.cov.dense().double()
+        mean, C = self.exact.mean.double(), self.exact.cov.dense().double()
         y, shown = cond.double().unbind(1)
         # One matrix for each mask, where all have one t. Rows of what is known: I_t, and y where it
         # is told.
@@ -90,7 +83,7 @@ class Exact(GaussianDenoiser):
         return self.scale * torch.where(flows, x_hat.to(x_t), base)
 
 
-class Nudged(torch.nn.Module):
+class Nudged(Denoiser):
     """D + theta phi, one theta for each sample, phi = (1, x_t, cond)."""
 
     def __init__(self, inner):
@@ -117,14 +110,12 @@ def slopes(objective, prior, batch, scale=1.0):
     return grad.mean(0) / (grad.std(0) / N**0.5).clamp(min=1e-12), nudged.seen
 
 
-def draw(denoiser, m, sampler=None, key="draw"):
-    return (sampler or InterpolantFlow())(denoiser, m, rng(len(m), key))
+def draw(prior, m, sampler=None, key="draw"):
+    return (sampler or InterpolantFlow())(prior, m, rng(len(m), key))
 
 
 def exact(objective, prior=PRIOR):
-    return Interpolant(
-        Exact(prior, objective.jitter, objective.informed), objective.jitter, objective.informed
-    )
+    return objective.prior(Exact(prior, objective.jitter, objective.informed), prior)
 
 
 @pytest.mark.parametrize("name", ["mask", "identity"])
@@ -168,14 +159,12 @@ def test_what_the_network_is_told():
     n = 50
     m = measured("mask", n)
     for objective in FORMS:
-        told = exact(objective).told(m)
+        told = exact(objective).conditioning(m)
         assert torch.equal(told[:, 1], m.A.mask)
         assert torch.equal(told[:, 0], m.A.mask * m.y if objective.informed else torch.ones(n, D))
     x = torch.rand(n, 1, 8, 8, generator=Rng.generator("x"))
     small = observe(downsample(n, (1, 8, 8), Rng.generator(0), factor=2), x, 0.1)
-    first = Interpolant(GaussianDenoiser(Gaussian.standard((1, 8, 8))), 0.0, True).first(
-        small, rng(n)
-    )
+    first = InterpolantConditioning(0.0, True).first(small, rng(n))
     assert torch.equal(first, small.A.adjoint(small.y))
 
 
@@ -206,15 +195,15 @@ def test_the_flow_of_omni_draws_the_posterior_whatever_the_jitter(name, jitter):
 @pytest.mark.parametrize("name", ["mask", "identity"])
 def test_the_flow_of_scsi_has_the_law_of_the_signals_and_not_that_of_the_posterior(name):
     n = 20_000
-    denoiser = exact(SCSI(jitter=0.1))
-    pooled = draw(denoiser, measured(name, n), InterpolantFlow(steps=64))
+    prior = exact(SCSI(jitter=0.1))
+    pooled = draw(prior, measured(name, n), InterpolantFlow(steps=64))
     found = white(pooled, PRIOR.mean.double(), PRIOR.cov.dense().double())
     if name == "identity":  # told nothing that differs: one flow, from the law of y to that of x
         assert float(found.mean(0).abs().max()) < 0.03
         assert float((torch.linalg.eigvalsh(torch.cov(found.T)) - 1).abs().max()) < 0.06
     one = measured(name, 1)
     alone = white(
-        draw(denoiser, one[torch.zeros(n, dtype=torch.long)], InterpolantFlow(steps=64)),
+        draw(prior, one[torch.zeros(n, dtype=torch.long)], InterpolantFlow(steps=64)),
         *posterior(one),
     )
     assert float(torch.linalg.eigvalsh(torch.cov(alone.T))[0]) < 0.8
@@ -268,7 +257,7 @@ def test_a_loss_is_of_its_sample_and_asks_no_more_of_a_simulator_than_to_be_call
     x = torch.rand(n, *shape, generator=Rng.generator("x"))
     A = jpeg(n, shape, Rng.generator(0), quality=30) if black else law("mask", n)
     m = observe(A, x, law=laplace)
-    denoiser = objective.wrap(network(shape), m)
+    denoiser = objective.build(lambda: network(shape), None, m)
     loss = objective.loss(denoiser, Example(x, m), rng(n))
     alone = torch.cat(
         [objective.loss(denoiser, Example(x[i : i + 1], m[i]), rng(n)[i]) for i in range(n)]
@@ -278,7 +267,7 @@ def test_a_loss_is_of_its_sample_and_asks_no_more_of_a_simulator_than_to_be_call
     assert torch.allclose(moved[0], loss[0], rtol=1e-4)
     loss.mean().backward()
     assert all(bool(weight.grad.any()) for weight in denoiser.parameters())
-    found = draw(denoiser, m, InterpolantFlow(steps=3))
+    found = draw(objective.prior(denoiser, None), m, InterpolantFlow(steps=3))
     assert found.shape == x.shape and bool(found.isfinite().all())
 
 
@@ -288,17 +277,18 @@ def test_granted_images_are_measured_too_and_without_measurements_the_prior_alon
     x = PRIOR.sample(rng(n, "clean"))
     for objective in FORMS:
         nudged = Nudged(Exact(PRIOR, objective.jitter, objective.informed))
-        wrapped = objective.wrap(nudged.inner, m)
-        assert wrapped.others is m and objective.wrap(nudged.inner, None).others is None
-        nudged.others = m
-        objective.loss(nudged, Example(x), rng(n))
+        model, alone = (
+            objective.build(lambda made=nudged: made, None, given) for given in (m, None)
+        )
+        assert model.observations is m and alone.observations is None
+        objective.loss(model, Example(x), rng(n))
         assert float(nudged.seen[2].flatten(1).any(1).float().mean()) == pytest.approx(
             0.8, abs=0.07
         )
         alone = objective.loss(Exact(PRIOR, 0.2, True), Example(x), rng(n))
         assert bool(alone.isfinite().all())
         with pytest.raises(RecipeError, match="signals"):
-            objective.loss(nudged, Example(None, m), rng(n))
+            objective.loss(model, Example(None, m), rng(n))
 
 
 def test_it_is_a_prior_as_well():
@@ -307,10 +297,10 @@ def test_it_is_a_prior_as_well():
         assert torch.allclose(
             exact(objective)(x_t, 0.4), PRIOR.denoise(x_t, torch.tensor(0.4)), atol=1e-5
         )
-        wrapped = objective.wrap(network(), None)
+        wrapped = objective.build(network, None, None)
         assert wrapped.sigma_data == 0.5 and wrapped.condition == 2
         assert {
-            name.removeprefix("inner.") for name in wrapped.state_dict()
+            name.removeprefix("network.") for name in wrapped.state_dict()
         } == network().state_dict().keys()
 
 
@@ -320,8 +310,8 @@ def test_what_an_interpolant_is_not_for():
     for objective in FORMS:
         with pytest.raises(Unsupported, match="observations of the shape of the signals"):
             objective.loss(network((1, 8, 8)), Example(x, m), rng(2))
-    with pytest.raises(Unsupported, match="scsi or sfbd-omni"):
-        InterpolantFlow()(GaussianDenoiser(PRIOR), measured("mask", 2), rng(2))
+    with pytest.raises(Unsupported, match="an objective of stochastic interpolants"):
+        InterpolantFlow()(Prior.of(PRIOR), measured("mask", 2), rng(2))
     assert InterpolantFlow(steps=8).cost == (15, 0) and InterpolantFlow(
         steps=8, stepping="euler"
     ).cost == (8, 0)

@@ -28,17 +28,17 @@ import invem
 from invem import (
     DataError,
     Example,
-    GaussianDenoiser,
     Measurement,
     Mixture,
-    MixtureDenoiser,
     Outcome,
+    Prior,
     RecipeError,
     Rng,
     Unsupported,
 )
 from invem.bench import LEVELS, coverage_curve
 from invem.compare import canonical, inside, principal, ranks
+from invem.prior import ExactDenoiser
 
 torch.set_num_threads(1)
 RANGE = (-1.0, 1.0)
@@ -582,7 +582,7 @@ def test_likelihood_of_the_moments(law, rank, varied):
     m = noisy(signals(gaussian, 40, "x"), law)
     if varied:
         m = replace(m, noise=Gaussian(torch.linspace(0.1, 0.5, m.y.numel()).reshape(m.y.shape)))
-    found = value(ObservationLikelihood(), measurement=m, denoiser=GaussianDenoiser(gaussian))
+    found = value(ObservationLikelihood(), measurement=m, prior=Prior.of(gaussian))
     assert torch.allclose(found.double(), reference(gaussian, m), atol=1e-5)
 
 
@@ -590,18 +590,18 @@ def test_likelihood_of_the_moments_of_blurred_images():
     gaussian = prior(49, rank=5)
     gaussian = invem.Gaussian(gaussian.mean.reshape(1, 7, 7), gaussian.cov)
     m = noisy(signals(gaussian, 20, "x"), lambda *a: gaussian_blur(*a, std=1.0, size=3))
-    found = value(ObservationLikelihood(), measurement=m, denoiser=GaussianDenoiser(gaussian))
+    found = value(ObservationLikelihood(), measurement=m, prior=Prior.of(gaussian))
     assert torch.allclose(found.double(), reference(gaussian, m), atol=1e-5)
 
 
 def test_likelihood_of_nothing_is_zero_and_of_hidden_entries_is_not_counted():
     m = noisy(normal(6, 8), masked)
     m = replace(m, A=replace(m.A, mask=torch.cat([m.A.mask[:3], torch.zeros(3, 8)])))
-    found = value(ObservationLikelihood(), measurement=m, denoiser=GaussianDenoiser(prior()))
+    found = value(ObservationLikelihood(), measurement=m, prior=Prior.of(prior()))
     assert (found[:3] != 0).all() and (found[3:] == 0).all()
     changed = replace(m, y=torch.where(m.A.seen != 0, m.y, 9.0))
     assert torch.equal(
-        value(ObservationLikelihood(), measurement=changed, denoiser=GaussianDenoiser(prior())),
+        value(ObservationLikelihood(), measurement=changed, prior=Prior.of(prior())),
         found,
     )
 
@@ -611,7 +611,7 @@ def test_likelihood_is_highest_for_the_prior_that_is_right(of):
     m = noisy(signals(prior(), 300, "x"), identity)
     metric = ObservationLikelihood(of=of)
     right, *wrong = (
-        value(metric, measurement=m, denoiser=GaussianDenoiser(law)).mean().item()
+        value(metric, measurement=m, prior=Prior.of(law)).mean().item()
         for law in (prior(), prior(mean=0.3), prior(scale=2.0), prior(scale=0.5))
     )
     assert all(other < right - 0.005 for other in wrong)
@@ -623,19 +623,16 @@ def test_likelihood_of_a_gaussian_denoiser_by_the_flow(steps, least):
     m = noisy(signals(gaussian, 100, "x"), identity)
     m = replace(m, noise=Gaussian(torch.linspace(0.1, 0.5, 100)[:, None]))
     metric = ObservationLikelihood(of="network", steps=steps, probes=6)
-    found = value(metric, measurement=m, denoiser=GaussianDenoiser(gaussian))
+    found = value(metric, measurement=m, prior=Prior.of(gaussian))
     assert (found.double() - reference(gaussian, m)).abs().max().item() < least
 
 
-class Forgetful(MixtureDenoiser):
+def forgetful(law):
     """A mixture that does not know its moments."""
-
-    def __init__(self, law):
-        super().__init__(law)
-        self.moments = None
+    return Prior(ExactDenoiser(law))
 
 
-@pytest.mark.parametrize("kind", [MixtureDenoiser, Forgetful])
+@pytest.mark.parametrize("kind", [Prior.of, forgetful])
 def test_likelihood_of_a_mixture_by_the_flow(kind):
     d, sigma = 4, 0.2
     covs = torch.stack([torch.diag(torch.tensor([0.01, 0.1, 0.3, 1.0])) * s for s in (1.0, 0.3)])
@@ -644,7 +641,7 @@ def test_likelihood_of_a_mixture_by_the_flow(kind):
     )
     m = noisy(signals(law, 200, "x"), identity, sigma)
     found = value(
-        ObservationLikelihood(of="network", steps=32, probes=d), measurement=m, denoiser=kind(law)
+        ObservationLikelihood(of="network", steps=32, probes=d), measurement=m, prior=kind(law)
     ).double()
     normals = [
         torch.distributions.MultivariateNormal(
@@ -662,46 +659,43 @@ def test_likelihood_of_a_mixture_by_the_flow(kind):
     # Without moments the law at the highest level, 20, is N(0, 400 I): what is left out of the
     # mean, 0.55, costs the mean of 4 entries of 0.55 z/20.
     assert (found - expected).abs().max().item() < (
-        2e-3 if kind is MixtureDenoiser else 4 * 0.55 / 20 / d**0.5
+        2e-3 if kind == Prior.of else 4 * 0.55 / 20 / d**0.5
     )
-    assert (found - expected).mean().abs().item() < (2e-4 if kind is MixtureDenoiser else 4e-3)
+    assert (found - expected).mean().abs().item() < (2e-4 if kind == Prior.of else 4e-3)
 
 
 def test_likelihood_by_random_vectors_is_unbiased_and_of_the_observation():
     gaussian = prior(6)
     m = noisy(signals(gaussian, 400, "x"), identity)
-    denoiser, one = GaussianDenoiser(gaussian), ObservationLikelihood(of="network", steps=8)
-    found = value(one, measurement=m, denoiser=denoiser)
-    gap = found - value(replace(one, probes=6), measurement=m, denoiser=denoiser)
+    known, one = Prior.of(gaussian), ObservationLikelihood(of="network", steps=8)
+    found = value(one, measurement=m, prior=known)
+    gap = found - value(replace(one, probes=6), measurement=m, prior=known)
     assert gap.std() > 0 and gap.mean().abs() < 4 * gap.std() / 400**0.5
     order = torch.randperm(400, generator=rng())
-    moved = value(one, measurement=m[order][:50], denoiser=denoiser)
+    moved = value(one, measurement=m[order][:50], prior=known)
     assert torch.allclose(moved, found[order][:50], atol=1e-5)
     flat = invem.Gaussian(torch.zeros(6), invem.DPLR(torch.linspace(0.1, 2, 6), torch.zeros(6, 0)))
-    few, all_ = (
-        value(replace(one, probes=k), measurement=m, denoiser=GaussianDenoiser(flat))
-        for k in (1, 6)
-    )
+    few, all_ = (value(replace(one, probes=k), measurement=m, prior=Prior.of(flat)) for k in (1, 6))
     assert torch.allclose(few, all_, atol=1e-5), (
         "of a diagonal Jacobian one vector of signs is exact"
     )
 
 
 def test_likelihood_where_there_is_none():
-    x, denoiser = normal(4, 6), GaussianDenoiser(prior(6))
+    x, known = normal(4, 6), Prior.of(prior(6))
     silent = noisy(x, identity, 0.0)
     with pytest.raises(RecipeError, match="noise is 0"):
-        value(ObservationLikelihood(), measurement=silent, denoiser=denoiser)
+        value(ObservationLikelihood(), measurement=silent, prior=known)
     with pytest.raises(Unsupported, match="linear"):
-        value(ObservationLikelihood(), measurement=noisy(x, clip), denoiser=denoiser)
+        value(ObservationLikelihood(), measurement=noisy(x, clip), prior=known)
     with pytest.raises(Unsupported, match="identity"):
-        value(ObservationLikelihood(of="network"), measurement=noisy(x, masked), denoiser=denoiser)
+        value(ObservationLikelihood(of="network"), measurement=noisy(x, masked), prior=known)
     mixed = replace(noisy(x, identity), noise=Gaussian(torch.rand(4, 6) + 0.1))
     with pytest.raises(Unsupported, match="one level"):
-        value(ObservationLikelihood(of="network"), measurement=mixed, denoiser=denoiser)
+        value(ObservationLikelihood(of="network"), measurement=mixed, prior=known)
     heavy = replace(noisy(x, identity), noise=laplace(4, (6,), rng()))
     with pytest.raises(Unsupported):
-        value(ObservationLikelihood(), measurement=heavy, denoiser=denoiser)
+        value(ObservationLikelihood(), measurement=heavy, prior=known)
     large = noisy(
         normal(2, 1, 4, 4), lambda n, shape, g: random_projection(n, shape, g, measurements=1100)
     )
@@ -709,7 +703,7 @@ def test_likelihood_where_there_is_none():
         value(
             ObservationLikelihood(),
             measurement=large,
-            denoiser=GaussianDenoiser(invem.Gaussian.standard((1, 4, 4))),
+            prior=Prior.of(invem.Gaussian.standard((1, 4, 4))),
         )
 
 
@@ -952,7 +946,7 @@ def test_missing_parts(metric):
     m = noisy(x, identity) if "identity" in metric.needs else measured(x)
     parts = {name: x for name in ("truth", "samples", "reference", "resimulated", "trained")}
     parts |= {"draws": torch.stack([x, -x], 1), "measurement": m, "observed": m, "simulated": m}
-    parts["denoiser"] = GaussianDenoiser(invem.Gaussian.standard((1, 8, 8)))
+    parts["prior"] = Prior.of(invem.Gaussian.standard((1, 8, 8)))
     state = metric.prepare(Example(x))
     whole = outcome(**parts)
     before = torch.random.get_rng_state()

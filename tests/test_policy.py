@@ -1,20 +1,33 @@
 """EM policies: what of a round is drawn anew, where chains begin, what the weights begin with, and
 what ends a phase."""
 
+import inspect
 import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from invem.running.run import Run, _distance_says, _moved, _weight_says, run
+from invem_plugins.metrics.observation_distance import (
+    ObservationDistance as ObservationDistanceMetric,
+)
 from invem_plugins.objectives.dsm import DSM
+from invem_plugins.stops.never import Never
+from invem_plugins.stops.observation_distance import ObservationDistance
+from invem_plugins.stops.weight import LikelihoodWeight
 
-from invem import GaussianDenoiser, Rng, store
+from invem import ChainSampler, Prior, Rng, store
 from invem.config import Catalog, Component, Fit, load, options_of
-from invem.denoiser import Begun
+from invem.door import Run
 from invem.errors import DataError, NumericalError, PluginError, RecipeError
-from invem.planning.plan import make
+from invem.planning.make import make
+from invem.running.loop import carry_out, rounds_of
+from invem.running.measure import clean_signals
+from invem.running.mstep import augment
+from invem.running.priors import first_prior, newest_weights
+from invem.stopping import FinishedRound
+from invem.storage.directory import Round
+from invem.storage.weights import below
 from invem.testing import example_measurement, example_prior
 
 CATALOG = Catalog.load()
@@ -42,14 +55,14 @@ def plan(tmp_path, *overrides):
 
 
 def carried_out(tmp_path, *overrides, out="run", stop=lambda: 0):
-    made = plan(tmp_path, *overrides)
-    for _ in run(made, tmp_path / out, stop):
+    done = Run(plan(tmp_path, *overrides), tmp_path / out, stop)
+    for _ in done.carry_out():
         pass
-    return Run(made, tmp_path / out)
+    return Run(done.plan, done.path)
 
 
 def steps(done, p=1):
-    return [done._draws(p, r, done.plan.stages[p]) for r in range(done.rounds(p))]
+    return [done.draws(p, r) for r in range(rounds_of(done.context, p))]
 
 
 def refusal(tmp_path, *overrides):
@@ -81,39 +94,30 @@ def test_chains_restarted_at_a_small_noise_stay_near_the_draw_of_the_round_befor
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG.offers["samplers"]))
-def test_every_sampler_with_a_schedule_begins_where_the_prior_says(name):
-    import dataclasses
-
+def test_every_sampler_with_chains_begins_where_it_is_told(name):
     sampler = CATALOG.find("samplers", name).load()()
-    if not hasattr(getattr(sampler, "schedule", None), "sigma_max") or sampler.needs - {
-        "adjoint",
-        "var",
-        "moments",
-        "vjp",
-        "svd",
-        "pinv",
-    }:
-        assert not sampler.begins or "conditional" in sampler.needs
+    m, prior = example_measurement("mask", 4, (8,)), Prior.of(example_prior((8,)))
+    if not isinstance(sampler, ChainSampler):
+        assert "start" not in inspect.signature(sampler.__call__).parameters
         return
-    sampler = dataclasses.replace(
-        sampler, schedule=dataclasses.replace(sampler.schedule, sigma_max=0.02)
-    )
-    m, prior = example_measurement("mask", 4, (8,)), GaussianDenoiser(example_prior((8,)))
-    places = (torch.zeros(8), torch.full((8,), 3.0))
+    if lacking := sampler.needs - m.provides - prior.provides:
+        assert lacking == {"conditional"}
+        return
+    sampler = sampler.from_level(0.02)
     near, far = (
-        sampler(Begun(prior, at.expand(4, 8)), m, Rng.keyed("begin", items=range(4)))
-        for at in places
+        sampler(prior, m, Rng.keyed("begin", items=range(4)), torch.full((4, 8), place))
+        for place in (0.0, 3.0)
     )
-    assert (float((far - near).mean()) > 0.1) == sampler.begins
+    assert float((far - near).mean()) > 0.1
 
 
 def test_kept_optimiser_and_average_go_on(tmp_path):
     kept = carried_out(tmp_path, "phases.em.fit.keep=true", "phases.em.fit.start=warm", out="kept")
     tensors, meta = store.read_meta(tmp_path / "kept" / "1-002-denoiser" / "denoiser.safetensors")
-    assert meta["steps"] == 18 and float(tensors["adam.0.step"]) == 18
+    assert meta["steps"] == 18 and float(tensors["optimizer.0.step"]) == 18
     reset = carried_out(tmp_path, "phases.em.fit.start=warm", out="reset")
     assert not any(
-        name.startswith("adam.")
+        name.startswith("optimizer.")
         for name in store.read(tmp_path / "reset" / "1-002-denoiser" / "denoiser.safetensors")
     )
     assert torch.equal(steps(kept)[1], steps(reset)[1]) and not torch.equal(
@@ -131,7 +135,7 @@ def test_a_share_of_each_batch_is_granted_clean_images(tmp_path, monkeypatch):
     monkeypatch.setattr(DSM, "loss", spy)
     done = carried_out(tmp_path, "phases.em.fit.clean=0.25", "phases.em.rounds=1")
     assert [rows[:2] for rows in seen] == [(6, False), (2, True)] * 6
-    granted = done._clean().flatten(1)
+    granted = clean_signals(done.context).flatten(1)
     for _, clean, x in seen:
         assert bool((torch.cdist(x.flatten(1), granted).min(1).values < 1e-4).all()) == clean
 
@@ -139,18 +143,18 @@ def test_a_share_of_each_batch_is_granted_clean_images(tmp_path, monkeypatch):
 def test_images_are_mirrored_and_shifted_each_by_its_own_stream():
     x = torch.arange(2 * 5 * 5, dtype=torch.float32).reshape(1, 2, 5, 5).expand(64, -1, -1, -1)
     fit = Fit(objective="dsm", flip="horizontal")
-    out = _moved(x, fit, Rng.keyed("a", items=range(64)))
+    out = augment(x, fit, Rng.keyed("a", items=range(64)))
     flipped = (out == x.flip(-1)).flatten(1).all(1)
     assert bool(((out == x).flatten(1).all(1) | flipped).all()) and 15 < int(flipped.sum()) < 49
-    out = _moved(x, Fit(objective="dsm", shift=2), Rng.keyed("a", items=range(64)))
+    out = augment(x, Fit(objective="dsm", shift=2), Rng.keyed("a", items=range(64)))
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
     places = [(i, j) for i in range(5) for j in range(5)]
     hits = torch.stack(
         [(out == padded[..., i : i + 5, j : j + 5]).flatten(1).all(1) for i, j in places]
     )
     assert bool((hits.sum(0) >= 1).all()) and int(hits.any(1).sum()) > 20
-    alone = _moved(x[:1], Fit(objective="dsm", shift=2, flip="both"), Rng.keyed("a", items=[7]))
-    among = _moved(x, Fit(objective="dsm", shift=2, flip="both"), Rng.keyed("a", items=range(64)))[
+    alone = augment(x[:1], Fit(objective="dsm", shift=2, flip="both"), Rng.keyed("a", items=[7]))
+    among = augment(x, Fit(objective="dsm", shift=2, flip="both"), Rng.keyed("a", items=range(64)))[
         7:8
     ]
     assert torch.equal(alone, among)
@@ -158,10 +162,7 @@ def test_images_are_mirrored_and_shifted_each_by_its_own_stream():
 
 def test_annealed_options_change_by_round_and_the_last_stay(tmp_path):
     done = carried_out(tmp_path, "phases.em.anneal={stepping: [ancestral, heun], steps: [3, 4, 5]}")
-    said = [
-        store.read_json(tmp_path / "run" / f"1-{r:03d}-samples" / "sampler.json")["sampler"]
-        for r in range(3)
-    ]
+    said = [done.directory.draws(Round(1, r)).read_json("sampler")["sampler"] for r in range(3)]
     assert ["ancestral" in said[0], "heun" in said[1], "heun" in said[2]] == [True] * 3
     assert [f"steps={k}" in said[k - 3] for k in (3, 4, 5)] == [True] * 3
     assert done.plan.resolved["phases"][1]["anneal"] == {
@@ -176,9 +177,9 @@ def test_overlapping_rounds_use_the_prior_of_the_round_before(tmp_path):
     plain = carried_out(tmp_path, out="b")
     assert torch.equal(steps(overlapped)[0], steps(plain)[0])
     stage = overlapped.plan.stages[1]
-    m = overlapped.measurement("train")
-    warm = overlapped.denoiser(tmp_path / "a" / "0-001-denoiser" / "denoiser.safetensors")
-    rng = overlapped._rng("e-step", 1, 1, items=range(8))
+    m = overlapped.observations()
+    warm = overlapped.prior_at("warm", 1)
+    rng = overlapped.context.rng("e-step", 1, 1, items=range(8))
     with torch.no_grad():
         expected = stage.sampler(warm, m[torch.arange(8)], rng)
     assert torch.equal(steps(overlapped)[1][:8], expected) and not torch.equal(
@@ -193,9 +194,9 @@ def test_a_failure_beside_the_fit_is_the_run_s(tmp_path, monkeypatch):
 
     whole, calls = MMPS.__call__, []
 
-    def broken(self, denoiser, m, rng):
+    def broken(self, prior, m, rng):
         calls.append(1)
-        x = whole(self, denoiser, m, rng)
+        x = whole(self, prior, m, rng)
         return x if len(calls) <= 4 else x * float("nan")
 
     monkeypatch.setattr(MMPS, "__call__", broken)
@@ -212,8 +213,7 @@ ALONE = (
 def test_a_run_begins_with_the_prior_of_another(tmp_path):
     first = carried_out(tmp_path, out="first")
     second = carried_out(tmp_path, f"prior={tmp_path / 'first'}", ALONE, out="second")
-    last = first.last_denoiser()
-    begun = second.denoiser(tmp_path / "second" / "prior.safetensors")
+    last, begun = first.prior, first_prior(second.context)
     x = torch.zeros(2, 1, 6, 6)
     assert torch.equal(last(x, 0.5), begun(x, 0.5))
     assert "no denoiser is finished" in refusal(tmp_path, f"prior={tmp_path / 'nowhere'}", ALONE)
@@ -242,30 +242,40 @@ def test_a_copy_of_the_prior_is_enough_to_go_on(tmp_path):
     (tmp_path / "second" / "0-000-denoiser" / "denoiser.safetensors").unlink()
     facts = second.plan.facts
     again = make(load(tmp_path / "second" / "recipe.yaml"), CATALOG, facts)
-    for _ in run(again, tmp_path / "second"):
+    for _ in carry_out(again, tmp_path / "second"):
         pass
-    assert Run(again, tmp_path / "second").last_denoiser() is not None
+    assert Run(again, tmp_path / "second").rounds == [Round(0, 0)]
+
+
+def weight_says(weights, guidance="likelihood"):
+    options = [{"weight": weight, "guidance": guidance} for weight in weights]
+    return LikelihoodWeight()([FinishedRound(one, None) for one in options])
+
+
+def distance_says(values, target=1.0):
+    rows = [{"observation-distance": {"value": value, "target": target}} for value in values]
+    return ObservationDistance()([FinishedRound({}, row) for row in rows])
 
 
 def test_what_ends_a_phase():
-    assert _weight_says([10, 3]) is None and "below 1" in _weight_says([10, 0.3])
-    assert _weight_says([10, 3, 3]) is None
-    assert _weight_says([10, 0.3], absolute=False) is None
-    assert "3 rounds" in _weight_says([10, 3, 3, 10, 3]) and _weight_says([10, 10, 3, 10]) is None
-    assert _distance_says([3.0, 2.0, 1.5]) is None and "near" in _distance_says([3.0, 1.04])
-    assert (
-        "2 rounds" in _distance_says([3.0, 2.0, 1.99, 2.1]) and _distance_says([3.0, 3.0]) is None
-    )
+    assert weight_says([10, 3]) is None and "below 1" in weight_says([10, 0.3])
+    assert weight_says([10, 3, 3]) is None
+    assert weight_says([10, 0.3], guidance="norm") is None
+    assert "3 rounds" in weight_says([10, 3, 3, 10, 3]) and weight_says([10, 10, 3, 10]) is None
+    assert distance_says([3.0, 2.0, 1.5]) is None and "near" in distance_says([3.0, 1.04])
+    assert "2 rounds" in distance_says([3.0, 2.0, 1.99, 2.1])
+    assert distance_says([3.0, 3.0]) is None
+    assert Never()([FinishedRound({}, None)] * 9) is None
 
 
 def test_the_weight_that_dps_tunes_ends_its_phase(tmp_path):
     dps = "phases.em.sampler={name: dps, steps: 3, weight: auto, guidance: likelihood}"
     done = carried_out(tmp_path, dps, "phases.em.stop=weight", "phases.em.rounds=6")
-    weights = [
-        store.read_json(p)["weight"]
-        for p in sorted((tmp_path / "run").glob("1-*-samples/sampler.json"))
-    ]
-    assert len(weights) == done.rounds(1) and (done.rounds(1) == 6 or _weight_says(weights))
+    rounds = rounds_of(done.context, 1)
+    said = [done.directory.draws(Round(1, r)) for r in range(6)]
+    weights = [folder.read_json("sampler")["options"]["weight"] for folder in said[:rounds]]
+    assert not any(folder.has_json("sampler") for folder in said[rounds:])
+    assert len(weights) == rounds and (rounds == 6 or weight_says(weights))
     assert "weight: auto" in refusal(tmp_path, "phases.em.stop=weight")
 
 
@@ -288,9 +298,11 @@ def test_observations_alone_end_a_phase(tmp_path):
         if row["name"] == "em"
     ]
     values = [row["metrics"]["observation-distance"]["value"] for row in found]
-    assert len(values) == done.rounds(1) and (len(values) == 5 or _distance_says(values))
+    target = ObservationDistanceMetric().target
+    assert len(values) == rounds_of(done.context, 1)
+    assert len(values) == 5 or distance_says(values, target)
     if len(values) < 5:
-        assert store.read_json(tmp_path / "run" / "1-stop.json")["rounds"] == len(values)
+        assert done.directory.stop(1)["rounds"] == len(values)
     assert "observation-distance" in refusal(tmp_path, "phases.em.stop=auto")
     assert "every 1" in refusal(tmp_path, metric, "phases.em.stop=auto", "evaluate.every=2")
 
@@ -326,7 +338,7 @@ def test_a_killed_run_goes_on_with_its_pool(tmp_path):
     with pytest.raises(Stopped):
         carried_out(tmp_path, "phases.em.refresh=0.5", out="killed", stop=stop)
     again = make(load(tmp_path / "killed" / "recipe.yaml"), CATALOG, whole.plan.facts)
-    for _ in run(again, tmp_path / "killed"):
+    for _ in carry_out(again, tmp_path / "killed"):
         pass
     assert torch.equal(steps(Run(again, tmp_path / "killed"))[-1], steps(whole)[-1])
 
@@ -335,7 +347,7 @@ def test_a_missing_draw_is_named(tmp_path):
     done = carried_out(tmp_path)
     (tmp_path / "run" / "1-000-samples" / "00001.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match=r"00001\.safetensors"):
-        done._draws(1, 0, done.plan.stages[1])
+        done.draws(1, 0)
 
 
 # A network for each phase
@@ -367,48 +379,31 @@ def two(tmp_path, *overrides):
     return make(load(path, list(overrides)), CATALOG)
 
 
-def weights(out, name, part="network."):
-    return {
-        key: value
-        for key, value in store.read(out / name / "denoiser.safetensors").items()
-        if key.startswith(part)
-    }
-
-
 def test_a_phase_trains_a_network_of_its_own_and_goes_on_from_the_newest_weights_of_the_same(
     tmp_path,
 ):
     made = two(tmp_path)
-    for _ in run(made, tmp_path / "run"):
-        pass
     done = Run(made, tmp_path / "run")
+    for _ in done.carry_out():
+        pass
     assert [stage.own == "" for stage in made.stages] == [True, True, False, True]
-    assert [
-        done.denoiser(done.out / name / "denoiser.safetensors").condition
-        for name in ("1-000-denoiser", "2-001-denoiser")
-    ] == [0, 2]
-    for (p, r), before in {
-        (1, 0): None,
-        (2, 0): None,
-        (2, 1): "2-000-denoiser",
-        (3, 0): "1-000-denoiser",
+    assert [done.prior_at(p, r).denoiser.condition for p, r in ((1, 0), (2, 1))] == [0, 2]
+    for at, before in {
+        Round(1, 0): None,
+        Round(2, 0): None,
+        Round(2, 1): Round(2, 0),
+        Round(3, 0): Round(1, 0),
     }.items():
-        found = done._previous_network(p, r)
+        found = newest_weights(done.context, at)
         assert (found is None) == (before is None)
         if before is not None:
-            assert {
-                k: v for k, v in found[0].items() if k.startswith("network.")
-            }.keys() == weights(done.out, before).keys()
-            assert all(
-                torch.equal(found[0][key], value)
-                for key, value in weights(done.out, before).items()
-            )
-    assert done.last_denoiser().condition == 0
+            kept = below(done.directory.fit(before).read("denoiser"), "raw.")
+            assert found.raw.keys() == kept.keys()
+            assert all(torch.equal(found.raw[key], value) for key, value in kept.items())
+    assert done.prior.denoiser.condition == 0
     again = two(tmp_path)  # as `resume` and `restore` read it
     x_t = torch.zeros(2, *again.shape)
-    assert torch.equal(
-        Run(again, done.out).last_denoiser()(x_t, 0.5), done.last_denoiser()(x_t, 0.5)
-    )
+    assert torch.equal(Run(again, done.path).prior(x_t, 0.5), done.prior(x_t, 0.5))
 
 
 def test_a_network_that_is_the_recipes_is_no_network_of_its_own(tmp_path):
@@ -509,7 +504,7 @@ def test_only_the_phases_that_are_named_are_evaluated(tmp_path):
     found = {path.parent.name for path in (tmp_path / "run").glob("*-evaluation/metrics.json")}
     assert found and all(name.startswith("1-") for name in found)
     assert "there is no phase 'emm' (known: " in refusal(tmp_path, "evaluate.phases=[emm]")
-    metric = "evaluate.metrics=[{name: observation-distance, directions: 8}]"
+    metric = "evaluate.metrics=[{name: observation-distance}]"
     assert "among evaluate.phases" in refusal(
         tmp_path, metric, "phases.em.stop=auto", "evaluate.phases=[]"
     )

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from invem.running.run import Run, run
 from invem_plugins.networks.convnet import ConvNet
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.objectives.factor_mixture import FactorMixtureMoments
@@ -23,19 +22,21 @@ from invem import (
     Example,
     FactorMixture,
     Gaussian,
-    GaussianDenoiser,
     Karras,
     Measurement,
     Mixture,
-    MixtureDenoiser,
     Preconditioned,
+    Prior,
     RecipeError,
     Rng,
+    Run,
     config,
-    prior_of,
 )
-from invem.denoiser import Begun, level
-from invem.planning import plan
+from invem.denoiser import level
+from invem.planning.make import make
+from invem.prior import closed_form
+from invem.running.priors import newest_weights
+from invem.storage.directory import Round
 
 D, NOISE, N = 4, 0.5, 60_000
 TRUE = Gaussian.full(
@@ -70,9 +71,9 @@ class Exact(Denoiser):
 
     condition = 2
 
-    def __init__(self, sigma_data=0.5):
+    def __init__(self):
         super().__init__()
-        self.sigma_data, self.spread, self.phi = sigma_data, 1.0, None
+        self.spread, self.phi = 1.0, None
 
     def forward(self, x_t, sigma, cond=None):
         self.cond = cond
@@ -93,18 +94,18 @@ class Exact(Denoiser):
 def refined(before, n=N, A=None):
     x = TRUE.sample(rng(n, "x"))
     m = observe(identity(n, (D,), Rng.generator("A")) if A is None else A, x)
-    inner = Exact()
-    wrapped = Refine().wrap(inner, m, before)
-    inner.spread = float(wrapped.spread)
-    return wrapped, x, m
+    network = Exact()
+    model = Refine().build(lambda: network, before, m)
+    network.spread = float(model.spread)
+    return model, x, m
 
 
 @pytest.mark.parametrize(
-    "before", [GaussianDenoiser(WRONG), MixtureDenoiser(mixture())], ids=["Gaussian", "mixture"]
+    "before", [Prior.of(WRONG), Prior.of(mixture())], ids=["Gaussian", "mixture"]
 )
 def test_the_minimiser_is_the_mean_given_the_measurement_whatever_the_prior_that_is_refined(before):
     denoiser, x, _ = refined(before)
-    inner = denoiser.inner
+    inner = denoiser.network
     inner.phi = True
     objective = Refine(p_mean=math.log(0.6), p_std=0.3)
 
@@ -125,11 +126,11 @@ def loss_is_finite(objective, denoiser, x):
 
 
 def test_draws_are_those_of_the_true_posterior_and_not_of_the_prior_that_was_refined():
-    denoiser, _, m = refined(GaussianDenoiser(WRONG))
+    denoiser, _, m = refined(Prior.of(WRONG))
     n = 6000
     one = m[torch.zeros(n, dtype=torch.long)]
     x = Conditional(steps=64, schedule=Karras(sigma_max=10.0, sigma_min=0.01))(
-        denoiser, one, rng(n, "draw")
+        Refine().prior(denoiser, None), one, rng(n, "draw")
     ).double()
     precision = torch.linalg.inv(TRUE.cov.dense().double())
     cov = torch.linalg.inv(precision + torch.eye(D) / NOISE**2)
@@ -145,47 +146,47 @@ def test_without_a_condition_it_is_the_prior_and_both_survive_being_stored(law):
     factors = mixture()
     covs = (factors.factors @ factors.factors.mT + torch.diag(factors.diag)).double()
     before = {
-        "Gaussian": GaussianDenoiser(WRONG),
-        "mixture": MixtureDenoiser(Mixture(factors.weights, factors.means, covs)),
-        "factors": MixtureDenoiser(factors),
+        "Gaussian": Prior.of(WRONG),
+        "mixture": Prior.of(Mixture(factors.weights, factors.means, covs)),
+        "factors": Prior.of(factors),
     }[law]
-    denoiser, x, m = refined(before, n=64)
+    model, x, m = refined(before, n=64)
+    prior = Refine().prior(model, None)
     x_t, few = x[:5], m[:5]
-    assert torch.equal(denoiser(x_t, 0.5), before(x_t, 0.5))
-    assert torch.equal(denoiser.posterior(few, rng(5)), before.posterior(few, rng(5)))
-    assert torch.allclose(
-        denoiser.known_moments().cov.dense(), before.known_moments().cov.dense(), atol=1e-5
+    assert torch.equal(prior(x_t, 0.5), before(x_t, 0.5))
+    assert torch.equal(
+        prior.known_exact().posterior(few, rng(5)), before.known_exact().posterior(few, rng(5))
     )
-    told = denoiser.told(few)
-    assert told.shape == (5, 2, D) and torch.equal(told[:, 1], few.y)
-    assert torch.allclose(told[:, 0], before.posterior_mean(few), atol=1e-5)
+    assert torch.allclose(
+        prior.known_moments().cov.dense(), before.known_moments().cov.dense(), atol=1e-5
+    )
+    cond = prior.conditioning(few)
+    assert cond.shape == (5, 2, D) and torch.equal(cond[:, 1], few.y)
+    assert torch.allclose(cond[:, 0], before.known_exact().posterior_mean(few), atol=1e-5)
     loaded = RefinedDenoiser(Exact())
-    loaded.load_state_dict(denoiser.state_dict())
-    loaded.inner.spread = denoiser.inner.spread
-    Refine().loss(denoiser, Example(x_t), rng(5))
-    plain = denoiser.inner.cond
+    loaded.load_state_dict(model.state_dict())
+    loaded.network.spread = model.network.spread
+    Refine().loss(model, Example(x_t), rng(5))
+    plain = model.network.cond
     with torch.autocast("cpu", torch.bfloat16):
-        Refine().loss(denoiser, Example(x_t), rng(5))
-    assert torch.equal(denoiser.inner.cond, plain)
-    assert torch.allclose(denoiser.told_again(few), told, atol=1e-6)
+        Refine().loss(model, Example(x_t), rng(5))
+    assert torch.equal(model.network.cond, plain)
+    assert torch.allclose(model.condition_of(few), cond, atol=1e-6)
     other = {
         k: v + 1 if k.endswith("mean") or k.endswith("means") else v
-        for k, v in denoiser.state_dict().items()
+        for k, v in model.state_dict().items()
     }
-    moved = RefinedDenoiser(Exact(), before)
+    moved = RefinedDenoiser(Exact(), before.exact)
     moved(x_t, 0.5)
     moved.load_state_dict(other)
     assert not torch.equal(moved(x_t, 0.5), before(x_t, 0.5))
-    assert moved.double().closed.known_moments().mean.dtype == torch.float64
+    assert moved.double().exact.moments().mean.dtype == torch.float64
     assert torch.equal(loaded(x_t, 0.5), before(x_t, 0.5))
-    assert torch.allclose(loaded(x_t, 0.5, told), denoiser(x_t, 0.5, told)) and not torch.equal(
-        loaded(x_t, 0.5, told), loaded(x_t, 0.5)
+    assert torch.allclose(loaded(x_t, 0.5, cond), model(x_t, 0.5, cond)) and not torch.equal(
+        loaded(x_t, 0.5, cond), loaded(x_t, 0.5)
     )
-    assert (
-        prior_of(getattr(before, "prior", before.moments).tensors())
-        .known_moments()
-        .mean.equal(before.known_moments().mean)
-    )
+    again = closed_form(before.known_exact().tensors())
+    assert again.moments().mean.equal(before.known_moments().mean)
 
 
 def test_the_posterior_mean_is_that_of_the_draws_and_of_the_dense_mixture():
@@ -203,7 +204,8 @@ def test_the_posterior_mean_is_that_of_the_draws_and_of_the_dense_mixture():
         expected = dense.posterior_moments(m).mean.reshape(x.shape)
         assert torch.allclose(prior.posterior_mean(m).double(), expected, atol=1e-4)
         assert torch.allclose(dense.posterior_mean(m).double(), expected, atol=1e-6)
-        assert torch.allclose(MixtureDenoiser(prior).posterior_mean(m), prior.posterior_mean(m))
+        exact = Prior.of(prior).known_exact()
+        assert torch.equal(exact.posterior_mean(m), prior.posterior_mean(m))
         if m.shares_operator:
             both = prior.conditioned(m[:1])
             assert torch.allclose(both.mean(m.y), prior.posterior_mean(m), atol=1e-5)
@@ -219,40 +221,34 @@ def test_operators_that_differ_are_measured_with_again():
     prior = mixture(d=16, shape=shape)
     x = prior.sample(rng(32))
     m = observe(random_mask(32, shape, Rng.generator(0), keep=0.5), x, 0.3)
-    denoiser = Refine().wrap(
-        Preconditioned(ConvNet(shape, kernels=[3, 1], width=8, condition=2)),
-        m,
-        MixtureDenoiser(prior),
-    )
-    assert not denoiser.shares_operator_and_noise
-    loss = Refine().loss(denoiser, Example(x[:7]), rng(7))
+    network = Preconditioned(ConvNet(shape, kernels=[3, 1], width=8, condition=2))
+    model = Refine().build(lambda: network, Prior.of(prior), m)
+    assert not m.shares_operator_and_noise
+    loss = Refine().loss(model, Example(x[:7]), rng(7))
     loss.mean().backward()
     assert loss.shape == (7,) and bool(loss.isfinite().all())
-    again = Refine().wrap(denoiser.inner, m, denoiser)
-    assert isinstance(again.prior, FactorMixture) and torch.equal(
-        again.told(m[:3]), denoiser.told(m[:3])
-    )
+    one = Refine().prior(model, None)
+    again = Refine().build(lambda: network, one, m)
+    assert isinstance(again.exact, FactorMixture)
+    assert torch.equal(Refine().prior(again, None).conditioning(m[:3]), one.conditioning(m[:3]))
     with pytest.raises(RecipeError, match="there is none"):
-        Refine().wrap(denoiser.inner, m)
+        Refine().build(lambda: network, None, m)
     with pytest.raises(RecipeError, match="no measurement"):
-        Refine().loss(
-            RefinedDenoiser(denoiser.inner, MixtureDenoiser(prior)), Example(x[:2]), rng(2)
-        )
+        Refine().loss(RefinedDenoiser(network, prior), Example(x[:2]), rng(2))
     with pytest.raises(RecipeError, match="measurements only"):
-        Refine().loss(denoiser, Example(None, m[:2]), rng(2))
+        Refine().loss(model, Example(None, m[:2]), rng(2))
 
 
 def test_a_mixture_is_gone_on_from_after_it_was_refined():
-    prior = MixtureDenoiser(mixture(d=16, shape=(1, 4, 4)))
-    m = observe(identity(32, (1, 4, 4), Rng.generator(0)), prior.prior.sample(rng(32)), 0.3)
-    refined = Refine().wrap(Preconditioned(ConvNet((1, 4, 4), condition=2)), m, prior)
+    prior = Prior.of(mixture(d=16, shape=(1, 4, 4)))
+    m = observe(identity(32, (1, 4, 4), Rng.generator(0)), prior.exact.sample(rng(32)), 0.3)
+    network = Preconditioned(ConvNet((1, 4, 4), condition=2))
+    model = Refine().build(lambda: network, prior, m)
     one, two = (
         FactorMixtureMoments(components=3, rank=2).solve(d, lambda: [(Example(None, m), rng(32))])
-        for d in (prior, refined)
+        for d in (prior, Refine().prior(model, None))
     )
-    assert torch.equal(one.prior.means, two.prior.means) and torch.equal(
-        one.prior.diag, two.prior.diag
-    )
+    assert torch.equal(one.means, two.means) and torch.equal(one.diag, two.diag)
 
 
 @pytest.mark.parametrize(("kernels", "reach"), [([5, 3, 1], 7), ([3], 3), ([1, 1], 1)])
@@ -306,13 +302,13 @@ compute: {threads: 1}
 def planned(tmp_path, objective="factor-mixture, components: 2, rank: 2", rounds="2", *overrides):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("OBJECTIVE", objective).replace("ROUNDS", rounds))
-    return plan.make(config.load(path, list(overrides)), config.Catalog.load())
+    return make(config.load(path, list(overrides)), config.Catalog.load())
 
 
 def test_a_run_refines_a_mixture_by_clean_images_and_learns_from_the_draws(tmp_path):
-    made = planned(tmp_path)
     out = tmp_path / "run"
-    for _ in run(made, out):
+    work = Run(planned(tmp_path), out)
+    for _ in work.carry_out():
         pass
     names = {path.parent.name for path in out.glob("*-denoiser/denoiser.safetensors")}
     assert names == {
@@ -323,34 +319,32 @@ def test_a_run_refines_a_mixture_by_clean_images_and_learns_from_the_draws(tmp_p
         "3-000-denoiser",
     }
     assert len(list(out.glob("2-000-samples/*.safetensors"))) == 3
-    work = Run(made, out)
-    first, refined = (
-        work.denoiser(out / name / "denoiser.safetensors")
-        for name in ("0-000-denoiser", "1-001-denoiser")
+    first, refined = work.prior_at("begin", 0), work.prior_at("detail", 1)
+    m = work.observations("test")
+    x_t, cond = m.y + 0.5, refined.conditioning(m)
+    assert isinstance(refined.denoiser, RefinedDenoiser)
+    assert torch.equal(refined(x_t, 0.5), first(x_t, 0.5))
+    mean = first.exact.posterior_mean(m)
+    assert torch.equal(cond, torch.stack([mean, m.A.adjoint(m.y)], 1))
+    assert refined(x_t, 0.5, cond).isfinite().all() and not torch.equal(
+        refined(x_t, 0.5, cond), refined(x_t, 0.5)
     )
-    m = work.measurement("test")
-    x_t, told = m.y + 0.5, refined.told(m)
-    assert isinstance(refined, RefinedDenoiser) and torch.equal(refined(x_t, 0.5), first(x_t, 0.5))
-    assert torch.equal(told, torch.stack([first.posterior_mean(m), m.A.adjoint(m.y)], 1))
-    assert refined(x_t, 0.5, told).isfinite().all() and not torch.equal(
-        refined(x_t, 0.5, told), refined(x_t, 0.5)
-    )
-    assert torch.equal(Begun(refined, x_t).told(m), told) and torch.equal(
-        Begun(refined, x_t).posterior_mean(m), told[:, 0]
-    )
+    assert torch.equal(refined.known_exact().posterior_mean(m), mean)
 
 
 def test_a_network_of_residuals_is_no_start_for_a_prior(tmp_path):
     """Although it is the recipe's own network."""
     own = "network={name: mlp, width: 8, depth: 1, condition: 2}"
-    made = planned(tmp_path, "gaussian-moments", "1", own, "phases.detail.network=null")
-    out = tmp_path / "run"
-    for _ in run(made, out):
+    work = Run(
+        planned(tmp_path, "gaussian-moments", "1", own, "phases.detail.network=null"),
+        tmp_path / "run",
+    )
+    for _ in work.carry_out():
         pass
-    work = Run(made, out)
-    assert work._previous_network(3, 0) is None and work._previous_network(1, 1) is not None
+    assert newest_weights(work.context, Round(3, 0)) is None
+    assert newest_weights(work.context, Round(1, 1)) is not None
 
 
 def test_a_network_is_not_refined(tmp_path):
-    with pytest.raises(RecipeError, match="closed form to begin with"):
+    with pytest.raises(RecipeError, match="refine needs a prior in closed form, a Gaussian"):
         planned(tmp_path, "dsm, on: clean, steps: 2")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,8 +21,7 @@ class Safetensors(FileFormat):
     The tensors are named by their paths ("A.mask", "noise.sigma").
     """
 
-    def accepts(self, path: Path) -> bool:
-        return path.suffix == ".safetensors"
+    suffix: ClassVar[str] = ".safetensors"
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
         try:

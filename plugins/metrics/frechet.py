@@ -100,19 +100,24 @@ class Frechet(Metric):
             raise Unsupported("frechet needs samples of the prior and reference signals")
         if min(len(outcome.samples), len(outcome.reference)) < 2:
             raise DataError("frechet needs at least two samples and two reference signals")
-        find = self._features(outcome, state)
+        find = self.feature_map(outcome.range, state)
         samples, reference = (
             torch.cat([find(x[i : i + CHUNK]).cpu().double() for i in range(0, len(x), CHUNK)])
             for x in (outcome.samples, outcome.reference)
         )
         return frechet_distance(samples, reference).float()
 
-    def _features(
-        self, outcome: Outcome, state: Mapping[str, Tensor]
+    def feature_map(
+        self, range_: tuple[float, float], state: Mapping[str, Tensor]
     ) -> Callable[[Tensor], Tensor]:
-        """Returns the map from signals (B, *shape) to features (B, F)."""
+        """Returns the map from signals (B, *shape) to features (B, F).
+
+        Args:
+            range_: The lowest and highest value of a signal.
+            state: What `prepare` returned.
+        """
         if self.features == "inception":
-            return _network(Path(self.weights).expanduser(), outcome.range)
+            return _network(Path(self.weights).expanduser(), range_)
         find = _project if self.features == "pixels" else _activations
         return lambda x: find(x.cpu(), state)
 

@@ -31,9 +31,9 @@ class ObservationDistance(StoppingRule):
         return None
 
     def __call__(self, rounds: Sequence[FinishedRound]) -> str | None:
-        metrics = [done.metrics for done in rounds]
-        found = [_distance(values) for values in metrics if values is not None]
-        if len(found) < len(rounds):
+        distances = [_distance(done.metrics or {}) for done in rounds]
+        found = [distance for distance in distances if distance is not None]
+        if not found or len(found) < len(rounds):
             return None
         if found[-1] <= NEAR:
             return (
@@ -48,7 +48,10 @@ class ObservationDistance(StoppingRule):
         return None
 
 
-def _distance(metrics: Mapping[str, Mapping[str, Any]]) -> float:
-    """Returns the distance as a multiple of its value for two sets of real observations."""
-    row = next(row for label, row in metrics.items() if label.startswith(METRIC))
-    return math.inf if row["value"] is None else float(row["value"]) / float(row["target"])
+def _distance(metrics: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Returns the distance as a multiple of its value for two sets of real observations; None if it
+    was not evaluated."""
+    for label, row in metrics.items():
+        if label.startswith(METRIC):
+            return math.inf if row["value"] is None else float(row["value"]) / float(row["target"])
+    return None

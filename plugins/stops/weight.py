@@ -21,6 +21,8 @@ class LikelihoodWeight(StoppingRule):
         return "it follows the weight that the sampler tunes: dps with weight: auto"
 
     def __call__(self, rounds: Sequence[FinishedRound]) -> str | None:
+        if not rounds or any("weight" not in done.options for done in rounds):
+            return None
         found = [float(done.options["weight"]) for done in rounds]
         if rounds[-1].options.get("guidance") == "likelihood" and found[-1] < 1:
             return f"the weight of the likelihood is {found[-1]:g}, below 1"
