@@ -28,6 +28,8 @@ from test_regression import (  # noqa: E402
     spread,
 )
 
+from invem import PosteriorSampler
+
 VP = CATALOG.find("schedules", "vp").load()()
 AFFINE = {
     "mmps": ("mmps", {"steps": 16, **JACOBIAN}),
@@ -62,7 +64,7 @@ DRAWN = {
 }
 
 
-def drawn(sampler, noise, n=4000):
+def drawn(sampler: PosteriorSampler, noise: float, n: int = 4000) -> tuple[float, float, float]:
     """The same by draws of one y."""
     m = seen_once(n, noise)
     x = sampler(DENOISER, m, Rng.keyed("d", items=range(n))).double()
@@ -77,7 +79,7 @@ def drawn(sampler, noise, n=4000):
     )
 
 
-def main():
+def main() -> None:
     torch.set_num_threads(1)
     rows = {}
     for label, (name, options) in AFFINE.items():

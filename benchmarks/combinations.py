@@ -22,18 +22,10 @@ from unittest import mock
 
 import torch
 
-from invem import (
-    InvemError,
-    MissingExtra,
-    Objective,
-    PosteriorSampler,
-    Preconditioned,
-    RecipeError,
-    Rng,
-    config,
-)
+from invem import InvemError, Objective, PosteriorSampler, Preconditioned, RecipeError, Rng, config
 from invem import config as recipes
 from invem.config import Catalog, Component, yaml
+from invem.errors import MissingExtra
 from invem.measurement import Measurement
 from invem.planning import plan as plans
 from invem.testing import example_options

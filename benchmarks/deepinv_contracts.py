@@ -184,10 +184,11 @@ def table(found: dict[str, Any]) -> str:
 def number(result: dict[str, Any]) -> str:
     """The number that was measured and where, or the error."""
     if result["value"] is None:
-        shape, error = re.match(
-            r"(\(.*?\)).*?: (\w+Error: .*)", " ".join(result["detail"].replace("|", "/").split())
-        ).groups()
-        return f"{shape}: {error[:90]}"
+        detail = " ".join(result["detail"].replace("|", "/").split())
+        found = re.match(r"(\(.*?\)).*?: (\w+Error: .*)", detail)
+        if found is None:
+            raise ValueError(f"no shape and error in {detail!r}")
+        return f"{found[1]}: {found[2][:90]}"
     return f"{result['value']:.2g} at {result['detail'].split(', physics')[0]}"
 
 

@@ -17,7 +17,7 @@ import results
 ROOT = Path(__file__).parent.parent
 
 
-def main():
+def main() -> None:
     for name in sys.argv[1:] or ["blur", "inpainting", "denoising"]:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / name

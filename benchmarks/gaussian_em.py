@@ -18,7 +18,7 @@ from invem import Gaussian, GaussianDenoiser, Measurement, Rng
 D, N, ROUNDS, SHOWN = 8, 8192, 40, (1, 5, 10, 20, 40)
 
 
-def main():
+def main() -> None:
     torch.set_num_threads(1)
     i = torch.arange(D, dtype=torch.float64)
     true = 0.8 ** (i[:, None] - i).abs()

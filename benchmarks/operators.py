@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,24 @@ from invem.config import Catalog
 
 BATCH = 16
 
+Call = Callable[[Tensor], Tensor]
+Law = Callable[..., Any]
+# Our operator, the bare arithmetic of it and of its adjoint, and what deepinv has.
+Problem = tuple[Any, Call | None, Call | None, list[Any]]
 
-def mask(law, size, deepinv):
+
+def mask(law: Law, size: int, deepinv: Any) -> Problem:
     A = law("random-mask", (1, size, size), keep=0.4)
     theirs = deepinv and deepinv.Inpainting((1, size, size), mask=A.mask.float())
     return A, lambda x: A.mask * x, lambda y: A.mask * y, [theirs]
 
 
-def gaussian(law, size, deepinv):
+def gaussian(law: Law, size: int, deepinv: Any) -> Problem:
     A = law("gaussian-blur", (1, size, size), std=2.0, boundary="circular", size=13)
     kernel = A.adjoint(point(size))[:1].roll((size // 2, size // 2), (-2, -1))
     kernel = kernel[..., size // 2 - 6 : size // 2 + 7, size // 2 - 6 : size // 2 + 7].contiguous()
 
-    def bare(x):
+    def bare(x: Tensor) -> Tensor:
         return conv2d(pad(x, (6, 6, 6, 6), "circular"), kernel)
 
     theirs = (
@@ -50,15 +56,17 @@ def gaussian(law, size, deepinv):
     return A, bare, bare, theirs
 
 
-def motion(law, size, deepinv):
+def motion(law: Law, size: int, deepinv: Any) -> Problem:
     A = law("motion-blur", (1, size, size), size=15, boundary="circular")
     spectrum = torch.fft.rfft2(A(point(size)))
 
-    def bare(x):
-        return torch.fft.irfft2(torch.fft.rfft2(x) * spectrum, s=(size, size))
+    def bare(x: Tensor) -> Tensor:
+        image: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * spectrum, s=(size, size))
+        return image
 
-    def back(y):
-        return torch.fft.irfft2(torch.fft.rfft2(y) * spectrum.conj(), s=(size, size))
+    def back(y: Tensor) -> Tensor:
+        image: Tensor = torch.fft.irfft2(torch.fft.rfft2(y) * spectrum.conj(), s=(size, size))
+        return image
 
     half = A(point(size)).roll((size // 2, size // 2), (-2, -1))
     kernel = half[..., size // 2 - 7 : size // 2 + 8, size // 2 - 7 : size // 2 + 8].contiguous()
@@ -70,10 +78,10 @@ def motion(law, size, deepinv):
     return A, bare, back, theirs
 
 
-def downsampling(law, size, deepinv):
+def downsampling(law: Law, size: int, deepinv: Any) -> Problem:
     A = law("downsample", (1, size, size), factor=4)
 
-    def back(y):
+    def back(y: Tensor) -> Tensor:
         return y.repeat_interleave(4, -1).repeat_interleave(4, -2) / 16
 
     theirs = deepinv and deepinv.Downsampling(
@@ -82,15 +90,16 @@ def downsampling(law, size, deepinv):
     return A, lambda x: avg_pool2d(x, 4), back, [theirs]
 
 
-def mri(law, size, deepinv):
+def mri(law: Law, size: int, deepinv: Any) -> Problem:
     A = law("multi-coil-mri", (2, size, size), coils=8)
     coils, kept = torch.view_as_complex(A.coils.movedim(1, -1).contiguous()), A.mask[:, :1]
 
-    def bare(x):
+    def bare(x: Tensor) -> Tensor:
         seen = torch.view_as_complex(x.movedim(1, -1).contiguous())[:, None] * coils
-        return kept * torch.fft.fft2(seen, norm="ortho")
+        spectrum: Tensor = kept * torch.fft.fft2(seen, norm="ortho")
+        return spectrum
 
-    def back(k):
+    def back(k: Tensor) -> Tensor:
         return torch.view_as_real(
             (coils.conj() * torch.fft.ifft2(kept * k, norm="ortho")).sum(1)
         ).movedim(-1, 1)
@@ -101,7 +110,7 @@ def mri(law, size, deepinv):
     return A, bare, back, [theirs]
 
 
-def radon(law, size, deepinv):
+def radon(law: Law, size: int, deepinv: Any) -> Problem:
     A = law("radon", (1, size, size), angles=60)
     theirs = deepinv and deepinv.Tomography(60, size, normalize=False)
     return A, None, None, [theirs]
@@ -124,7 +133,7 @@ def point(size: int) -> Tensor:
     return x
 
 
-def once(call, x: Tensor, least: float) -> float:
+def once(call: Call, x: Tensor, least: float) -> float:
     """Seconds for one call, over as many as take `least` seconds."""
     n, begun = 0, time.perf_counter()
     while (spent := time.perf_counter() - begun) < least or not n:
@@ -141,6 +150,35 @@ def ratio(ours: list[float], other: list[float]) -> list[float]:
     ]
 
 
+def _calls(
+    name: str,
+    what: str,
+    x: Tensor,
+    A: Any,
+    bare: Call | None,
+    back: Call | None,
+    theirs: list[Any],
+) -> dict[str, tuple[Call, Tensor]]:
+    """What is timed, A or its adjoint, of each implementation, with its argument.
+
+    Raises:
+        AssertionError: deepinv's operator is another one.
+    """
+    forward = what == "A"
+    calls: dict[str, tuple[Call, Tensor]] = {"invem": (A, x) if forward else (A.adjoint, A(x))}
+    if bare is not None and back is not None:
+        calls["bare"] = (bare, x) if forward else (back, bare(x))
+    for i, physics in enumerate(theirs):
+        calls[f"deepinv {type(physics).__name__}"] = (
+            (physics.A, x) if forward else (physics.A_adjoint, physics.A(x))
+        )
+        if forward and name in ("mask", "Gaussian blur", "motion blur, a kernel each"):
+            gap = float((physics.A(x) - A(x)).abs().max())
+            if gap > 1e-4:
+                raise AssertionError(f"{name}: deepinv's {i} is another operator ({gap})")
+    return calls
+
+
 @torch.no_grad()
 def measure(name: str, size: int, repetitions: int, least: float) -> list[dict[str, Any]]:
     """The rows of one problem at one size: A and its adjoint."""
@@ -150,7 +188,7 @@ def measure(name: str, size: int, repetitions: int, least: float) -> list[dict[s
         peer = None
     catalog = Catalog.load()
 
-    def law(operator, shape, **options):
+    def law(operator: str, shape: tuple[int, ...], **options: Any) -> Any:
         return catalog.find("operators", operator).load()(
             BATCH, shape, torch.Generator().manual_seed(0), **options
         )
@@ -160,18 +198,7 @@ def measure(name: str, size: int, repetitions: int, least: float) -> list[dict[s
     x = torch.randn(BATCH, *A.shape, generator=torch.Generator().manual_seed(1))
     rows = []
     for what in ("A", "adjoint"):
-        v = x if what == "A" else A(x)
-        calls = {"invem": (A if what == "A" else A.adjoint, v)}
-        if bare is not None:
-            calls["bare"] = (bare, x) if what == "A" else (back, bare(x))
-        for i, physics in enumerate(theirs):
-            calls[f"deepinv {type(physics).__name__}"] = (
-                (physics.A, x) if what == "A" else (physics.A_adjoint, physics.A(x))
-            )
-            if what == "A" and name in ("mask", "Gaussian blur", "motion blur, a kernel each"):
-                gap = float((physics.A(x) - A(x)).abs().max())
-                if gap > 1e-4:
-                    raise AssertionError(f"{name}: deepinv's {i} is another operator ({gap})")
+        calls = _calls(name, what, x, A, bare, back, theirs)
         spent: dict[str, list[float]] = {label: [] for label in calls}
         for call, value in calls.values():
             call(value)

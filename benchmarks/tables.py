@@ -9,20 +9,22 @@ docs/results, and each further name adds the last row of that file (a ceiling, a
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 sys.path.append(str(ROOT / "studies" / "fashion"))
 
 
-def rows(name, last):
+def rows(name: str, last: bool) -> list[tuple[str, dict[str, Any]]]:
     result = json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8"))
     found = result["evaluations"]
     return [(f"{result['name']}, " if last else "", row) for row in (found[-1:] if last else found)]
 
 
-def cell(value):
+def cell(value: dict[str, Any] | None) -> str:
     if value is None:
         return ""
     if value["value"] is None:
@@ -31,7 +33,7 @@ def cell(value):
     return f"{value['value']:.4g}{error}"
 
 
-def table(names):
+def table(names: list[str]) -> str:
     found = [row for i, name in enumerate(names) for row in rows(name, last=i > 0)]
     labels = list(dict.fromkeys(label for _, row in found for label in row["metrics"]))
     units = {label: value["unit"] for _, row in found for label, value in row["metrics"].items()}
@@ -48,7 +50,7 @@ def table(names):
     return "\n".join(lines)
 
 
-def seconds(names):
+def seconds(names: list[str]) -> str:
     lines = ["| | E-step | M-step | evaluation | sum, minutes |", "|---|---:|---:|---:|---:|"]
     for name in names:
         result = json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8"))
@@ -62,7 +64,7 @@ def seconds(names):
     return "\n".join(lines)
 
 
-def whole(names):
+def whole(names: list[str]) -> str:
     lines = ["| recipe | wall time, minutes | peak memory, MiB |", "|---|---:|---:|"]
     for name in names:
         result = json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8"))
@@ -70,7 +72,7 @@ def whole(names):
     return "\n".join(lines)
 
 
-def eigenvalues(names):
+def eigenvalues(names: list[str]) -> str:
     found = json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8"))["rows"]
     shown = list(found[0]["eigenvalues"])
     lines = [
@@ -83,17 +85,18 @@ def eigenvalues(names):
     return "\n".join(lines)
 
 
-def operators(names):
+def operators(names: list[str]) -> str:
     import operators as benchmark  # the script beside this one
 
     return benchmark.table(json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")))
 
 
-def bench(name):
-    return json.loads((DOCS / "results" / f"bench-{name}.json").read_text("utf-8"))
+def bench(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DOCS / "results" / f"bench-{name}.json").read_text("utf-8"))
+    return found
 
 
-def metric(names):
+def metric(names: list[str]) -> str:
     """One metric of every sampler on several problems; the first word names it, or "cost"."""
     what, problems = names[0], [(name, bench(name)) for name in names[1:]]
     settings = list(dict.fromkeys(row["setting"] for _, found in problems for row in found["rows"]))
@@ -122,14 +125,14 @@ def metric(names):
     return "\n".join(lines)
 
 
-def short(value):
+def short(value: dict[str, Any] | None) -> str:
     if value is None or value["value"] is None:
         return ""
     error = f" ± {value['sem']:.1g}" if value["sem"] is not None else ""
     return f"{value['value']:.3g}{error}"
 
 
-def quality(names):
+def quality(names: list[str]) -> str:
     """Cost, quality and calibration of every setting on one problem."""
     shown = ("psnr", "psnr-draw", "misfit", "coverage-50", "coverage-90", "spread-error")
     lines = [
@@ -144,7 +147,7 @@ def quality(names):
     return "\n".join(lines)
 
 
-def samplers(names):
+def samplers(names: list[str]) -> str:
     import samplers as benchmark  # the script beside this one
 
     return benchmark.table(json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")))
@@ -156,7 +159,7 @@ def study(names):
     return benchmark.table(names[0])
 
 
-def draws(names):
+def draws(names: list[str]) -> str:
     """What draws have and lack beside the true signals, a run a label."""
     import draws as benchmark  # the script in studies/fashion
 
@@ -179,7 +182,7 @@ def draws(names):
     return "\n".join(lines)
 
 
-def blind(names):
+def blind(names: list[str]) -> str:
     """Calibrated options by round, and the restorations beside those of a run that knew them."""
     found, known = (
         json.loads((DOCS / "results" / f"{name}.json").read_text("utf-8")) for name in names
@@ -202,7 +205,7 @@ def blind(names):
     return "\n".join(lines)
 
 
-KINDS = {
+KINDS: dict[str, Callable[[list[str]], str]] = {
     "study": study,
     "blind": blind,
     "draws": draws,
@@ -217,15 +220,15 @@ KINDS = {
 }
 
 
-def renewed(text):
-    def fill(match):
+def renewed(text: str) -> str:
+    def fill(match: re.Match[str]) -> str:
         kind, names = match[1], match[2].split()
         return f"<!-- {kind}: {match[2]} -->\n{KINDS[kind](names)}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+): (.*?) -->\n.*?<!-- end -->", fill, text, flags=re.S)
 
 
-def main():
+def main() -> None:
     page = DOCS / "benchmarks.md"
     text = page.read_text("utf-8")
     new = renewed(text)

@@ -1,4 +1,4 @@
-"""File formats: how new observations are read, and how results are written."""
+"""File formats: reading new observations and writing results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ __all__ = ["Expected", "FileFormat"]
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run knows of the observations that it is given.
+    """The properties that a run expects of new observations.
 
     Attributes:
         shape: The shape of one signal.
         source: The name of the data set that the run learned from.
-        options: The options of that data set, as they were written.
+        options: The options of that data set, as written in the recipe.
     """
 
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Expected:
 
 
 class FileFormat:
-    """A format of files or folders. A concrete one overrides `read`, `write`, or both.
+    """A format of files or folders; a subclass overrides `read`, `write`, or both.
 
     Attributes:
         suffix: The ending of its files, such as ".npz"; empty for a format of folders, which
@@ -38,12 +38,13 @@ class FileFormat:
     suffix: ClassVar[str] = ""
 
     def accepts(self, path: Path) -> bool:
-        """Whether this format is that of a path; by its name, or by what is there."""
+        """Whether a path has this format, by its name or its content."""
         return bool(self.suffix) and path.suffix == self.suffix
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
-        """Returns y, shape (N, *measurement shape), and the tensors of operator and noise that
-        differ between observations, by path ("A.mask").
+        """Returns y, shape (N, *measurement shape), and tensors of operator and noise by path.
+
+        The latter are those that differ between observations, such as "A.mask".
 
         Raises:
             DataError: If there are no observations, or they cannot be read.
@@ -51,12 +52,12 @@ class FileFormat:
         raise Unsupported(f"{type(self).__name__} cannot be read")
 
     def write(self, path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Writes results, whole or not at all.
+        """Writes results, completely or not at all.
 
         Args:
             path: The file.
             tensors: "mean", "std" and "draws", or "x".
-            about: What a reader should know, as plain data.
+            about: Plain data that describe the results.
 
         Raises:
             ResourceError: If the disk is full.

@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from invem import DataError, MissingExtra, RecipeError
+from invem import DataError, RecipeError
 from invem.config import Catalog
+from invem.errors import MissingExtra
 
 CATALOG = Catalog.load()
 MASKS = {

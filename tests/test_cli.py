@@ -20,11 +20,16 @@ from invem import cli, store
 
 ROOT = Path(__file__).parent.parent
 BLUR = str(ROOT / "recipes" / "blur.yaml")
+ONE_THREAD = "compute.threads=1"  # as tests/conftest.py makes of any number in this process
 WARM = "phases.warm-start.fit={objective: gaussian-moments}"
-RECIPES = sorted(
-    str(path.relative_to(ROOT))
-    for path in [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "studies").glob("*/*.yaml")]
-)
+RECIPES = [
+    # Those on 8x8 digits are quick; the others are the same steps on larger images and networks.
+    pytest.param(name, marks=[] if name.count("/") == 1 else pytest.mark.slow)
+    for name in sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "studies").glob("*/*.yaml")]
+    )
+]
 
 
 class Done(NamedTuple):
@@ -97,7 +102,7 @@ def test_a_run_leaves_its_results(whole):
 def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "invem", "run", BLUR, "--smoke", "--out", str(out)],
+        [sys.executable, "-m", "invem", "run", BLUR, "--smoke", ONE_THREAD, "--out", str(out)],
         stderr=subprocess.DEVNULL,
     )
     while process.poll() is None and not (out / after).exists():
@@ -113,9 +118,9 @@ def test_a_stop_inside_the_training_resumes_to_the_same_bytes(whole, tmp_path):
 
     from invem.config import Catalog
     from invem.errors import Stopped
-    from invem.planning.plan import make
+    from invem.planning.make import make
 
-    plan = make(config.load(BLUR, smoke=True), Catalog.load())
+    plan = make(load(BLUR, smoke=True), Catalog.load())
     calls = iter(range(10**6))
     with pytest.raises(Stopped):
         for _ in run(plan, tmp_path / "run", stop=lambda: 143 if next(calls) >= 4 else 0):
@@ -131,10 +136,10 @@ def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
 
     from invem.config import Catalog
     from invem.errors import Stopped
-    from invem.planning.plan import make
+    from invem.planning.make import make
 
     plan = make(
-        config.load(
+        load(
             BLUR, ["phases.em.fit.steps=6", "phases.em.batch=16", "phases.em.rounds=1"], smoke=True
         ),
         Catalog.load(),
@@ -177,7 +182,8 @@ def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_in_the_training_saves_a_checkpoint(tmp_path, number, code):
-    words = [BLUR, "--smoke", "phases.warm-start.fit.steps=100000", "--out", str(tmp_path / "run")]
+    words = [BLUR, "--smoke", ONE_THREAD, "phases.warm-start.fit.steps=100000"]
+    words += ["--out", str(tmp_path / "run")]
     process = subprocess.Popen(
         [sys.executable, "-m", "invem", "run", *words], stderr=subprocess.PIPE, text=True
     )
@@ -193,7 +199,7 @@ def test_a_signal_in_the_training_saves_a_checkpoint(tmp_path, number, code):
 
 
 def test_a_run_killed_in_the_training_resumes_to_the_same_bytes(tmp_path):
-    words = [BLUR, "--smoke", "phases.em.fit.steps=60", "phases.em.fit.checkpoint=7"]
+    words = [BLUR, "--smoke", ONE_THREAD, "phases.em.fit.steps=60", "phases.em.fit.checkpoint=7"]
     invem("run", *words, "--out", tmp_path / "whole")
     command = [sys.executable, "-m", "invem", "run", *words, "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -229,15 +235,12 @@ def test_measurements_are_drawn_once(whole, tmp_path):
 
 def test_neither_step_can_read_the_truth(tmp_path, monkeypatch):
     """With the truth and the data set gone after the measurements, the same bytes are learned."""
-    from invem import config
     from invem.config import Catalog
-    from invem.planning.plan import make
+    from invem.planning.make import make
     from invem.running import run as engine
 
     words = ["evaluate.metrics=[]", "phases.em.rounds=2", "count=32"]
-    plan = make(
-        config.load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load()
-    )
+    plan = make(load(ROOT / "recipes" / "inpainting.yaml", words, smoke=True), Catalog.load())
     for _ in engine.run(plan, tmp_path / "whole"):
         pass
 
@@ -360,9 +363,9 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
     """The operator of a stranger, without an adjoint."""
     from types import SimpleNamespace
 
-    from invem import Operator, RecipeError, config, hookimpl
+    from invem import Operator, RecipeError, hookimpl
     from invem.config import Catalog, Plugin
-    from invem.planning.plan import make
+    from invem.planning.make import make
 
     class Square(Operator):
         def __call__(self, x):
@@ -379,12 +382,10 @@ def test_a_sampler_that_needs_what_the_operator_lacks(tmp_path):
     with pytest.raises(
         RecipeError, match=r"phases\.1\.sampler: mmps needs adjoint, which square .* does not"
     ) as caught:
-        make(config.load(BLUR, ["operator=square"]), catalog)
+        make(load(BLUR, ["operator=square"]), catalog)
     assert caught.value.exit_code == 2
     plan = make(
-        config.load(
-            BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True
-        ),
+        load(BLUR, ["operator=square", "phases.em.sampler={name: dps, steps: 4}"], smoke=True),
         catalog,
     )
     assert plan.stages[1].sampler is not None
@@ -396,9 +397,8 @@ def test_every_recipe_runs_in_small(name, tmp_path):
     evaluations = json.loads(done.stdout)["evaluations"]
     assert len(evaluations) >= 2
     assert (tmp_path / "run" / "report.html").exists()
-    from invem import config
 
-    points = config.load(ROOT / name).recipe.data.name == "smooth-manifold"
+    points = load(ROOT / name).recipe.data.name == "smooth-manifold"
     assert evaluations[-1]["metrics"].keys() >= (
         {"sliced-wasserstein"} if points else {"psnr", "frechet"}
     )
@@ -424,7 +424,7 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
     from invem.running.run import run
 
     from invem.config import Catalog
-    from invem.planning.plan import make
+    from invem.planning.make import make
 
     compiled = []
     compiler = torch.compile
@@ -432,7 +432,7 @@ def test_bfloat16_and_compilation_train_on_a_cpu(tmp_path, monkeypatch):
         torch, "compile", lambda model: compiled.append(model) or compiler(model, backend="eager")
     )
     words = ["compute.precision=bfloat16", "compute.compile=true", "evaluate.metrics=[psnr]"]
-    for _ in run(make(config.load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
+    for _ in run(make(load(BLUR, words, smoke=True), Catalog.load()), tmp_path / "run"):
         pass
     assert len(compiled) == 2
     tensors = store.read(tmp_path / "run" / "1-000-denoiser" / "denoiser.safetensors")

@@ -159,6 +159,7 @@ def covering(matrix, starts):
     return sorted(found, key=lambda key: (key[2], key[3], key[1], key[0]))
 
 
+@pytest.mark.slow
 def test_what_is_accepted_runs(matrix, planner, chosen, tmp_path):
     runner, groups = Runner(planner, tmp_path), page.sampler_groups(SAMPLERS)
     starts = {start.label: start for start in page.starts(SAMPLERS)}

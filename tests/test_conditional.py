@@ -36,10 +36,10 @@ from invem import (
     RecipeError,
     Rng,
     Unsupported,
-    calls,
-    conditioning,
-    level,
 )
+from invem.denoiser import level
+from invem.diffusion import calls
+from invem.measurement import conditioning
 
 D = 4
 PRIOR = Gaussian.full(

@@ -11,20 +11,12 @@ from invem_plugins.objectives.gaussian_moments import GaussianMoments
 from invem_plugins.samplers.dps import DPS
 from invem_plugins.samplers.prior import PriorSampler
 
-from invem import (
-    Gaussian,
-    LinearOperator,
-    MissingExtra,
-    Operator,
-    ParameterGroup,
-    RecipeError,
-    Wrapper,
-    conditioning,
-    config,
-    report,
-)
+from invem import Gaussian, LinearOperator, Operator, RecipeError, StoppingRule, config, report
 from invem.config import Catalog
-from invem.stopping import StoppingRule
+from invem.denoiser import Wrapper
+from invem.errors import MissingExtra
+from invem.measurement import conditioning
+from invem.objective import ParameterGroup
 from invem.testing import (
     KINDS,
     Kind,
@@ -38,7 +30,13 @@ from invem.testing import (
 )
 
 CATALOG = Catalog.load()
-COMPONENTS = [(kind, name) for kind in KINDS for name in sorted(CATALOG.offers[kind])]
+# Samplers that call the denoiser or the likelihood a thousand times and more for one draw.
+LONG = {"daps", "split-gibbs", "mcg-diff", "sitcom", "langevin", "twisted-smc"}
+COMPONENTS = [
+    pytest.param(kind, name, marks=[pytest.mark.slow] if name in LONG else [])
+    for kind in KINDS
+    for name in sorted(CATALOG.offers[kind])
+]
 
 
 def test_every_kind_has_contracts():

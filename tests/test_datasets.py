@@ -200,9 +200,9 @@ def test_a_phantom_has_the_area_of_its_ellipse():
 def test_phantoms_are_fast():
     data = synthetic("train", size=64)
     data[torch.arange(2)]
-    start = time.perf_counter()
+    start = time.process_time()
     data[torch.arange(256)]
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 # folder
@@ -345,10 +345,10 @@ def test_folder_good_file_with_a_wrong_extension(tmp_path):
 def test_folder_bomb_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (11_000, 11_000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 100_000
-    start = time.perf_counter()
+    start = time.process_time()
     with refused(DataError, "bomb.png", "11000 x 11000", "max_pixels"):
         only(tmp_path, size=8)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     (tmp_path / "bomb.png").unlink()
     grey().save(tmp_path / "a.png")
     assert only(tmp_path, max_pixels=144).shape == (1, 3, 12, 12)

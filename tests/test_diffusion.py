@@ -5,18 +5,8 @@ import math
 import pytest
 import torch
 
-from invem import (
-    Gaussian,
-    Karras,
-    Prior,
-    Rng,
-    calls,
-    generate,
-    heun,
-    initial_state,
-    integrate,
-    reverse,
-)
+from invem import Gaussian, Karras, Prior, Rng, generate
+from invem.diffusion import calls, heun, initial_state, integrate, reverse
 
 D, N = 4, 20_000
 COV = 0.7 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double()

@@ -23,14 +23,12 @@ from invem import (
     RecipeError,
     Rng,
     Several,
-    Stopped,
     Unsupported,
     config,
-    edm_weight,
-    level,
-    matching,
-    noise_levels,
 )
+from invem.denoiser import level
+from invem.errors import Stopped
+from invem.objective import edm_weight, matching, noise_levels
 from invem.planning import plan
 
 D, SIGMA, N = 3, 0.7, 200_000

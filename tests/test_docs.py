@@ -16,7 +16,10 @@ from invem.config import KINDS, Catalog, yaml
 from invem.planning.make import make
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 CATALOG = Catalog.load()
 
 

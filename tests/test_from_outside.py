@@ -103,9 +103,8 @@ PLUGINS = {
             return {"one-call": OneCall}
         """,
     ("objectives", "twins"): """
-        from invem import (
-            Denoiser, Objective, ParameterGroup, edm_weight, hookimpl, matching, noise_levels
-        )
+        from invem import Denoiser, Objective, hookimpl
+        from invem.objective import ParameterGroup, edm_weight, matching, noise_levels
 
         class Average(Denoiser):
             def __init__(self, one, two):
@@ -155,8 +154,7 @@ PLUGINS = {
     ("stops", "good-enough"): """
         from dataclasses import dataclass
 
-        from invem import hookimpl
-        from invem.stopping import StoppingRule
+        from invem import StoppingRule, hookimpl
 
         @dataclass(frozen=True, kw_only=True)
         class GoodEnough(StoppingRule):
@@ -178,9 +176,8 @@ PLUGINS = {
         """,
     ("formats", "numbers"): """
         import torch
-        from invem import DataError, hookimpl
-        from invem.fileformat import FileFormat
-        from invem.store import write_text
+        from invem import DataError, FileFormat, hookimpl
+        from invem.atomic import write_text
 
         class Numbers(FileFormat):
             suffix = ".numbers"

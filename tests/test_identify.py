@@ -21,10 +21,11 @@ from invem_plugins.operators.random_projection import random_projection
 from safetensors.torch import save_file
 from test_cli import invem
 
-from invem import Mask, Matrix, Rng, Unsupported, chain
+from invem import Mask, Matrix, Rng, Unsupported
 from invem import config as recipe
 from invem.analysis import ObservationModel, describe, identify, lines, warning
 from invem.config import Catalog
+from invem.operator import chain
 from invem.planning.observation_model import observation_model
 from invem.planning.plan import make
 

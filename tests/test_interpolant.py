@@ -25,8 +25,8 @@ from invem import (
     RecipeError,
     Rng,
     Unsupported,
-    level,
 )
+from invem.denoiser import level
 
 FORMS = [SCSI(), SFBDOmni()]
 

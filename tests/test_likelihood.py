@@ -4,8 +4,10 @@ import pytest
 import torch
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_projection import random_projection
+from invem_plugins.samplers._particles import choose, resample
 
-from invem import Measurement, Rng, choose, nearest, nearest_draw, resample, sharpness, strength
+from invem import Measurement, Rng
+from invem.likelihood import nearest, nearest_draw, sharpness, strength
 
 N, D = 30_000, 4
 

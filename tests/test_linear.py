@@ -4,22 +4,13 @@ import math
 
 import pytest
 import torch
+from invem_plugins.operators._kspace import fourier, fourier_adjoint
+from invem_plugins.operators._tomography import Geometry, project
 
 import invem.linear
-from invem import (
-    CircularConvolution,
-    Convolution,
-    Geometry,
-    Mask,
-    Matrix,
-    Measurement,
-    Rng,
-    Separable,
-    fourier,
-    fourier_adjoint,
-    project,
-)
+from invem import Mask, Matrix, Measurement, Rng
 from invem.config import Catalog
+from invem.linear import CircularConvolution, Convolution, Separable
 
 CATALOG = Catalog.load()
 

@@ -36,12 +36,9 @@ from invem import (
     RecipeError,
     Rng,
     Unsupported,
-    canonical,
-    inside,
-    principal,
-    ranks,
 )
 from invem.bench import LEVELS, coverage_curve
+from invem.compare import canonical, inside, principal, ranks
 
 torch.set_num_threads(1)
 RANGE = (-1.0, 1.0)

@@ -30,11 +30,9 @@ from invem import (
     RecipeError,
     Rng,
     Unsupported,
-    edm_weight,
-    level,
-    matching,
-    noise_levels,
 )
+from invem.denoiser import level
+from invem.objective import edm_weight, matching, noise_levels
 from invem.testing import check
 
 D, N = 4, 20_000

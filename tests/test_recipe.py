@@ -273,12 +273,12 @@ def test_a_deep_override_is_refused(problems):
 
 
 def test_ten_thousand_overrides_take_no_time(read):
-    start = time.perf_counter()
+    start = time.process_time()
     assert (
         read(*(f"operator.a{i}={i}" for i in range(10_000))).recipe.operator.options["a9999"]
         == 9999
     )
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_ten_thousand_bad_overrides_are_cut_short(problems):
@@ -578,8 +578,8 @@ def test_mutated_recipes_load_or_fail_with_located_lines(file):
         "",
         "data.b.c",
     ]
-    end, worst, outcomes = time.perf_counter() + 3, 0.0, set()
-    while (start := time.perf_counter()) < end:
+    end, worst, outcomes = time.process_time() + 3, 0.0, set()
+    while (start := time.process_time()) < end:
         raw = mutated(rng)
         overrides = [f"{rng.choice(keys)}={rng.choice(PIECES)}"] if rng.random() < 0.3 else []
         try:
@@ -590,7 +590,7 @@ def test_mutated_recipes_load_or_fail_with_located_lines(file):
                 assert re.match(r"(r\.yaml:\d+:\d+|override '.*'): .", line), (raw, line)
                 assert line.isprintable(), (raw, line)
             outcomes.add("refused")
-        worst = max(worst, time.perf_counter() - start)
+        worst = max(worst, time.process_time() - start)
     assert outcomes == {"loaded", "refused"}
     assert worst < 1
 

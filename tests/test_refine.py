@@ -32,10 +32,9 @@ from invem import (
     RecipeError,
     Rng,
     config,
-    level,
     prior_of,
 )
-from invem.denoiser import Begun
+from invem.denoiser import Begun, level
 from invem.planning import plan
 
 D, NOISE, N = 4, 0.5, 60_000

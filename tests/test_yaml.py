@@ -163,9 +163,9 @@ def test_twenty_thousand_values_are_allowed():
 
 @pytest.mark.parametrize("bracket", ["[", "{", "- ", "? ", "{a: ", "[{", "a: ["])
 def test_a_depth_bomb_is_refused_at_once(bracket):
-    start = time.perf_counter()
+    start = time.process_time()
     failure(bracket * 100_000)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_an_alias_bomb_is_refused_at_once():
@@ -177,9 +177,9 @@ def test_an_alias_bomb_is_refused_at_once():
     "text", ["x" * 10**6, "a: '" + "x" * 10**6 + "'", "a: " + "x y " * 250_000]
 )
 def test_a_line_of_a_megabyte_is_read_in_reasonable_time(text):
-    start = time.perf_counter()
+    start = time.process_time()
     load(text, "r.yaml")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_source_with_line_breaks_stays_on_one_line():

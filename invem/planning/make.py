@@ -43,8 +43,7 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     recipe, builder = loaded.recipe, Builder(loaded, catalog)
     check_requirements(recipe, builder)
     where = "data" if recipe.data is not None else "observations"
-    source = getattr(recipe, where)
-    data = builder.part("datasets", source, (where,))
+    data = builder.part("datasets", getattr(recipe, where), (where,))
     operator = builder.part("operators", recipe.operator, ("operator",))
     noise = builder.part("noises", recipe.noise, ("noise",))
     network = builder.part("networks", recipe.network, ("network",))
@@ -62,16 +61,11 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     begun = facts is not None
     train = None if begun else split("train")
     if train is not None:
-        reference = any("reference" in metric.needs for metric in metrics.values())
-        test = len(split("test")) if recipe.evaluate.observations or reference else 0
-        facts = Facts(train.shape, train.range, len(train), test)
+        facts = _facts(recipe, metrics, train, split)
     assert facts is not None
     options = {kind: builder.values[(kind,)] for kind in ("operator", "noise")}
     model = MeasurementModel(tuple(facts.shape), operator, noise, options)
-    given = train.measured(torch.tensor([0])) if train is not None else None
-    check_calibratable(recipe, builder, model, set(given or ()))
-    if train is not None and where == "observations":
-        check_observations(recipe, builder, model, train)
+    _check_data(recipe, builder, model, train)
     built = network(model.shape)
     if not begun:
         facts = facts._replace(prior=_first_prior(recipe, builder, built, model.shape))
@@ -92,6 +86,26 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         test=min(recipe.evaluate.observations, facts.whole_test),
         warnings=[] if train is None else _skipped(where, train),
     )
+
+
+def _check_data(
+    recipe: Recipe, builder: Builder, model: MeasurementModel, train: Dataset | None
+) -> None:
+    """Compares the observations that exist already with the model, and what is calibrated with
+    both. train: None if the run was begun before."""
+    given = None if train is None else train.measured(torch.tensor([0]))
+    check_calibratable(recipe, builder, model, set(given or ()))
+    if train is not None and recipe.data is None:
+        check_observations(recipe, builder, model, train)
+
+
+def _facts(
+    recipe: Recipe, metrics: dict[str, Metric], train: Dataset, split: Callable[[str], Dataset]
+) -> Facts:
+    """Returns what a run keeps of its data set; the test split is opened only if it is used."""
+    reference = any("reference" in metric.needs for metric in metrics.values())
+    test = len(split("test")) if recipe.evaluate.observations or reference else 0
+    return Facts(train.shape, train.range, len(train), test)
 
 
 def _metrics(recipe: Recipe, builder: Builder) -> dict[str, Metric]:

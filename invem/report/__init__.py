@@ -8,10 +8,9 @@ A plugin adds a figure through the hook `invem_figures`: a class derived from `F
 draw with `chart` or with a library of its own.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
+from invem.atomic import write_bytes
 from invem.report.data import (
     Evaluation,
     Identifiability,
@@ -59,7 +58,9 @@ def write(run: Path) -> Path:
         DataError: The directory is not a run.
     """
     text = render(load(run))
-    return _replace(run / "report.html", text.encode("utf-8", errors="replace"))
+    page = run / "report.html"
+    write_bytes(page, text.encode("utf-8", errors="replace"))
+    return page
 
 
 def pictures(run: Path) -> list[Path]:
@@ -87,22 +88,6 @@ def pictures(run: Path) -> list[Path]:
     folder = run / "pictures"
     if made:
         folder.mkdir(exist_ok=True)
-    return [_replace(folder / name, png(image)) for name, image in made.items()]
-
-
-def _replace(path: Path, data: bytes) -> Path:
-    """Writes a file as a whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    for name, image in made.items():
+        write_bytes(folder / name, png(image))
+    return [folder / name for name in made]

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from invem import store
 from invem.running.context import Context
 from invem.running.order import batch_of_step
 from invem.storage.directory import Round
@@ -43,7 +42,7 @@ def read_draws(run: Context, at: Round) -> Tensor:
     folder = run.directory.draws(at)
     if folder.has(POOL):
         return folder.read(POOL)["x"]
-    new = torch.cat([store.read(file)["x"] for file in folder.numbered()])
+    new = torch.cat([tensors["x"] for tensors in folder.read_all()])
     if run.stage(at).phase.refresh == 1:
         return new
     pool = new

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from invem import analysis, store
+from invem import analysis, atomic
 from invem.config import yaml
 from invem.errors import Unsupported
 from invem.objective import ClosedFormObjective
@@ -51,7 +51,7 @@ def carry_out(plan: Plan, path: Path, stop: Callable[[], int] = lambda: 0) -> It
         torch.set_num_threads(plan.recipe.compute.threads)
     keep_memory()
     run = Context(plan, RunDirectory(path), stop)
-    with store.lock(path):
+    with atomic.lock(path):
         yield from _begin(run)
         for split, n in (("train", plan.train), ("test", plan.test)):
             if n:

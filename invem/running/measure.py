@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from invem import store
 from invem.batched import Rng
 from invem.dataset import Dataset
 from invem.errors import DataError, RecipeError
@@ -60,9 +59,9 @@ def _measured(
     """Measures the signals of a block, or completes observations that exist already."""
     rng = run.generator("measure", split, block)
     operator, noise = run.plan.model.draw(len(x), rng)
-    first = run.directory.measurements("train").file("00000")
-    if first.exists():
-        operator, noise = with_shared(operator, noise, store.read(first))
+    train = run.directory.measurements("train")
+    if train.has("00000"):
+        operator, noise = with_shared(operator, noise, train.read("00000"))
     if not run.plan.observed:
         return Measurement(noise.sample(operator(x), rng), operator, noise)
     m = Measurement(x, operator, noise)

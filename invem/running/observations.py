@@ -7,7 +7,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from invem import store
 from invem.analysis import rebuilt
 from invem.batched import Rng
 from invem.errors import DataError
@@ -63,7 +62,7 @@ class Observations:
 
     def _read(self, theta: Mapping[str, float]) -> Measurement:
         if not self._blocks:
-            self._blocks = [store.read(file) for file in self.folder.numbered()]
+            self._blocks = self.folder.read_all()
         if not self._blocks:
             raise DataError(f"{self.folder.path}: there are no measurements")
         parts = self._blocks

@@ -10,9 +10,11 @@
     P-stop.json         where a phase ended before its last round, and why
 
 P is a phase and R a round, both from 0. A file that is there is complete: it was written under
-another name, flushed and renamed, and has its digest inside.
+another name, flushed and renamed, and has its digest inside. A tensor file also says which file of
+which run it is, so that one that was put in another place is found.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,8 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from invem import store
+from invem import atomic, store
 from invem.errors import DataError, RecipeError
+
+FORMAT = 2  # of a run directory
 
 __all__ = ["Folder", "Round", "RunDirectory"]
 
@@ -43,10 +47,11 @@ class Folder:
 
     Args:
         path: The folder.
+        owner: The run directory that it belongs to; None for the run directory itself.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, owner: "RunDirectory | None" = None) -> None:
+        self.path, self.owner = path, owner
 
     def file(self, name: str) -> Path:
         """Returns the path of a tensor file."""
@@ -58,15 +63,35 @@ class Folder:
 
     def write(self, name: str, tensors: Mapping[str, Tensor], meta: Any = None) -> None:
         """Writes a tensor file, whole or not at all."""
-        store.write(self.file(name), tensors, meta)
+        store.write(self.file(name), tensors, {**(meta or {}), "place": self._place(name)})
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """Reads a tensor file and checks its digest."""
-        return store.read(self.file(name))
+        """Reads a tensor file.
+
+        Raises:
+            DataError: If it is missing or damaged, or was written as another file or by another
+                run.
+        """
+        return self.read_meta(name)[0]
 
     def read_meta(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Reads the tensors and the metadata of a file."""
-        return store.read_meta(self.file(name))
+        """Reads the tensors and the metadata of a file, as `read` does."""
+        tensors, meta = store.read_meta(self.file(name))
+        there, here = meta.pop("place", None), self._place(name)
+        if there != here:
+            what = there.get("file", "?") if isinstance(there, dict) else "no file of a run"
+            words = what if what != here["file"] else f"{what} of another run"
+            raise DataError(f"{self.file(name)}: it is not the file that belongs here, but {words}")
+        return tensors, meta
+
+    def _place(self, name: str) -> dict[str, str]:
+        owner = self.owner or self
+        file = self.file(name).relative_to(owner.path).as_posix()
+        return {"file": file, "run": owner.identity if isinstance(owner, RunDirectory) else ""}
+
+    def read_all(self) -> list[dict[str, Tensor]]:
+        """Reads the shards or blocks that are there, in order."""
+        return [self.read(path.stem) for path in self.numbered()]
 
     def remove(self, name: str) -> None:
         """Removes a tensor file, if it is there."""
@@ -86,11 +111,11 @@ class Folder:
 
     def read_json(self, name: str) -> Any:
         """Reads a JSON file."""
-        return store.read_json(self.path / f"{name}.json")
+        return atomic.read_json(self.path / f"{name}.json")
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, whole or not at all."""
-        store.write_json(self.path / f"{name}.json", value)
+        atomic.write_json(self.path / f"{name}.json", value)
 
     def remove_json(self, name: str) -> None:
         """Removes a JSON file, if it is there."""
@@ -104,6 +129,19 @@ class RunDirectory(Folder):
         path: The directory; it need not exist.
     """
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._identity = ""
+
+    @property
+    def identity(self) -> str:
+        """A hash of the recipe that the run was begun with; "" before it was begun."""
+        if not self._identity and self.begun:
+            about: Any = self.read_json("run")
+            recipe = about.get("recipe", "") if isinstance(about, dict) else ""
+            self._identity = hashlib.sha256(str(recipe).encode()).hexdigest()[:16]
+        return self._identity
+
     # What was begun with
 
     @property
@@ -113,8 +151,8 @@ class RunDirectory(Folder):
 
     def begin(self, recipe: str, description: Mapping[str, Any]) -> None:
         """Writes the resolved recipe and the description of a run."""
-        store.write_text(self.path / "recipe.yaml", recipe)
-        self.write_json("run", {"format": 1, "recipe": recipe, **description})
+        atomic.write_text(self.path / "recipe.yaml", recipe)
+        self.write_json("run", {"format": FORMAT, "recipe": recipe, **description})
 
     def description(self) -> dict[str, Any]:
         """Returns what `begin` wrote.
@@ -128,6 +166,11 @@ class RunDirectory(Folder):
         about: Any = self.read_json("run")
         if not isinstance(about, dict) or not isinstance(about.get("recipe"), str):
             raise DataError(f"{self.path / 'run.json'}: damaged: 'recipe' is missing")
+        if about.get("format") != FORMAT:
+            raise RecipeError(
+                f"{self.path}: it was made by another version of invem (format"
+                f" {about.get('format')!r}, not {FORMAT}); begin a new run with its recipe"
+            )
         if not self.recipe.is_file() or self.recipe.read_text("utf-8") != about["recipe"]:
             raise RecipeError(
                 f"{self.recipe}: changed since the run was begun; begin a new run with it"
@@ -143,22 +186,22 @@ class RunDirectory(Folder):
 
     def measurements(self, split: str) -> Folder:
         """Returns the folder of the measurements of a split."""
-        return Folder(self.path / "measurements" / split)
+        return Folder(self.path / "measurements" / split, self)
 
     @property
     def truth(self) -> Folder:
         """The folder of the true signals, which only metrics and the report open."""
-        return Folder(self.path / "truth")
+        return Folder(self.path / "truth", self)
 
     def true_signals(self) -> Tensor | None:
         """Returns the true signals of the held-out observations, shape (N, *shape), if kept."""
-        files = self.truth.numbered()
-        return torch.cat([store.read(file)["x"] for file in files]) if files else None
+        parts = [tensors["x"] for tensors in self.truth.read_all()]
+        return torch.cat(parts) if parts else None
 
     @property
     def prepared(self) -> Folder:
         """The folder of what metrics compute once."""
-        return Folder(self.path / "metrics")
+        return Folder(self.path / "metrics", self)
 
     # Steps
 
@@ -175,7 +218,7 @@ class RunDirectory(Folder):
         return self._step(at, "evaluation")
 
     def _step(self, at: Round, kind: str) -> Folder:
-        return Folder(self.path / f"{at.phase}-{at.number:03d}-{kind}")
+        return Folder(self.path / f"{at.phase}-{at.number:03d}-{kind}", self)
 
     def fitted(self) -> list[Round]:
         """Returns the rounds whose M-step is finished, in order."""
@@ -211,7 +254,7 @@ class RunDirectory(Folder):
 
     def log(self, event: str, **data: Any) -> None:
         """Appends one event to the log."""
-        store.append_json(self.path / "log.jsonl", {"event": event, **data})
+        atomic.append_json(self.path / "log.jsonl", {"event": event, **data})
 
     def logged(self) -> list[dict[str, Any]]:
         """Returns the events of the log; a line that was torn by a kill is left out."""
@@ -226,7 +269,7 @@ class RunDirectory(Folder):
         rows = [self.read_json("observations")] if self.has_json("observations") else []
         rows += [self.evaluation(at).read_json("metrics") for at in self.evaluated()]
         text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-        store.write_text(self.path / "metrics.jsonl", text)
+        atomic.write_text(self.path / "metrics.jsonl", text)
 
 
 def _round(name: str) -> Round:

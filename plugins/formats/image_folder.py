@@ -1,27 +1,31 @@
-"""A folder of images, as observations."""
+"""A folder of images as observations."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from invem_plugins.datasets.folder import folder
 from torch import Tensor
 
 from invem.fileformat import Expected, FileFormat
 
-DATA_SET = "folder"  # whose options are used again where the run learned from one
+from ..datasets.folder import folder
+
+DATA_SET = "folder"  # its options apply again if the run learned from one
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(FileFormat):
-    """The images of a folder, read as the data set `folder` reads them: with the options of the
-    recipe where it learned from one."""
+    """The images of a folder, read as by the data set `folder`.
+
+    Its options are those of the recipe, if the run learned from such a data set.
+    """
 
     def accepts(self, path: Path) -> bool:
         return path.is_dir()
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
-        options = {"channels": expected.shape[0]}
+        options: dict[str, Any] = {"channels": expected.shape[0]}
         if expected.source == DATA_SET:
             options = dict(expected.options)
         images = folder("train", **{**options, "root": str(path), "test": 0.0})

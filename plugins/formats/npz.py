@@ -1,4 +1,4 @@
-"""NumPy's archives of arrays."""
+"""NumPy's .npz archives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -16,8 +16,10 @@ from invem.store import write
 
 @dataclass(frozen=True, kw_only=True)
 class Safetensors(FileFormat):
-    """A file that holds y, and under their paths ("A.mask", "noise.sigma") the tensors of operator
-    and noise that differ between observations."""
+    """A safetensors file with y, and the operator and noise tensors that differ per observation.
+
+    The tensors are named by their paths ("A.mask", "noise.sigma").
+    """
 
     suffix: ClassVar[str] = ".safetensors"
 

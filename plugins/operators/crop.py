@@ -1,4 +1,4 @@
-"""The centre of each image."""
+"""Cropping: the centre of each image is measured."""
 
 from typing import Annotated
 
@@ -6,14 +6,16 @@ import torch
 from annotated_types import Ge
 from torch import Generator
 
-from invem import RecipeError, Separable, examples, image_shape
+from invem import RecipeError, examples
+from invem.linear import Separable
+from invem.operator import image_shape
 
 
 @examples({"size": 5})
 def crop(
     n: int, shape: tuple[int, ...], rng: Generator, *, size: Annotated[int, Ge(1)]
 ) -> Separable:
-    """Measures the square at the centre of each image.
+    """Measures the central square of each image.
 
     Args:
         n: The number of observations; the operator is the same for all.

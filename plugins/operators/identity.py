@@ -6,7 +6,8 @@ from math import prod
 import torch
 from torch import Generator, Tensor
 
-from invem import SVD, LinearOperator
+from invem import LinearOperator
+from invem.operator import SVD
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor
 
-from invem import Operator, RecipeError, image_shape, shared
+from invem import Operator, RecipeError, shared
+from invem.operator import image_shape
 
 LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -26,8 +27,9 @@ LUMINANCE = (
 class Quantised(Operator):
     """A(x) = D^T q round(D x / q) on blocks of 8 x 8 pixels, D the orthonormal cosine transform.
 
-    The slope of rounding is zero almost everywhere and of no use: `vjp` takes it for one ("straight
-    through"), which makes it the identity, and automatic differentiation of the call agrees.
+    The derivative of rounding is zero almost everywhere and useless. `vjp` takes it to be one
+    ("straight through"), which makes `vjp` the identity. Automatic differentiation of the call
+    agrees.
 
     Attributes:
         table: q, in units of the data, shape (8, 8).
@@ -39,9 +41,9 @@ class Quantised(Operator):
 
     def __call__(self, x: Tensor) -> Tensor:
         cosine = _cosine(x)
-        blocks = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-2, -3)
+        blocks = x.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-2, -3)  # type: ignore[no-untyped-call]
         z = cosine @ blocks @ cosine.T
-        y = (
+        y: Tensor = (
             (cosine.T @ (self.table * (z / self.table).round()) @ cosine)
             .transpose(-2, -3)
             .flatten(-4, -3)
@@ -66,17 +68,18 @@ def jpeg(
     *,
     quality: Annotated[int, Interval(ge=1, le=100)] = 30,
 ) -> Quantised:
-    """Quantises the cosine coefficients of each channel with the luminance table of JPEG (ITU-T
-    T.81, annex K).
+    """Quantises the cosine coefficients of each channel with the luminance table of JPEG.
+
+    The table is that of ITU-T T.81, annex K.
 
     Args:
         n: The number of observations; the operator is the same for all.
         shape: (C, H, W), H and W multiples of 8.
         rng: Not used.
-        quality: 1 to 100, scaled as the library of the Independent JPEG Group does.
+        quality: 1 to 100, scaled as in the library of the Independent JPEG Group.
 
     Raises:
-        RecipeError: If the size is no multiple of 8.
+        RecipeError: If the size is not a multiple of 8.
     """
     _, height, width = image_shape("jpeg", shape)
     if height % 8 or width % 8:

@@ -1,9 +1,11 @@
-"""Several measurements of one signal."""
+"""Several measurements of the same signal."""
 
 import torch
 from torch import Generator
 
-from invem import Mask, Matrix, Operator, OperatorLaw, RecipeError, examples, stack
+from invem import Mask, Matrix, Operator, RecipeError, examples
+from invem.compose import stack
+from invem.operator import OperatorLaw
 
 
 def _mask(n: int, shape: tuple[int, ...], rng: Generator) -> Operator:
@@ -16,12 +18,12 @@ def _rows(n: int, shape: tuple[int, ...], rng: Generator) -> Operator:
 
 @examples({"of": [_mask, _rows]})
 def beside(n: int, shape: tuple[int, ...], rng: Generator, *, of: list[OperatorLaw]) -> Operator:
-    """Measures each signal by every operator; the measurements are flattened and joined.
+    """Measures each signal by every operator, and concatenates the flattened measurements.
 
     Args:
         n: The number of observations.
         shape: The shape of one signal.
-        rng: The source of each operator.
+        rng: Draws each operator.
         of: The operators.
 
     Raises:

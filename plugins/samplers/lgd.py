@@ -8,25 +8,26 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from invem import Denoise, GuidedSampler, Measurement, Prior, Rng, Stepping
+from invem import GuidedSampler, Measurement, Prior, Rng
+from invem.diffusion import Denoise, Stepping
 
 
 @dataclass(frozen=True, kw_only=True)
 class LGD(GuidedSampler):
-    """Loss-guided diffusion (Song et al. 2023, ICML, algorithm 1), for any differentiable A and any
-    noise with a density.
+    """LGD, loss-guided diffusion by Monte Carlo, for any differentiable A and noise with a density.
 
-    p(y | x_t) is taken as the mean of p(y | x_hat + r z) over `samples` draws of z, r =
-    sigma/sqrt(1 + sigma^2), and its gradient goes through the prior. With many measurements one
-    draw outweighs the others, and the method becomes DPS at a random point. A pull is no longer
-    than the one that would end the misfit if A were linear along it: without that bound low noise
-    makes the chain diverge.
+    Song et al. 2023, ICML, algorithm 1. p(y | x_t) is the mean of p(y | x_hat + r z) over `samples`
+    draws of z, with r = sigma/sqrt(1 + sigma^2). Its gradient goes through the prior. With many
+    measurements one draw outweighs the others, and the method becomes DPS at a random point.
+
+    A guidance step is no longer than the one that would remove the misfit if A were linear along
+    it. Without that bound the chain diverges at low noise.
 
     Attributes:
-        steps: Noise levels.
-        stepping: How the reverse diffusion is run.
+        steps: The number of noise levels.
+        stepping: The rule of the reverse diffusion.
         schedule: The noise levels.
-        samples: Draws for each state; each costs an application of A, none of the network.
+        samples: Draws of z per state. Each costs an application of A and no network call.
     """
 
     steps: Annotated[int, Ge(2)] = 100
@@ -55,16 +56,17 @@ class LGD(GuidedSampler):
             pulled = weights.reshape(-1, *[1] * (x.ndim - 1)) * several.score(x)
             score = pulled.reshape(-1, self.samples, *m.shape).sum(1)
             (grad,) = torch.autograd.grad(x_hat, x_t, score)
-            x_hat, step = x_hat.detach(), sigma**2 * grad
+            estimate: Tensor = x_hat.detach()
+            step: Tensor = sigma**2 * grad
             flat = step.flatten(1).norm(dim=1).clamp(min=1e-12)
-            way = (1e-2 / flat).reshape(-1, *[1] * (x_hat.ndim - 1))
-            clean = m.A(x_hat)
+            way = (1e-2 / flat).reshape(-1, *[1] * (estimate.ndim - 1))
+            clean = m.A(estimate)
             along = (
-                (m.A(x_hat + way * step) - clean) / way.reshape(-1, *[1] * (clean.ndim - 1))
+                (m.A(estimate + way * step) - clean) / way.reshape(-1, *[1] * (clean.ndim - 1))
             ).flatten(1)
-            best = ((m.y - clean).flatten(1) * along).sum(1) / along.square().sum(1).clamp(
+            best: Tensor = ((m.y - clean).flatten(1) * along).sum(1) / along.square().sum(1).clamp(
                 min=1e-20
             )
-            return x_hat + best.clamp(0, 1).reshape(way.shape) * step
+            return estimate + best.clamp(0, 1).reshape(way.shape) * step
 
         return posterior

@@ -1,4 +1,4 @@
-"""The rule that needs no clean signal: simulated observations have become like the real ones."""
+"""The rule that compares simulated with real observations, without clean signals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,24 @@ from typing import Any
 from invem.stopping import FinishedRound, StoppingRule, Watched
 
 METRIC = "observation-distance"
-NEAR = 1.05  # times the distance of real observations to each other
-LEAST = 0.98  # a distance above this share of the best before has not fallen
+NEAR = 1.05  # times the distance between sets of real observations
+LEAST = 0.98  # a distance above this fraction of the previous minimum has not fallen
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObservationDistance(StoppingRule):
-    """Ends a phase once observations that are simulated from the prior are as near to the real ones
-    as those are to each other, or have not come nearer by 2 % in 2 rounds."""
+    """Ends a phase once simulated observations match the real ones, or stop coming nearer.
+
+    They match if their distance to the real ones is at most 1.05 times that between sets of real
+    ones. They stop if it has not fallen by 2 % in 2 rounds.
+    """
 
     def refuses(self, phase: Watched) -> str | None:
         if not any(label.startswith(METRIC) for label in phase.metrics):
             return f"it follows the metric {METRIC}: add it to evaluate.metrics"
         if not phase.evaluated:
             return (
-                "it needs an evaluation in every round: every 1, samples, and it among"
+                "it needs an evaluation in every round: every 1, samples, and the phase among"
                 " evaluate.phases"
             )
         return None

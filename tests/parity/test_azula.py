@@ -15,7 +15,9 @@ from invem_plugins.samplers.tmpd import TMPD
 from invem_plugins.schedules.vp import VP
 from torch import nn
 
-from invem import Karras, Prior, condition, local, nearest
+from invem import Karras, Prior
+from invem.likelihood import nearest
+from invem.tweedie import condition, local
 
 from . import NOISE, SHAPE, Levels, Numbers, exact, feed, gap, measured, network, normal
 

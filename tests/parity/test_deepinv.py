@@ -13,7 +13,11 @@ from invem_plugins.samplers.dps import DPS
 from invem_plugins.samplers.pigdm import PiGDM
 from torch import nn
 
-from invem import Geometric, Karras, Prior, condition, local, nearest, reverse
+from invem import Karras, Prior
+from invem.diffusion import reverse
+from invem.likelihood import nearest
+from invem.schedule import Geometric
+from invem.tweedie import condition, local
 
 from . import NOISE, SHAPE, Bounded, Levels, Numbers, exact, feed, gap, measured, network, normal
 

@@ -1,0 +1,130 @@
+"""Files that are whole or absent: written under another name, flushed and renamed."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from invem.errors import DataError, InvemError, RecipeError, ResourceError
+
+__all__ = [
+    "append_json",
+    "lock",
+    "read_json",
+    "replacing",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
+    """Gives a temporary path beside a file, and puts what was written there in its place.
+
+    Args:
+        path: The file.
+        failures: What writing may raise beside OSError.
+
+    Raises:
+        ResourceError: If the disk is full.
+        DataError: If the file cannot be written.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    caught: tuple[type[Exception], ...] = (OSError, *failures)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except caught as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        full = getattr(error, "errno", None) in _FULL or "No space" in str(error)
+        kind = ResourceError if full else DataError
+        raise kind(f"{path}: cannot be written: {error}") from error
+
+
+def _sync_folder(path: Path) -> None:
+    """Flushes the entry of a file that was renamed, where the system can."""
+    if os.name == "nt":
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Returns the value of a JSON file.
+
+    Raises:
+        DataError: If it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged: {error}") from error
+
+
+def append_json(path: Path, value: Any) -> None:
+    """Appends one line of JSON, on a line of its own even where a kill tore the one before."""
+    try:
+        with path.open("ab+") as file:
+            torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write(b"\n" * bool(torn) + json.dumps(value, sort_keys=True).encode() + b"\n")
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (ResourceError if full else DataError)(
+            f"{path}: cannot be written: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Holds a run directory for this process alone.
+
+    Raises:
+        InvemError: If another process holds it.
+        RecipeError: If the directory cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        held = FileLock(run / ".lock", timeout=0)
+        held.acquire()
+    except Timeout:
+        raise InvemError(f"{run}: another process is working on this run") from None
+    except OSError as error:
+        raise RecipeError(f"{run}: no run can be put there: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        held.release()
