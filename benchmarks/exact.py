@@ -38,7 +38,7 @@ MORE = (
 SEEDS, OBSERVATIONS = 3, 8
 
 
-def main():
+def main() -> None:
     torch.set_num_threads(1)
     catalog = Catalog.load()
     for name in sys.argv[1:] or CLOSED_FORM:

@@ -13,7 +13,7 @@ from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.samplers.mmps import MMPS
 
-from invem import Gaussian, GaussianDenoiser, Measurement, Rng
+from invem import Gaussian, Measurement, Prior, Rng
 
 D, N, ROUNDS, SHOWN = 8, 8192, 40, (1, 5, 10, 20, 40)
 
@@ -41,11 +41,7 @@ def main() -> None:
         prior, found = Gaussian.standard((D,)), {}
         for r in range(ROUNDS):
             rng = Rng.keyed("e-step", r, items=range(N))
-            draws = (
-                prior.posterior(m, rng)
-                if sampler is None
-                else sampler(GaussianDenoiser(prior), m, rng)
-            )
+            draws = prior.posterior(m, rng) if sampler is None else sampler(Prior.of(prior), m, rng)
             prior = Gaussian.fit(draws, D)
             values = torch.linalg.eigvals(torch.linalg.solve(true, prior.cov.dense().double())).real
             if r + 1 in SHOWN:

@@ -21,7 +21,6 @@ deepinv's DDRM knows one mask for a batch and is given one. Peers that do not im
 """
 
 import argparse
-import ctypes
 import dataclasses
 import json
 import platform
@@ -40,8 +39,9 @@ from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_mask import random_mask
 from torch import Tensor, nn
 
-from invem import Denoiser, Gaussian, Measurement, Preconditioned, Rng
+from invem import Denoiser, Gaussian, Measurement, Preconditioned, Prior, Rng
 from invem.config import Catalog
+from invem.running.context import keep_memory
 
 SHAPE = (1, 16, 16)
 NOISE = 0.05
@@ -125,7 +125,7 @@ class Recorded(Denoiser):
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__()
-        self.inner, self.moments = inner, inner.moments
+        self.inner = inner
         self.calls: list[Call] = []
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
@@ -134,14 +134,15 @@ class Recorded(Denoiser):
         return out
 
 
-def network() -> Denoiser:
+def network() -> Prior:
     torch.manual_seed(0)
     net = Preconditioned(UNet(SHAPE, channels=[32, 64]), 0.5).eval()
     for weight in net.parameters():
         nn.init.normal_(weight, std=0.05)
     x = torch.randn(500, *SHAPE).cumsum(-1).cumsum(-2) / 16
-    net.moments = Gaussian.fit(x - x.mean(), 64)
-    return net.requires_grad_(False)
+    moments = Gaussian.fit(x - x.mean(), 64)
+    net.mean = moments.mean
+    return Prior(net.requires_grad_(False), moments)
 
 
 def problem(batch: int) -> Measurement:
@@ -154,7 +155,7 @@ def problem(batch: int) -> Measurement:
     return Measurement(noise.sample(A(x), torch.Generator().manual_seed(2)), A, noise)
 
 
-def samplers(m: Measurement) -> list[tuple[str, Any, tuple[str, ...]]]:
+def samplers(m: Measurement, prior: Prior) -> list[tuple[str, Any, tuple[str, ...]]]:
     """What `NAMED` names, and whatever else of the catalogue fits inpainting with Gaussian
     noise."""
     catalog = Catalog.load()
@@ -166,7 +167,7 @@ def samplers(m: Measurement) -> list[tuple[str, Any, tuple[str, ...]]]:
         kind = catalog.find("samplers", name).load()
         known = {field.name for field in dataclasses.fields(kind)}
         sampler = kind(**OPTIONS.get(name, {"steps": 12} if "steps" in known else {}))
-        if sampler.needs <= m.provides | {"moments"}:
+        if sampler.needs <= m.provides | prior.provides:
             named.append((name, sampler, ()))
     return named
 
@@ -288,13 +289,13 @@ def ratio(
 
 
 def measure(
-    label: str, sampler: Any, peers: tuple[str, ...], net: Denoiser, batch: int, turns: int
+    label: str, sampler: Any, peers: tuple[str, ...], prior: Prior, batch: int, turns: int
 ) -> list[dict[str, Any]]:
     """The rows of one sampler and of its peers at one batch size."""
     m = problem(batch)
     rng = Rng.keyed("benchmark", items=range(batch))
     makers: dict[str, Callable[[Any], Callable[[], Any]]] = {
-        "invem": lambda d: lambda: sampler(d, m, rng[:])
+        "invem": lambda d: lambda: sampler(dataclasses.replace(prior, denoiser=d), m, rng[:])
     }
     for peer in peers:
         library, _, what = peer.partition(" ")
@@ -302,7 +303,7 @@ def measure(
         makers[library] = lambda d, build=build, what=what: build(what, d, m, sampler)
     runs, calls = {}, {}
     for who, make in list(makers.items()):
-        recorded = Recorded(net)
+        recorded = Recorded(prior.denoiser)
         try:
             make(recorded)()
         except (ImportError, RuntimeError) as error:
@@ -311,12 +312,12 @@ def measure(
             print(f"{label}: {who} is left out: {error}", flush=True)
             continue
         calls[who] = recorded.calls
-        runs[who] = make(net)
+        runs[who] = make(prior.denoiser)
     numbers = torch.randn(max(call.rows for found in calls.values() for call in found), *SHAPE)
     timed = {
         (who, part): call
         for who in runs
-        for part, call in (("run", runs[who]), ("bare", bare(net, calls[who], numbers)))
+        for part, call in (("run", runs[who]), ("bare", bare(prior.denoiser, calls[who], numbers)))
     }
     spent: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in timed}
     for call in timed.values():
@@ -340,19 +341,6 @@ def measure(
         rows.append(row)
         print(json.dumps(row, ensure_ascii=False), flush=True)
     return rows
-
-
-def kept_memory() -> bool:
-    """Has the C library keep the memory that is freed; returns whether it is one that can."""
-    try:
-        library = ctypes.CDLL(None)
-        # The numbers are M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_TOP_PAD of malloc.h.
-        return all(
-            library.mallopt(what, size)
-            for what, size in ((-1, 2**31 - 1), (-3, 2**25), (-2, 2**26))
-        )
-    except (AttributeError, OSError, TypeError):
-        return False
 
 
 def compiled(net: Denoiser) -> str:
@@ -433,27 +421,27 @@ def main() -> None:
         print(table(json.loads(options.kept.read_text("utf-8"))))
         return
     torch.set_num_threads(1)
-    net, begun, rows = network(), time.perf_counter(), []
+    prior, begun, rows = network(), time.perf_counter(), []
     chosen = [
         case
-        for case in samplers(problem(2))
+        for case in samplers(problem(2), prior)
         if not options.only or case[0].startswith(tuple(options.only))
     ]
 
     def add(cases: list[Any], batch: int, how: str) -> None:
         turns = max(2, options.turns) * (2 if batch == 1 else 1)
         rows.extend(
-            {**row, "how": how} for case in cases for row in measure(*case, net, batch, turns)
+            {**row, "how": how} for case in cases for row in measure(*case, prior, batch, turns)
         )
 
     some = [case for case in chosen if case[0] in SOME]
     large = max(options.batches)
     add(some, large, "as it comes")
-    kept = kept_memory()
+    kept = keep_memory()
     for batch in options.batches:
         add(chosen, batch, "")
     started = time.perf_counter()
-    why = "not asked for" if options.no_compile else compiled(net)
+    why = "not asked for" if options.no_compile else compiled(prior.denoiser)
     compilation = round(time.perf_counter() - started)
     if not why:
         add([(label, sampler, ()) for label, sampler, _ in some], large, "compiled")
@@ -466,7 +454,7 @@ def main() -> None:
         },
         "threads": 1,
         "machine": platform.processor() or platform.machine(),
-        "parameters": sum(weight.numel() for weight in net.parameters()),
+        "parameters": sum(weight.numel() for weight in prior.denoiser.parameters()),
         "memory kept": "yes" if kept else "left out: the C library has no mallopt",
         "compiled": why or f"yes, in {compilation} s",
         "seconds": round(time.perf_counter() - begun),

@@ -153,6 +153,12 @@ def samplers(names: list[str]) -> str:
     return benchmark.table(json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")))
 
 
+def rebuild(names: list[str]) -> str:
+    import rebuild as benchmark  # the script beside this one
+
+    return benchmark.table(json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")))
+
+
 def study(names):
     import study as benchmark  # the script in studies/fashion
 
@@ -211,6 +217,7 @@ KINDS: dict[str, Callable[[list[str]], str]] = {
     "draws": draws,
     "metric": metric,
     "quality": quality,
+    "rebuild": rebuild,
     "samplers": samplers,
     "operators": operators,
     "table": table,

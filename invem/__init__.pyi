@@ -2,6 +2,8 @@
 is first used. The rest of the vocabulary is in public modules: `invem.linalg`, `invem.objective`,
 ..."""
 
+__version__: str
+
 from .batched import Batched as Batched, Rng as Rng, shared as shared
 from .dataset import Dataset as Dataset
 from .denoiser import Denoiser as Denoiser, Preconditioned as Preconditioned

@@ -1,4 +1,4 @@
-"""Values that are a batch of B independent things, and the random numbers of a batch."""
+"""Batches of B independent values, and the random numbers of a batch."""
 
 import dataclasses
 import hashlib
@@ -13,24 +13,24 @@ __all__ = ["Batched", "Index", "Rng", "shared", "wide"]
 
 Index = int | slice | Tensor
 
-# Numbers a stream draws at once for small requests: a call for each stream costs more than they do.
+# Small requests are served from this many numbers per stream: one call per stream costs more.
 _AHEAD = 256
 
 
 def shared(**options: Any) -> Any:
-    """Marks a tensor field of a `Batched` dataclass as common to the whole batch: it has no leading
-    B axis."""
+    """Marks a tensor field of a `Batched` dataclass as common to the batch, without a B axis."""
     return dataclasses.field(metadata={"shared": True}, **options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batched:
-    """An immutable batch of B values. Each tensor field has shape (B, ...) unless it is marked
-    `shared()`; a field may be a batch itself, or a tuple of them.
+    """An immutable batch of B values.
 
-    Indexing selects samples in every tensor field at once, so shuffling, sharding, drawing K times
-    from the same measurement and moving to a device are one generic operation. An integer selects a
-    batch of one.
+    Each tensor field has shape (B, ...) unless it is marked `shared()`. A field may itself be a
+    batch, or a tuple of batches.
+
+    Indexing selects samples in every tensor field at once. So shuffling, sharding, K draws per
+    measurement and moving to a device need no code of their own. An integer selects a batch of one.
     """
 
     def __getitem__(self, index: Index) -> Self:
@@ -41,8 +41,10 @@ class Batched:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """Moves every tensor to `device`, every floating-point one to `dtype` and every complex one
-        to that precision."""
+        """Moves every tensor to `device` and converts floating-point and complex ones to `dtype`.
+
+        A complex tensor gets the precision of `dtype`.
+        """
 
         def move(_: bool, value: Tensor) -> Tensor:
             if value.is_complex():
@@ -52,13 +54,13 @@ class Batched:
         return self._map(move)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns the tensor fields by path (`"mask"`, `"A.mask"` for a nested value): what a store
-        writes."""
+        """Returns the tensor fields by path ("mask"; "A.mask" in a nested value), for storage."""
         return {path: value for path, _, value in self._leaves()}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Returns a copy in which each tensor field is replaced by the one of that path: what a
-        store reads.
+        """Returns a copy with each tensor field replaced by the tensor of its path.
+
+        It restores a value from storage.
 
         Raises:
             KeyError: If a path is missing.
@@ -132,12 +134,10 @@ def wide(x: Tensor) -> Tensor:
 
 
 class Rng:
-    """Random numbers for a batch of B samples, in which stream i belongs to sample i and to nothing
-    else.
+    """Random numbers for a batch of B samples, one stream per sample.
 
-    A draw therefore does not depend on the batch that a sample happens to be in, on the order of
-    the batches or on the number of machines. Numbers are drawn on the CPU and moved, so that they
-    are the same on every device.
+    A draw depends neither on the batch of a sample, nor on the order of batches, nor on the number
+    of machines. Numbers are drawn on the CPU and then moved, so they are the same on every device.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -152,15 +152,14 @@ class Rng:
 
     @staticmethod
     def generator(*key: int | str) -> torch.Generator:
-        """Returns a single torch generator for a key, for a law that is drawn for many samples at
-        once."""
+        """Returns a single torch generator for a key, to draw for many samples at once."""
         return torch.Generator().manual_seed(_seed(*key))
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def __getitem__(self, index: Index) -> "Rng":
-        """Selects samples; their streams start anew."""
+        """Selects samples; their streams restart."""
         if isinstance(index, Tensor):
             return Rng([self.seeds[i] for i in index.tolist()])
         return Rng(self.seeds[index] if isinstance(index, slice) else [self.seeds[index]])

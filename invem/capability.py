@@ -1,8 +1,8 @@
-"""Capabilities: what samplers, objectives and metrics may ask for, each with its own sentence.
+"""Capabilities that samplers, objectives and metrics may need, each with a sentence.
 
-A component names in `needs` what it asks for; operators, noises, measurements and priors name in
-`provides` what they have; `invem plan` compares the two. Any other name works too: a plugin may
-provide and ask for capabilities of its own.
+A component names its requirements in `needs`. Operators, noises, measurements and priors name
+theirs in `provides`. `invem plan` compares the two. A plugin may provide and need capabilities
+under any other name.
 """
 
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ __all__ = ["CAPABILITIES", "Capability", "meaning"]
 
 @dataclass(frozen=True)
 class Capability:
-    """Something that can be asked for.
+    """A property that a component can require.
 
     Attributes:
         name: The word in `needs` and `provides`.
-        meaning: What it is, as it stands in a sentence after "needs".
-        advice: What would provide it.
+        meaning: Its description, as it reads in a sentence after "needs".
+        advice: How to provide it.
     """
 
     name: str
@@ -33,7 +33,7 @@ _ALL = (
     Capability("pinv", "an operator with a pseudo-inverse"),
     Capability("svd", "an operator with a singular value decomposition"),
     Capability("mask", "an operator that is a mask"),
-    Capability("derivative", "an operator with a true derivative, not a stand-in for one"),
+    Capability("derivative", "an operator with a true derivative, not a substitute for one"),
     # Of the noise.
     Capability("var", "Gaussian noise"),
     Capability("density", "noise with a density", "a noise level above 0"),
@@ -54,7 +54,7 @@ _ALL = (
     ),
     Capability(
         "conditional",
-        "a prior that knows E[x | x_t, y]",
+        "a prior that predicts E[x | x_t, y]",
         "a phase before it must fit one by a conditional objective",
     ),
     # Of the examples that an objective is given.
@@ -86,7 +86,7 @@ CAPABILITIES = {capability.name: capability for capability in _ALL}
 
 
 def meaning(names: Iterable[str]) -> str:
-    """Returns what names ask for, in words: "Gaussian noise (var), a linear operator (adjoint)".
+    """Returns the requirements in words: "Gaussian noise (var), a linear operator (adjoint)".
 
     A name that is not in `CAPABILITIES` stands for itself.
     """

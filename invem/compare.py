@@ -1,5 +1,4 @@
-"""How sets of signals are compared: distances between two sets, principal components, and where a
-truth lies among draws."""
+"""Comparisons of sets of signals: distances, principal components, and ranks of a truth."""
 
 import math
 
@@ -18,9 +17,7 @@ __all__ = [
     "sliced_wasserstein",
 ]
 
-_ROWS = (
-    1024  # the most signals that components are found from, where there are more pixels than that
-)
+_ROWS = 1024  # principal components use at most so many signals if there are more pixels than this
 
 
 def directions(d: int, count: int, rng: Generator) -> Tensor:
@@ -33,11 +30,10 @@ def directions(d: int, count: int, rng: Generator) -> Tensor:
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, theta: Tensor) -> Tensor:
-    """Returns the root mean square over directions of the 2-Wasserstein distance between the
-    projections of two sets, shape ().
+    """Returns the sliced 2-Wasserstein distance of two sets, shape ().
 
-    Sets of different sizes are compared by their quantile functions, linear between order
-    statistics.
+    It is the root mean square, over directions, of the distance between the projections. Sets of
+    different sizes are compared by their quantile functions, linear between order statistics.
 
     Args:
         x: One set, shape (N, d).
@@ -63,10 +59,10 @@ def _quantiles(x: Tensor, count: int) -> Tensor:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Returns |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) of the means and covariances of
-    two sets, shape ().
+    """Returns the Fréchet distance of two sets, shape ().
 
-    The squared 2-Wasserstein distance of two Gaussians; not a number where an entry is not finite.
+    It is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) for their means and covariances: the
+    squared 2-Wasserstein distance of two Gaussians. It is NaN if an entry is not finite.
 
     Args:
         a: One set, shape (N, F), N >= 2.
@@ -85,15 +81,15 @@ def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def principal(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Finds the leading principal components of a set.
+    """Computes the leading principal components of a set.
 
     Args:
-        x: Shape (N, d), N >= 2; of more than 1,024 pixels the first 1,024 rows count alone.
+        x: Shape (N, d), N >= 2. If d > 1,024, only the first 1,024 rows are used.
         rank: The number of components; at most min(N - 1, d) are returned.
 
     Returns:
         The mean (d,), the components as orthonormal columns, the leading one first, (d, rank), and
-            their variances (rank,); float64.
+        their variances (rank,); float64.
     """
     x = wide(x if x.shape[1] <= _ROWS else x[:_ROWS])
     mean = x.mean(0)
@@ -113,8 +109,9 @@ def principal(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def canonical(x: Tensor) -> Tensor:
-    """Returns the indices that put a set in an order of its own, shape (N,): a random subset of it
-    then depends on the set and not on the order in which it came. x: (N, ...).
+    """Returns the indices that sort a set in an order of its own, shape (N,). x: (N, ...).
+
+    A random subset then depends on the set, and not on the order in which it came.
     """
     flat = x.flatten(1).cpu()
     weights = torch.randn(flat.shape[1], generator=Rng.generator("canonical"), dtype=torch.float64)
@@ -122,12 +119,11 @@ def canonical(x: Tensor) -> Tensor:
 
 
 def ranks(draws: Tensor, truth: Tensor) -> Tensor:
-    """Returns where each coordinate of the truth lies among K draws, an interval of levels in [0,
-    1], shape (B, d, 2), float64.
+    """Returns the rank of each coordinate of the truth among K draws, shape (B, d, 2), float64.
 
-    With r of K draws below it, it is [r, r + 1]/(K + 1): for draws of the law of the truth r is
-    uniform on 0..K, and a point that is uniform in the interval is uniform in [0, 1]. Draws that
-    equal the truth widen the interval.
+    The rank is an interval of levels in [0, 1]. With r of K draws below the truth it is [r, r +
+    1]/(K + 1). If the draws have the distribution of the truth, r is uniform on 0..K, and a uniform
+    point of the interval is uniform in [0, 1]. Draws that equal the truth widen the interval.
 
     Args:
         draws: Shape (B, K, d).
@@ -139,8 +135,9 @@ def ranks(draws: Tensor, truth: Tensor) -> Tensor:
 
 
 def inside(ranks: Tensor, low: float, high: float) -> Tensor:
-    """Returns how much of each interval of `ranks` lies between two levels, shape (...). Its mean
-    is high - low for calibrated draws, whatever their number. ranks: (..., 2).
+    """Returns the fraction of each interval of `ranks` between two levels, shape (...).
+
+    Its mean is high - low for calibrated draws, whatever their number. ranks: (..., 2).
     """
     a, b = ranks.unbind(-1)
     return (b.clamp(max=high) - a.clamp(min=low)).clamp(min=0) / (b - a)

@@ -1,4 +1,4 @@
-"""Operators made of operators: beside each other, and added."""
+"""Operators made of operators: stacks and sums."""
 
 from dataclasses import dataclass
 from math import prod
@@ -13,8 +13,7 @@ __all__ = ["LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"]
 
 @dataclass(frozen=True, eq=False)
 class Stack(Operator):
-    """A(x) = (parts[0](x), parts[1](x), ...), flattened and joined: several measurements of one
-    signal.
+    """A(x) = (parts[0](x), parts[1](x), ...), flattened and joined.
 
     Attributes:
         parts: The operators.
@@ -36,7 +35,7 @@ class Stack(Operator):
 
 @dataclass(frozen=True, eq=False)
 class LinearStack(LinearOperator):
-    """A x = (parts[0] x, parts[1] x, ...), flattened and joined, all linear.
+    """A x = (parts[0] x, parts[1] x, ...), flattened and joined, with linear parts.
 
     Attributes:
         parts: The operators.
@@ -75,7 +74,7 @@ class Sum(Operator):
 
 @dataclass(frozen=True, eq=False)
 class LinearSum(LinearOperator):
-    """A x = parts[0] x + parts[1] x + ..., all linear.
+    """A x = parts[0] x + parts[1] x + ..., with linear parts.
 
     Attributes:
         parts: The operators, with measurements of one shape.
@@ -100,13 +99,15 @@ def _linear(parts: tuple[Operator, ...]) -> bool:
 
 
 def stack(*parts: Operator) -> Operator:
-    """Returns the operator that measures one signal by every part, flattened and joined, (B, m);
-    linear if all are."""
+    """Returns the operator that joins the flattened measurements of all parts, shape (B, m).
+
+    It is linear if all parts are.
+    """
     empty = torch.zeros(1, *parts[0].shape)
     shapes = tuple(tuple(part[0](empty).shape[1:]) for part in parts)
     return (LinearStack if _linear(parts) else Stack)(parts[0].shape, parts, shapes)
 
 
 def total(*parts: Operator) -> Operator:
-    """Returns the sum of operators whose measurements have one shape; linear if all are."""
+    """Returns the sum of operators with measurements of one shape; linear if all parts are."""
     return (LinearSum if _linear(parts) else Sum)(parts[0].shape, parts)

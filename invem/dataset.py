@@ -1,4 +1,4 @@
-"""Data sets of clean signals, or of observations that exist already."""
+"""Data sets of clean signals, or of existing observations."""
 
 from abc import ABC, abstractmethod
 
@@ -10,17 +10,17 @@ __all__ = ["Dataset"]
 
 
 class Dataset(ABC):
-    """Signals by batched index.
+    """A data set of signals, read by batches of indices.
 
-    A factory of a data set takes ``split`` ("train" or "test") as its only positional parameter;
-    its keyword-only parameters are the options of the recipe.
+    The factory of a data set takes ``split`` ("train" or "test") as its only positional parameter.
+    Its keyword-only parameters are the options of the recipe.
 
     A data set for `observations` gives y in place of x, and may give more by `measured`.
 
     Attributes:
         shape: The shape of one signal, (channels, height, width) for images.
         range: The lowest and highest value of a signal, (-1.0, 1.0) for images.
-        skipped: What was left out because it is broken, such as names of files: for a warning.
+        skipped: Items left out as broken, such as file names, for a warning.
     """
 
     shape: tuple[int, ...]
@@ -33,10 +33,12 @@ class Dataset(ABC):
 
     @abstractmethod
     def __getitem__(self, index: Tensor) -> Example:
-        """Returns the signals of these indices: x of shape (B, *shape), and labels where there are
-        any."""
+        """Returns x of shape (B, *shape) for these indices, and labels if there are any."""
 
     def measured(self, index: Tensor) -> dict[str, Tensor] | None:
-        """Returns y of some observations, and the tensors of operator and noise that they were made
-        with ("A.mask", "noise.sigma"), each with B first; None if y is all there is."""
+        """Returns y of some observations, and the stored tensors of their operators and noise.
+
+        The tensors have paths ("A.mask", "noise.sigma") and B as the first axis. None if there is
+        only y.
+        """
         return None

@@ -12,10 +12,10 @@ class Denoiser(nn.Module):
     """A model of E[x | x + sigma z] for every noise level sigma.
 
     Attributes:
-        condition: The number of tensors of the signal's shape that `cond` holds; 0 if there is no
-            such input.
-        mean: The centre of the signals as the network sees them, shape (*shape) or (). It is no
-            part of the weights: it is set when the network is built.
+        condition: The number of tensors of the signal's shape in `cond`; 0 if the model has no such
+            input.
+        mean: The centre of the signals for the network, shape (*shape) or (). It is set when the
+            network is built, and is not stored with the weights.
     """
 
     condition: int = 0
@@ -32,13 +32,13 @@ class Denoiser(nn.Module):
         Args:
             x_t: The state, shape (B, *shape).
             sigma: One level, (B,), or (B, 1, ...), in units of the data.
-            cond: What a conditional network is given beside x_t, shape (B, condition, *shape);
-                None is zeros.
+            cond: The condition of a conditional network, shape (B, condition, *shape); None is
+                zeros.
         """
 
     @property
     def sigma_data(self) -> float:
-        """The standard deviation of the signals around the mean that the network is scaled to."""
+        """The standard deviation of the signals around the mean, to which the network is scaled."""
         return 0.5
 
 
@@ -48,10 +48,11 @@ def level(sigma: Tensor | float, x: Tensor) -> Tensor:
 
 
 class Preconditioned(Denoiser):
-    """EDM preconditioning around any network F(x, c_noise, cond) (Karras et al. 2022, arXiv
-    2206.00364, eq. 7).
+    """EDM preconditioning around a network F(x, c_noise, cond) (arXiv 2206.00364, eq. 7).
 
-    x_hat = mean + c_skip (x_t - mean) + c_out F(c_in (x_t - mean), log(sigma) / 4, cond)
+    Karras et al. 2022.
+
+        x_hat = mean + c_skip (x_t - mean) + c_out F(c_in (x_t - mean), log(sigma) / 4, cond)
 
     with c_skip = s^2/(s^2 + sigma^2), c_out = s sigma/sqrt(s^2 + sigma^2), c_in = 1/sqrt(s^2 +
     sigma^2), s = sigma_data. EDM has no mean; here the network sees centred signals.
@@ -82,7 +83,7 @@ class Preconditioned(Denoiser):
 
 
 class Wrapper(Denoiser):
-    """A module around a network, scaled and centred as the network is.
+    """A module around a network, with the scale and the centre of the network.
 
     Args:
         network: The network.

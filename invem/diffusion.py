@@ -1,6 +1,6 @@
-"""The reverse diffusion: loops that turn any denoiser, prior or posterior, into a sampler.
+"""The reverse diffusion: rules that turn a denoiser of the prior or the posterior into a sampler.
 
-Levels are Python floats (float64), so that ratios of small levels keep their digits.
+Levels are Python floats (float64), so that ratios of small levels are precise.
 """
 
 import math
@@ -43,26 +43,26 @@ def reverse(
     eta: float = 1.0,
     zeta: float | None = None,
 ) -> Tensor:
-    """Steps from sigmas[0] down to sigmas[-1] and returns the denoised last state, shape (B,
-    *shape).
+    """Steps from sigmas[0] to sigmas[-1] and returns the denoised last state, shape (B, *shape).
 
-    x_s = x_hat + (s/sigma) sqrt(1 - tau) (x_t - x_hat) + s sqrt(tau) z,  tau = eta (1 -
-    s^2/sigma^2): eta = 1 is ancestral (DDPM), eta = 0 is deterministic (DDIM, Euler on the
-    probability flow).
+        x_s = x_hat + (s/sigma) sqrt(1 - tau) (x_t - x_hat) + s sqrt(tau) z
+
+    with tau = eta (1 - s^2/sigma^2). eta = 1 is ancestral (DDPM). eta = 0 is deterministic
+    (DDIM, Euler on the probability flow).
 
     If `denoise` returns a *draw* of p(x | x_t) in place of its mean, eta = 1 is exact for any
-    number of steps; with the mean the variance falls short by a term of order 1/steps, and that
+    number of steps. With the mean, the variance is too small by a term of order 1/steps, which
     compounds over EM rounds.
 
     Args:
-        denoise: (x_t, sigma) -> x_hat; a closure over the measurement makes it a posterior sampler.
+        denoise: (x_t, sigma) -> x_hat. A closure over the measurement makes it a posterior sampler.
         x_t: The first state, at sigmas[0], shape (B, *shape).
         sigmas: Decreasing levels, shape (steps,).
         rng: B streams.
         eta: Between 0 and 1.
-        zeta: A constant tau in its place, as several posterior samplers have it. It does not
-            preserve the prior as the steps grow: on a standard normal the variance tends to (1 +
-            sqrt(1 - zeta))/2.
+        zeta: A constant tau instead, as in several posterior samplers. It does not preserve the
+            prior as the steps grow: on a standard normal the variance tends to (1 + sqrt(1 -
+            zeta))/2.
     """
     levels: list[float] = sigmas.tolist()
     for sigma, s in pairwise(levels):
@@ -77,17 +77,16 @@ def reverse(
 def heun(
     denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = None, churn: float = 0.0
 ) -> Tensor:
-    """Integrates the probability flow dx/dsigma = (x - x_hat)/sigma by Heun's second-order rule
-    (EDM, algorithm 2).
+    """Integrates the probability flow by Heun's second-order rule (EDM, algorithm 2).
 
-    With `churn` it is stochastic: before a step from sigma in [0.05, 50] noise is added that lifts
-    the state to sigma (1 + min(churn/steps, sqrt 2 - 1)), which forgets errors of earlier steps
-    (EDM, ImageNet-64: 40, the noise times 1.003).
+    The flow is dx/dsigma = (x - x_hat)/sigma. With `churn` it is stochastic: before a step from
+    sigma in [0.05, 50], noise lifts the state to sigma (1 + min(churn/steps, sqrt 2 - 1)). This
+    forgets errors of earlier steps (EDM, ImageNet-64: 40, the noise times 1.003).
 
     Args:
         denoise: (x_t, sigma) -> x_hat, called 2 steps - 1 times.
         x_t: The first state, at sigmas[0], shape (B, *shape).
-        sigmas: Decreasing levels, shape (steps,); a last Euler step goes from sigmas[-1] to zero.
+        sigmas: Decreasing levels, shape (steps,). A last Euler step goes from sigmas[-1] to zero.
         rng: B streams, for the churn.
         churn: S_churn of EDM; 0 is deterministic.
     """
@@ -104,14 +103,13 @@ def heun(
 
 
 def multistep(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = None) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order in log sigma
-    at one call a level.
+    """DPM-Solver++(2M): second order in log sigma at one denoiser call per level.
 
-    With `rng` it is the stochastic form, SDE-DPM-Solver++(2M) of the same paper, by the midpoint
-    rule.
+    Lu et al. 2022, arXiv 2211.01095, algorithm 2. With `rng` it is the stochastic form of the same
+    paper, SDE-DPM-Solver++(2M), by the midpoint rule.
 
     Args:
-        denoise: (x_t, sigma) -> x_hat, called once a level.
+        denoise: (x_t, sigma) -> x_hat, called once per level.
         x_t: The first state, at sigmas[0], shape (B, *shape).
         sigmas: Decreasing levels, shape (steps,).
         rng: B streams for the stochastic form.
@@ -137,11 +135,10 @@ def multistep(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = N
 def predict_correct(
     denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, delta: float = 0.1
 ) -> Tensor:
-    """Euler steps, each followed by one step of a Langevin chain at the new level (Song et al.
-    2021, arXiv 2011.13456, algorithm 1).
+    """Alternates an Euler step and a step of a Langevin chain at the new level.
 
-    The corrector x <- x_hat + sqrt(1 - delta) (x - x_hat) + sqrt(delta) s z leaves N(x_hat, s^2 I)
-    as it is.
+    Song et al. 2021, arXiv 2011.13456, algorithm 1. The corrector x <- x_hat + sqrt(1 - delta) (x -
+    x_hat) + sqrt(delta) s z preserves N(x_hat, s^2 I).
 
     Args:
         denoise: (x_t, sigma) -> x_hat, called 2 steps - 1 times.
@@ -162,11 +159,10 @@ def predict_correct(
 def integrate(
     stepping: Stepping, denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng
 ) -> Tensor:
-    """Runs the reverse diffusion by the rule of that name and returns the denoised last state,
-    shape (B, *shape).
+    """Runs the reverse diffusion by a named rule; returns the denoised last state, (B, *shape).
 
-    `reverse` (ancestral; euler is eta = 0), `heun` (churn: S_churn = 40), `predict_correct`,
-    `multistep` (multistep-sde: with noise).
+    The rules are `reverse` (ancestral; euler is eta = 0), `heun` (churn: S_churn = 40),
+    `predict_correct`, and `multistep` (multistep-sde: with noise).
     """
     if stepping in ("ancestral", "euler"):
         return reverse(denoise, x_t, sigmas, rng, eta=float(stepping == "ancestral"))
@@ -178,7 +174,7 @@ def integrate(
 
 
 def calls(stepping: Stepping, steps: int) -> int:
-    """Returns how often `integrate` calls the denoiser on that many levels."""
+    """Returns the number of denoiser calls of `integrate` on that many levels."""
     return 2 * steps - 1 if stepping in ("heun", "churn", "predictor-corrector") else steps
 
 
@@ -192,8 +188,7 @@ def initial_state(
 ) -> Tensor:
     """Draws the first state of an unconditional chain, shape (B, *shape).
 
-    N(mean, C + sigma^2 I) where the moments of the prior are known, N(0, sigma^2 I) where they are
-    not.
+    It is N(mean, C + sigma^2 I) if the moments of the prior are known, otherwise N(0, sigma^2 I).
 
     Args:
         prior: The prior.
@@ -201,7 +196,7 @@ def initial_state(
         rng: B streams.
         shape: The shape of one signal.
         like: A tensor for dtype and device.
-        start: Signals that the chains begin at instead, plus sigma z, shape (B, *shape).
+        start: Signals to begin at instead, plus sigma z, shape (B, *shape).
     """
     z = sigma * rng.normal(*shape).to(like)
     if start is not None:
@@ -214,16 +209,16 @@ def posterior_state(
 ) -> Tensor:
     """Draws the first state of a posterior chain, shape (B, *shape).
 
-    A draw of the posterior of the Gaussian with the prior's moments, plus sigma z. It is exact for
-    a Gaussian prior at any sigma, where a start that ignores y leaves an error of order 1/sigma in
-    the mean of a deterministic chain. Without known moments, N(0, sigma^2 I).
+    It is a posterior draw under the Gaussian with the prior's moments, plus sigma z. This is exact
+    for a Gaussian prior at any sigma. A start that ignores y leaves an error of order 1/sigma in
+    the mean of a deterministic chain. Without known moments it is N(0, sigma^2 I).
 
     Args:
         prior: The prior.
         sigma: The first noise level.
         rng: B streams.
         m: The measurements, for linear A and Gaussian noise.
-        start: Signals that the chains begin at instead, plus sigma z, shape (B, *shape).
+        start: Signals to begin at instead, plus sigma z, shape (B, *shape).
     """
     z = sigma * rng.normal(*m.shape).to(m.y)
     if start is not None:
@@ -235,9 +230,9 @@ def posterior_state(
 def generate(
     prior: Prior, sigmas: Tensor, rng: Rng, shape: tuple[int, ...], like: Tensor
 ) -> Tensor:
-    """Draws unconditional samples, one per stream, shape (B, *shape), on the device of `like`.
+    """Draws one unconditional sample per stream, shape (B, *shape), on the device of `like`.
 
-    By the generator of the prior where it has one, by Heun's rule where it has none.
+    It uses the generator of the prior if there is one, and Heun's rule otherwise.
     """
     if prior.generator is not None:
         return prior.generator(rng, shape, like)

@@ -11,81 +11,70 @@ run = invem.open("runs/blur")        # later, or elsewhere
 x_hat = run.prior(x_t, sigma=0.3)    # E[x | x_t] under the learned prior
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from invem import config as recipes
-from invem.config import Catalog, Loaded, Recipe, yaml
+from invem.config import Catalog, Changes, Recipe, RecipeLike, load_any
 from invem.errors import DataError, RecipeError
 from invem.files import read_observations
 from invem.measurement import Measurement
 from invem.planning.make import make
 from invem.planning.plan import Facts, Plan
+from invem.planning.resolve import resolve
 from invem.prior import Prior
 from invem.running.context import Context
-from invem.running.draws import read_draws
+from invem.running.draws import has_draws, read_draws
 from invem.running.evaluate import unconditional
-from invem.running.loop import carry_out, rounds_of
+from invem.running.loop import carry_out, is_complete, rounds_of
 from invem.running.measure import believed, new_observations
 from invem.running.priors import last_prior, read_prior
 from invem.running.records import Record, results
-from invem.running.restore import restore
+from invem.running.restore import Restored, restore
 from invem.storage.directory import Round, RunDirectory
 
 __all__ = ["Restored", "Run", "open", "plan", "run"]
 
-RecipeLike = str | Path | Mapping[str, Any]
-"""The path of a recipe, or a recipe as plain data."""
-
-Changes = Mapping[str, Any] | Sequence[str]
-"""Changes of a recipe: {"phases.em.rounds": 2}, or ["phases.em.rounds=2"]."""
+Follow = Callable[[Iterable[Record]], Iterable[Record]]
+"""Is given the records of some work and passes them on, to show progress."""
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What new observations tell of their signals.
+def _silently(records: Iterable[Record]) -> Iterable[Record]:
+    return records
 
-    Attributes:
-        mean: The mean of the posterior draws, shape (N, *shape).
-        std: Their standard deviation in each entry, shape (N, *shape); zero for one draw.
-        draws: The draws, shape (N, K, *shape).
-    """
 
-    mean: Tensor
-    std: Tensor
-    draws: Tensor
-
-    @classmethod
-    def of(cls, draws: Tensor) -> "Restored":
-        """Returns the statistics of draws, shape (N, K, *shape)."""
-        several = draws.shape[1] > 1
-        return cls(draws.mean(1), draws.std(1, correction=1 if several else 0), draws)
+def _never() -> int:
+    return 0
 
 
 class Run:
-    """A run directory with the plan that it is carried out by.
+    """A run: a plan, and the directory that it is carried out in.
 
-    Get one from `invem.run` or `invem.open`.
+    `invem.run` and `invem.open` return one.
 
     Args:
         plan: The plan.
-        path: The run directory.
-        stop: Asked between small pieces of work; a number other than zero stops it.
+        path: The run directory; it need not exist.
+
+    Raises:
+        RecipeError: If the device of the plan is not available.
     """
 
-    def __init__(self, plan: Plan, path: Path | str, stop: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, plan: Plan, path: Path | str) -> None:
         self.plan, self.path = plan, Path(path)
         self.directory = RunDirectory(self.path)
-        self.context = Context(plan, self.directory, stop)
-        self._stop = stop
+        self.context = Context(plan, self.directory)
+        self._prior: tuple[Round | None, Prior] | None = None
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+        done = self.rounds
+        newest = self.context.where(done[-1]) if done else "no prior yet"
+        return f"<Run {self.path}: {newest}{', finished' if self.finished else ''}>"
 
     # What it is
 
@@ -101,121 +90,212 @@ class Run:
 
     @property
     def rounds(self) -> list[Round]:
-        """The rounds whose M-step is finished, in order."""
+        """The rounds whose prior is fitted, in order; `prior_at(*round)` reads one."""
         return self.directory.fitted()
 
     @property
+    def finished(self) -> bool:
+        """Whether the last prior of the recipe is fitted."""
+        fits = [p for p, stage in enumerate(self.plan.stages) if stage.objective is not None]
+        last = fits[-1] if fits else 0
+        return Round(last, rounds_of(self.context, last) - 1) in self.rounds
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The record of every evaluation: "phase", "name", "round" and "metrics" by label, each
-        with "value", its standard error "sem", "n" and "unit". The first is that of the
-        observations themselves."""
+        """The evaluations, that of the observations themselves first.
+
+        Each has "phase", "name", "round" and "metrics"; the metrics by label, each with "value",
+        its standard error "sem", "n" and "unit".
+        """
         return self.directory.metrics()
 
     @property
     def results(self) -> dict[str, Any]:
         """Recipe, machine, components, evaluations, calibrated options, times and passes through
-        the network, as plain data."""
+        the network, as plain data.
+
+        Raises:
+            DataError: If nothing was carried out yet.
+        """
         return results(self.directory)
 
-    @property
-    def finished(self) -> bool:
-        """Whether the last prior of the recipe is there."""
-        fits = [p for p, stage in enumerate(self.plan.stages) if stage.objective is not None]
-        last = fits[-1] if fits else 0
-        wanted = Round(last, rounds_of(self.context, last) - 1)
-        return wanted in self.rounds
-
-    # What it learned
+    # What it learned, and from what
 
     @property
     def prior(self) -> Prior:
         """The newest prior, on the device of the recipe.
 
         Raises:
-            DataError: If no round is finished.
+            DataError: If none is fitted yet.
         """
-        return last_prior(self.context)
+        newest = self.rounds[-1] if self.rounds else None
+        if self._prior is None or self._prior[0] != newest:
+            self._prior = newest, last_prior(self.context)
+        return self._prior[1]
 
     def prior_at(self, phase: int | str, number: int) -> Prior:
         """Returns the prior that a round fitted.
 
         Args:
-            phase: The phase, by its place from 0 or its name.
+            phase: The phase, by its name or its place from 0.
             number: The round of the phase, from 0.
 
         Raises:
-            DataError: If that round is not finished.
+            RecipeError: If the recipe has no such round.
+            DataError: If the round is not finished, or fits nothing.
         """
-        return read_prior(self.context, self.round(phase, number))
+        return read_prior(self.context, self._round(phase, number))
 
     def draws(self, phase: int | str, number: int) -> Tensor:
-        """Returns the posterior draws that a round learned from, shape (N, *shape)."""
-        return read_draws(self.context, self.round(phase, number))
+        """Returns the posterior draws that a round learned from, shape (N, *shape).
 
-    def observations(self, split: str = "train") -> Measurement:
-        """Returns the stored measurements of a split, with operator and noise as they are believed
-        at the end of the run."""
-        return self.context.observations(split).at(believed(self.context))
-
-    def round(self, phase: int | str, number: int) -> Round:
-        """Returns one round of a phase, which is named by its place from 0 or its name.
+        Args:
+            phase: The phase, by its name or its place from 0.
+            number: The round of the phase, from 0.
 
         Raises:
-            RecipeError: If there is no such phase.
+            RecipeError: If the recipe has no such round.
+            DataError: If the E-step of the round is not finished, or the phase draws nothing.
         """
+        at = self._round(phase, number)
+        if not has_draws(self.context, at):
+            raise DataError(f"{self.path}: {self.context.where(at)} has no finished draws")
+        return read_draws(self.context, at)
+
+    def observations(self, split: str = "train") -> Measurement:
+        """Returns the stored measurements, on the CPU, with operator and noise at the options that
+        are believed at the end of the run.
+
+        Args:
+            split: "train" or "test".
+
+        Raises:
+            DataError: If there are none.
+        """
+        return self.context.observations(split).at(believed(self.context))
+
+    @property
+    def truth(self) -> Tensor | None:
+        """The true signals of the test observations, shape (N, *shape). None if the data set is one
+        of observations. Nothing is learned from them."""
+        return self.directory.true_signals()
+
+    def _round(self, phase: int | str, number: int) -> Round:
+        """Returns one round of a phase, after checking that the recipe has it."""
         names = [stage.phase.name for stage in self.plan.stages]
-        if isinstance(phase, str) and phase not in names:
+        index = names.index(phase) if phase in names else phase
+        if isinstance(index, str) or not 0 <= index < len(names):
             raise RecipeError(f"there is no phase '{phase}' (known: {', '.join(names)})")
-        return Round(names.index(phase) if isinstance(phase, str) else phase, number)
+        rounds = self.plan.stages[index].phase.rounds
+        if not 0 <= number < rounds:
+            raise RecipeError(
+                f"phase {names[index]} has no round {number} (known: 0 to {rounds - 1})"
+            )
+        return Round(index, number)
 
     # What it can do
 
-    def carry_out(self) -> Iterator[Record]:
-        """Carries out what is left to do, and yields what happens."""
-        return carry_out(self.plan, self.path, self._stop)
+    def resume(
+        self,
+        *,
+        force: bool = False,
+        follow: Follow = _silently,
+        stop: Callable[[], int] = _never,
+    ) -> None:
+        """Carries out what is left to do.
+
+        An interrupted run loses no finished step, and goes on with the same random numbers.
+
+        Args:
+            force: Whether the run goes on with components of other versions than it was begun with.
+            follow: Is given the records of the work and passes them on, to show progress.
+            stop: Asked between small pieces of work. A number other than zero stops the run.
+
+        Raises:
+            RecipeError: If a component is of another version than the run was begun with.
+            Stopped: After the state was saved, if `stop` said so.
+            NumericalError: If draws or a loss are not finite.
+            DataError: If a file of the run is damaged.
+            ResourceError: If the disk is full.
+        """
+        if self.directory.begun and not force:
+            self._check_versions()
+        # Closed at once when interrupted: a traceback would keep the directory locked.
+        with contextlib.closing(carry_out(self.plan, self.path, stop)) as records:
+            for _ in follow(records):
+                pass
+
+    def _check_versions(self) -> None:
+        before = self.directory.description().get("components", [])
+        changed = [row for row in before if row not in self.plan.components]
+        if changed:
+            was = ", ".join(
+                f"{row['name']} of {row['distribution']} {row['version']}" for row in changed
+            )
+            raise RecipeError(
+                f"{self.path}: it was begun with {was}; go back to that, or add --force (force=True"
+                " in Python)"
+            )
 
     def sample(self, n: int = 64, seed: int = 0) -> Tensor:
-        """Draws n unconditional samples of the newest prior, shape (n, *shape), on the CPU."""
+        """Draws n unconditional samples of the newest prior, shape (n, *shape), on the CPU.
+
+        Raises:
+            DataError: If no prior is fitted yet.
+        """
         return unconditional(self.context, self.prior, n, "sample", seed)
 
+    def measurement(self, observations: Any) -> Measurement:
+        """Returns new observations as a measurement: with the operator and the noise of the recipe.
+
+        Args:
+            observations: y, a tensor or an array, shape (N, *measurement shape); a mapping with y
+                and the tensors of operator and noise that differ between observations, by path
+                ("A.mask"); or the path of a file or a folder, in any format that is installed.
+
+        Raises:
+            DataError: If a tensor is missing, unknown, not finite or of the wrong shape, or a file
+                cannot be read.
+        """
+        if not isinstance(observations, str | Path):
+            given = observations if isinstance(observations, Mapping) else {"y": observations}
+            tensors = {name: torch.as_tensor(value).cpu() for name, value in given.items()}
+            return new_observations(self.context, tensors)
+        try:
+            read = read_observations(Path(observations).expanduser(), self.plan)
+            return new_observations(self.context, read)
+        except DataError as error:
+            raise DataError(f"{observations}: {error}") from error
+
     def restore(
-        self,
-        observations: "Tensor | Mapping[str, Tensor] | str | Path",
-        draws: int = 8,
-        seed: int = 0,
-        follow: Callable[[Iterable[Record]], Iterable[Record]] = lambda records: records,
+        self, observations: Any, draws: int = 8, seed: int = 0, *, follow: Follow = _silently
     ) -> Restored:
         """Draws from the posterior of new observations under the newest prior.
 
         Args:
-            observations: y, shape (N, *measurement shape); y and the tensors of operator and noise
-                by path ("A.mask"); a folder of images; or a safetensors file.
+            observations: A measurement, or whatever `measurement` takes.
             draws: Draws per observation.
             seed: Which random numbers.
             follow: Is given the records of the work and passes them on, to show progress.
 
         Raises:
-            DataError: If a tensor is missing, unknown, of the wrong shape, or a file is damaged.
+            DataError: As `measurement` does, or if no prior is fitted yet.
             RecipeError: If the recipe has no sampler to restore with.
+            NumericalError: If draws are not finite.
         """
-        m = new_observations(self.context, self._tensors(observations))
-        for record in follow(restore(self.context, m, draws, seed)):
-            if record.event == "restored":
-                return Restored.of(record.data["draws"])
-        raise RuntimeError("the records ended without draws")
-
-    def _tensors(
-        self, observations: "Tensor | Mapping[str, Tensor] | str | Path"
-    ) -> Mapping[str, Tensor]:
-        if isinstance(observations, Tensor):
-            return {"y": observations}
-        if isinstance(observations, Mapping):
-            return observations
-        return read_observations(Path(observations), self.plan)
+        whole = isinstance(observations, Measurement)
+        m = observations if whole else self.measurement(observations)
+        *_, last = follow(restore(self.context, m, draws, seed))
+        return Restored.of(last.data["draws"])
 
 
 def plan(
-    recipe: RecipeLike, changes: Changes = (), *, smoke: bool = False, device: str | None = None
+    recipe: RecipeLike,
+    changes: Changes = (),
+    *,
+    smoke: bool = False,
+    device: str | None = None,
+    catalog: Catalog | None = None,
 ) -> Plan:
     """Checks a recipe and returns what it would do; computes nothing.
 
@@ -224,29 +304,14 @@ def plan(
         changes: Changes by dotted key.
         smoke: Whether the recipe's `smoke` block is applied, before the changes.
         device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        catalog: The components; those of the installed plugins if left out.
 
     Raises:
         RecipeError: Every problem that was found, one per line.
         PluginError: If the only problem is a plugin that is missing or broken.
     """
-    return make(load_recipe(recipe, changes, smoke, device), Catalog.load())
-
-
-def load_recipe(
-    recipe: RecipeLike, changes: Changes = (), smoke: bool = False, device: str | None = None
-) -> Loaded:
-    """Reads and checks a recipe by itself; the arguments are those of `plan`."""
-    pairs = changes.items() if isinstance(changes, Mapping) else None
-    words = [f"{key}={_inline(value)}" for key, value in pairs] if pairs else list(changes)
-    words += [f"compute.device={device}"] if device else []
-    if isinstance(recipe, Mapping):
-        return recipes.load_data(recipe, "recipe", words, smoke)
-    return recipes.load(recipe, words, smoke)
-
-
-def _inline(value: Any) -> str:
-    """Returns plain data as they stand in an override."""
-    return json.dumps(value)
+    loaded = load_any(recipe, changes, smoke, device)
+    return make(loaded, _installed() if catalog is None else catalog)
 
 
 def run(
@@ -256,57 +321,77 @@ def run(
     out: str | Path | None = None,
     smoke: bool = False,
     device: str | None = None,
-    follow: Callable[[Iterable[Record]], Iterable[Record]] = lambda records: records,
-    stop: Callable[[], int] = lambda: 0,
+    catalog: Catalog | None = None,
+    follow: Follow = _silently,
+    stop: Callable[[], int] = _never,
 ) -> Run:
     """Carries out a recipe and returns the run.
 
-    A directory that holds the same recipe is gone on with, from wherever it is.
+    A directory that holds a run of the same recipe is gone on with. If that run is finished it is
+    returned as it is, so that a notebook can be executed again.
 
     Args:
         recipe: The path of a recipe, or a recipe as plain data.
         changes: Changes by dotted key.
-        out: The run directory; runs/NAME if left out, NAME that of the recipe.
+        out: The run directory; runs/NAME if left out, where NAME is that of the recipe's file, and
+            "recipe" for plain data.
         smoke: Whether the recipe's `smoke` block is applied, before the changes.
         device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        catalog: The components; those of the installed plugins if left out.
         follow: Is given the records of the run and passes them on, to show progress.
-        stop: Asked between small pieces of work; a number other than zero stops the run.
+        stop: Asked between small pieces of work. A number other than zero stops the run.
 
     Raises:
-        RecipeError: If the recipe cannot be carried out, or `out` holds another run.
+        RecipeError: If the recipe cannot be carried out, or `out` holds something else.
+        PluginError: If the only problem is a plugin that is missing or broken.
         Stopped: After the state was saved, if `stop` said so.
+        NumericalError: If draws or a loss are not finite.
+        DataError: If a file of the run is damaged.
+        ResourceError: If the disk is full.
     """
-    made = plan(recipe, changes, smoke=smoke, device=device)
-    path = Path("runs") / Path(made.loaded.source).stem if out is None else Path(out)
+    catalog = _installed() if catalog is None else catalog
+    loaded = load_any(recipe, changes, smoke, device)
+    name = Path(loaded.source).stem
+    path = Path("runs", name) if out is None else Path(out).expanduser()
     directory = RunDirectory(path)
-    if directory.begun and directory.description()["recipe"] != yaml.dump(made.resolved):
-        raise RecipeError(f"{path}: it holds a run of another recipe; choose another `out`")
-    begun = Run(made, path, stop)
-    for _ in follow(begun.carry_out()):
-        pass
-    return begun
+    if directory.begun:
+        found = open(path, device=loaded.recipe.compute.device, catalog=catalog)
+        if _but_the_device(found.resolved) != _but_the_device(resolve(loaded, catalog)):
+            raise RecipeError(f"{path}: it holds a run of another recipe; choose another `out`")
+    elif directory.is_free:
+        found = Run(make(loaded, catalog), path)
+    else:
+        raise RecipeError(f"{path}: exists already and is not a run; choose another `out`")
+    for warning in found.plan.warnings:
+        warnings.warn(warning, stacklevel=2)
+    if not is_complete(found.context):
+        found.resume(follow=follow, stop=stop)
+    return found
 
 
-def open(path: str | Path, *, device: str | None = None) -> Run:
+def open(path: str | Path, *, device: str | None = None, catalog: Catalog | None = None) -> Run:
     """Opens a run directory, finished or not.
 
     Args:
         path: The directory.
         device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        catalog: The components; those of the installed plugins if left out.
 
     Raises:
         RecipeError: If it is no run, or its recipe was changed.
+        PluginError: If the only problem is a plugin that is missing or broken.
         DataError: If it is damaged.
     """
-    directory = RunDirectory(Path(path))
-    about = directory.description()
-    facts = _facts(about, directory)
-    loaded = load_recipe(directory.recipe, (), device=device)
-    return Run(make(loaded, Catalog.load(), facts), directory.path)
+    directory = RunDirectory(Path(path).expanduser())
+    facts = _facts(directory)
+    loaded = load_any(directory.recipe, (), device=device)
+    catalog = _installed() if catalog is None else catalog
+    return Run(make(loaded, catalog, facts), directory.path)
 
 
-def _facts(about: Mapping[str, Any], directory: RunDirectory) -> Facts:
+def _facts(directory: RunDirectory) -> Facts:
     """Returns what a run keeps of its data set."""
+    about = directory.description()
     try:
         data = about["data"]
         first = data["prior"]
@@ -320,3 +405,17 @@ def _facts(about: Mapping[str, Any], directory: RunDirectory) -> Facts:
     except (KeyError, TypeError) as error:
         path = directory.path / "run.json"
         raise DataError(f"{path}: damaged: {error} is missing") from error
+
+
+def _installed() -> Catalog:
+    """Returns the components of the installed plugins, and warns of those that are broken."""
+    catalog = Catalog.load()
+    for problem in catalog.problems:
+        warnings.warn(problem, stacklevel=3)
+    return catalog
+
+
+def _but_the_device(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recipe without the device: a run may go on on another."""
+    compute = {key: value for key, value in resolved["compute"].items() if key != "device"}
+    return {**resolved, "compute": compute}

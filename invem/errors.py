@@ -1,7 +1,7 @@
-"""The errors a person can meet, each with the exit code of the command line.
+"""The errors that a user can meet, each with the exit code of the command line.
 
-A message is one line and names the culprit, what is allowed and, where a name is close to another,
-what was probably meant.
+A message is one line. It names the culprit, the allowed values, and the probable intention if a
+name is close to another.
 """
 
 import difflib
@@ -28,13 +28,13 @@ class InvemError(Exception):
 
 
 class RecipeError(InvemError):
-    """A recipe, an option or a command that cannot be carried out as it is written."""
+    """A recipe, an option or a command cannot be carried out as written."""
 
     exit_code = 2
 
 
 class Unsupported(RecipeError):
-    """An operator, noise or denoiser was asked for something that it does not provide."""
+    """An operator, noise or denoiser does not provide the requested capability."""
 
 
 class PluginError(InvemError):
@@ -44,7 +44,7 @@ class PluginError(InvemError):
 
 
 class MissingExtra(PluginError):
-    """A bridge needs a library that is not installed, or that does not import."""
+    """A bridge needs a library that is not installed or does not import."""
 
     def __init__(self, extra: str, error: Exception) -> None:
         reason = " ".join(str(error).split())[:200]
@@ -61,7 +61,7 @@ class DataError(InvemError):
 
 
 class NumericalError(InvemError):
-    """A computation left the finite numbers."""
+    """A computation gave numbers that are not finite."""
 
     exit_code = 5
 
@@ -81,7 +81,6 @@ class Stopped(InvemError):
 
 
 def suggest(word: str, allowed: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` when one of the allowed words is close, else the empty
-    string."""
+    """Returns ``"; did you mean 'x'?"`` if an allowed word is close, else the empty string."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,4 +1,4 @@
-"""Mixtures of factor analysers: priors in closed form for signals of more entries."""
+"""Mixtures of factor analysers: priors in closed form for larger signals."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -18,14 +18,13 @@ __all__ = ["Conditioned", "FactorMixture"]
 
 @dataclass(frozen=True, eq=False)
 class FactorMixture(Batched):
-    """sum_k w_k N(m_k, F_k F_k^T + diag(D)): a mixture of factor analysers (Z. Ghahramani & G.
-    Hinton, CRG-TR-96-1, 1996) with one D.
+    """sum_k w_k N(m_k, F_k F_k^T + diag(D)): a mixture of factor analysers with one D.
 
-    For signals of more entries than `Mixture` is for. As D is common, the determinant of A D A^T +
-    S is too, and drops out of the probabilities of the components. Where A acts on each entry by
-    itself (a mask, the identity) no system is larger than q; any other linear A is made a matrix,
-    and a system of the m entries of y is solved: one for a batch if A and the noise are the same
-    for all of it, and one for each observation if not.
+    Z. Ghahramani & G. Hinton, CRG-TR-96-1, 1996. It is for larger signals than `Mixture`. As D is
+    common, the determinant of A D A^T + S is too, and cancels in the probabilities of the
+    components. If A acts on each entry separately (a mask, the identity), no system is larger than
+    q. Any other linear A is made a matrix, and a system of the m entries of y is solved: one per
+    batch if A and the noise are the same for all of it, otherwise one per observation.
 
     Attributes:
         weights: w, shape (K,), positive, summing to one.
@@ -58,7 +57,7 @@ class FactorMixture(Batched):
         return Gaussian(centre, DPLR(self.diag, factor.to(self.diag)))
 
     def sample(self, rng: Rng) -> Tensor:
-        """Draws one signal a stream, shape (B, *shape)."""
+        """Draws one signal per stream, shape (B, *shape)."""
         k = draw_component(wide(self.weights).log().expand(len(rng), -1), rng)
         z, e = self._latent(rng)
         x = (
@@ -80,11 +79,10 @@ class FactorMixture(Batched):
         return _Entrywise(self, torch.ones(1, 1).to(wide(x_t)), common[:, None]).mean(x_t)
 
     def conditioned(self, m: Measurement) -> "Conditioned":
-        """Returns what is known of each component given A and the noise of a batch of measurements,
-        whatever their y.
+        """Precomputes the posterior of each component for given A and noise, for any y.
 
-        Where all of them have the same A and the same noise it serves any number of y. m: linear A
-        and Gaussian noise.
+        If all measurements share A and the noise, it serves any number of y. m: linear A and
+        Gaussian noise.
         """
         var = floored_variance(m, self.diag.max() + self.factors.square().sum((1, 2)).max())
         var = var[:1] if bool((var == var[:1]).all()) else var
@@ -99,21 +97,25 @@ class FactorMixture(Batched):
         return self.conditioned(m).mean(m.y)
 
     def shares(self, m: Measurement) -> Tensor:
-        """Returns the probabilities of the components given y, shape (B, K), float64. m: linear A
-        and Gaussian noise."""
+        """Returns the probabilities of the components given y, shape (B, K), float64.
+
+        m: linear A and Gaussian noise.
+        """
         return self.conditioned(m).weigh(wide(m.y.flatten(1)))[0].softmax(-1)
 
     def shares_of(self, x: Tensor) -> Tensor:
-        """Returns the probabilities of the components given the signal itself, shape (B, K),
-        float64. x: (B, *shape)."""
+        """Returns the probabilities of the components given the signal, shape (B, K), float64.
+
+        x: (B, *shape).
+        """
         one = torch.ones(1, 1).to(wide(x))
         return _Entrywise(self, one, 0 * one).weigh(wide(x.flatten(1)))[0].softmax(-1)
 
     def draw(self, m: Measurement, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Draws the signal and its component from p(x, k | y) exactly: (B, *shape) and (B,).
+        """Draws signal and component from p(x, k | y) exactly: (B, *shape) and (B,).
 
-        k given y, then z given k and y, x = m_k + F_k z + e, then e by Matheron's rule. m: linear A
-        and Gaussian noise.
+        First k given y, then z given k and y, then x = m_k + F_k z + e with e by Matheron's rule.
+        m: linear A and Gaussian noise.
         """
         system, y = self.conditioned(m), wide(m.y.flatten(1))
         log_weights, h = system.weigh(y)
@@ -145,11 +147,10 @@ class FactorMixture(Batched):
 
 
 class Conditioned(ABC):
-    """The components of a `FactorMixture` under y = A x + n, where N = A D A^T + S is what no
-    factor explains.
+    """The components of a `FactorMixture` given y = A x + n, with N = A D A^T + S.
 
     Attributes:
-        var: The noise variances, each axis 1 where they are common to it.
+        var: The noise variances. An axis has length 1 if they are common to it.
     """
 
     def __init__(self, prior: FactorMixture, var: Tensor) -> None:
@@ -161,7 +162,7 @@ class Conditioned(ABC):
 
     @cached_property
     def roots(self) -> list[Tensor]:
-        """For each component L with L L^T = I + F^T A^T N^-1 A F, shape (B or 1, q, q)."""
+        """L with L L^T = I + F^T A^T N^-1 A F for each component, shape (B or 1, q, q)."""
         eye = torch.eye(self.factors.shape[2], dtype=self.factors.dtype, device=self.factors.device)
         return [torch.linalg.cholesky(self.gram(factor) + eye) for factor in self.factors]
 
@@ -182,8 +183,10 @@ class Conditioned(ABC):
         """Returns F^T A^T N^-1 A F, shape (B or 1, q, q)."""
 
     def weigh(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns log w_k + log p(y | k) but for what is common, (B, K), and E[z | k, y], (K, B,
-        q). y: (B, m), float64."""
+        """Returns log w_k + log p(y | k) up to a common term, (B, K), and E[z | k, y], (K, B, q).
+
+        y: (B, m), float64.
+        """
         logs, found = [], []
         for mean, factor, root in zip(self.means, self.factors, self.roots, strict=True):
             pulled, size = self.weighed(y - self.ahead(mean[None]))
@@ -211,7 +214,7 @@ class Conditioned(ABC):
 
 
 class _Entrywise(Conditioned):
-    """A diagonal: each entry of y is that of x times a number, (B or 1, d or 1)."""
+    """A diagonal operator: each entry of y is that of x times a number, (B or 1, d or 1)."""
 
     def __init__(self, prior: FactorMixture, scale: Tensor, var: Tensor) -> None:
         super().__init__(prior, var)
@@ -233,8 +236,8 @@ class _Entrywise(Conditioned):
         if len(share) == 1:
             return ((factor * share.T).T @ factor)[None]
         pairs = (factor[:, :, None] * factor[:, None]).flatten(1)
-        # The largest product of all: in single precision while its error moves the probabilities of
-        # components by less than 1e-3.
+        # This is the largest product. Single precision is used while its error changes the
+        # probabilities of components by less than 1e-3.
         if (
             float(share.amax()) * float(factor.square().sum(0).amax() if factor.numel() else 0)
             < 1e5
@@ -286,8 +289,10 @@ class _Dense(Conditioned):
 
     @cached_property
     def _once(self) -> tuple[Tensor, list[Tensor]]:
-        """Where A and the noise are common, N = L L^T and R_k are the roots: L^-1 A m_k, (K, m),
-        and R_k^-1 F_k^T A^T L^-T, (q, m) each."""
+        """Returns L^-1 A m_k, (K, m), and R_k^-1 F_k^T A^T L^-T, (q, m) each.
+
+        A and the noise are common to the batch, N = L L^T, and R_k are the roots.
+        """
         hidden = [self._white((self.A[0] @ factor).T) for factor in self.factors]
         rows = [
             torch.linalg.solve_triangular(root[0], white, upper=False)

@@ -1,10 +1,9 @@
-"""File formats: how new observations are read, and how results are written."""
+"""File formats: reading new observations and writing results."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -15,12 +14,12 @@ __all__ = ["Expected", "FileFormat"]
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run knows of the observations that it is given.
+    """The properties that a run expects of new observations.
 
     Attributes:
         shape: The shape of one signal.
         source: The name of the data set that the run learned from.
-        options: The options of that data set, as they were written.
+        options: The options of that data set, as written in the recipe.
     """
 
     shape: tuple[int, ...]
@@ -28,16 +27,24 @@ class Expected:
     options: Mapping[str, Any]
 
 
-class FileFormat(ABC):
-    """A format of files or folders. A concrete one overrides `read`, `write`, or both."""
+class FileFormat:
+    """A format of files or folders. A concrete one overrides `read`, `write`, or both.
 
-    @abstractmethod
+    Attributes:
+        suffix: The ending of its files, such as ".npz"; empty for a format of folders, which
+            overrides `accepts`.
+    """
+
+    suffix: ClassVar[str] = ""
+
     def accepts(self, path: Path) -> bool:
         """Whether this format is that of a path; by its name, or by what is there."""
+        return bool(self.suffix) and path.suffix == self.suffix
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
-        """Returns y, shape (N, *measurement shape), and the tensors of operator and noise that
-        differ between observations, by path ("A.mask").
+        """Returns y, shape (N, *measurement shape), and tensors of operator and noise by path.
+
+        The latter are those that differ between observations, such as "A.mask".
 
         Raises:
             DataError: If there are no observations, or they cannot be read.
@@ -45,12 +52,12 @@ class FileFormat(ABC):
         raise Unsupported(f"{type(self).__name__} cannot be read")
 
     def write(self, path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Writes results, whole or not at all.
+        """Writes results, completely or not at all.
 
         Args:
             path: The file.
             tensors: "mean", "std" and "draws", or "x".
-            about: What a reader should know, as plain data.
+            about: Plain data that describe the results.
 
         Raises:
             ResourceError: If the disk is full.

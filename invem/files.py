@@ -20,6 +20,10 @@ def _formats(catalog: Catalog, ability: str) -> Iterator[FileFormat]:
             yield fmt
 
 
+def _names(catalog: Catalog, ability: str) -> str:
+    return ", ".join(name for name, f in defaults(catalog, "formats") if ability in f.provides)
+
+
 def read_observations(path: Path, plan: Plan) -> dict[str, Tensor]:
     """Reads new observations for the priors of a plan.
 
@@ -39,8 +43,7 @@ def read_observations(path: Path, plan: Plan) -> dict[str, Tensor]:
     for fmt in _formats(catalog, "read"):
         if fmt.accepts(path):
             return fmt.read(path, expected)
-    known = ", ".join(name for name, f in defaults(catalog, "formats") if "read" in f.provides)
-    raise DataError(f"no file format reads it (known: {known})")
+    raise DataError(f"no file format reads it (known: {_names(catalog, 'read')})")
 
 
 def writer(path: Path) -> FileFormat:
@@ -49,7 +52,8 @@ def writer(path: Path) -> FileFormat:
     Raises:
         RecipeError: If no format is that of the file's name.
     """
-    for fmt in _formats(Catalog.load(), "write"):
+    catalog = Catalog.load()
+    for fmt in _formats(catalog, "write"):
         if fmt.accepts(path):
             return fmt
-    raise RecipeError(f"{path}: the name must end in .safetensors or .npz")
+    raise RecipeError(f"{path}: no file format writes it (known: {_names(catalog, 'write')})")

@@ -1,5 +1,4 @@
-"""A Gaussian on signals: the exact prior of the tests, the warm start of EM and the cheap
-covariance of a sampler."""
+"""A Gaussian on signals: exact prior, warm start of EM, and cheap covariance of samplers."""
 
 import math
 from dataclasses import dataclass
@@ -48,8 +47,7 @@ class Gaussian(Batched):
 
     @classmethod
     def full(cls, mean: Tensor, cov: Tensor) -> Self:
-        """Returns N(mean, cov) for a dense positive definite matrix. mean: (*shape), cov: (d,
-        d)."""
+        """Returns N(mean, cov) for a positive definite matrix. mean: (*shape), cov: (d, d)."""
         values, vectors = torch.linalg.eigh(cov.double())
         floor = values.min().clamp(min=0) * 0.5
         factor = vectors * (values - floor).clamp(min=0).sqrt()
@@ -59,8 +57,8 @@ class Gaussian(Batched):
     def fit(cls, x: Tensor, rank: int, floor: float = 1e-6) -> Self:
         """Fits mean, rank-r factor and diagonal to signals by maximum likelihood (factor analysis).
 
-        The fixed point of Jöreskog (1967) is iterated, F = D^1/2 U (L - I)^1/2 with U, L the
-        leading eigenpairs of D^-1/2 S D^-1/2 and D = diag(S - F F^T); for d > 2048 they come from
+        It iterates the fixed point of Jöreskog (1967), F = D^1/2 U (L - I)^1/2 with U, L the
+        leading eigenpairs of D^-1/2 S D^-1/2 and D = diag(S - F F^T). For d > 2048 they come from
         subspace iteration on the signals, and S is not formed.
 
         Args:
@@ -95,8 +93,7 @@ class Gaussian(Batched):
     def shrunk_to_smooth_field(
         cls, x: Tensor, share: float | None = None, floor: float = 1e-4
     ) -> Self:
-        """Fits the mean and a dense covariance to a few signals. The covariance is shrunk towards
-        that of a smooth random field.
+        """Fits the mean and a dense covariance to a few signals, shrunk to that of a smooth field.
 
         The estimate is (1 - a) S + a T with the sample covariance S and a target T. T keeps the
         variance of each entry. Its correlations are those of a random field with the power spectrum
@@ -145,8 +142,7 @@ class Gaussian(Batched):
 
     @classmethod
     def shrunk_to_diagonal(cls, x: Tensor) -> Self:
-        """Fits the mean and a covariance to a few signals. The covariance is shrunk towards its
-        diagonal.
+        """Fits the mean and a covariance to a few signals, shrunk to its diagonal.
 
         The estimate is (1 - a) S + a diag(S) with the sample covariance S and a = sum var(s_ij) /
         sum s_ij^2 over i != j (J. Schäfer & K. Strimmer 2005, doi:10.2202/1544-6115.1175, target
@@ -185,12 +181,14 @@ class Gaussian(Batched):
         )
 
     def sample(self, rng: Rng) -> Tensor:
-        """Draws one signal a stream, shape (B, *shape)."""
+        """Draws one signal per stream, shape (B, *shape)."""
         return self.mean + self.cov.draw(rng).reshape(-1, *self.shape)
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        """Returns E[x | x_t] = mean + C (C + sigma^2 I)^-1 (x_t - mean). sigma: one level, or (B,
-        1, ...)."""
+        """Returns E[x | x_t] = mean + C (C + sigma^2 I)^-1 (x_t - mean).
+
+        sigma: one level, or (B, 1, ...).
+        """
         gap = (x_t - self.mean).flatten(1)
         var = wide(sigma) ** 2
         var = var.reshape(()) if var.numel() == 1 else var.reshape(-1, 1)
@@ -199,8 +197,7 @@ class Gaussian(Batched):
     def posterior(
         self, m: Measurement, rng: Rng, iterations: int = 200, tol: float = 1e-5
     ) -> Tensor:
-        """Draws p(x | y) exactly (up to the solver), for linear A and Gaussian noise, shape (B,
-        *shape).
+        """Draws p(x | y), exactly up to the solver, for linear A and Gaussian noise, (B, *shape).
 
         Matheron's rule: x' ~ prior, y' ~ p(y | x'), then x = x' + C A^T (A C A^T + S)^-1 (y - y').
         """
@@ -231,7 +228,7 @@ def _require_two_signals(n: int) -> None:
 
 
 def _smooth_field_covariance(centred: Tensor, std: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """Returns the covariance of the smooth field that signals suggest, shape (d, d).
+    """Returns the covariance of the smooth field with the spectrum of the signals, shape (d, d).
 
     Args:
         centred: Signals minus their mean, shape (N, d).
@@ -255,16 +252,17 @@ def _smooth_field_covariance(centred: Tensor, std: Tensor, sides: tuple[int, ...
 
 
 def _cosines(n: int) -> Tensor:
-    """Returns the orthonormal discrete cosine transform of n entries, the DCT-II, shape (n, n),
-    float64."""
+    """Returns the orthonormal discrete cosine transform (DCT-II), shape (n, n), float64."""
     k = torch.arange(n, dtype=torch.float64)
     rows = torch.cos(math.pi / n * k[:, None] * (k + 0.5)) * (2 / n) ** 0.5
     return torch.cat([rows[:1] * 0.5**0.5, rows[1:]])
 
 
 def _leading(x: Tensor, basis: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the leading eigenvalues of x^T x / n, ascending, their eigenvectors, and a basis to
-    begin the next time with. x: (n, d)."""
+    """Returns leading eigenvalues of x^T x / n, ascending, eigenvectors, and a basis for a restart.
+
+    x: (n, d).
+    """
     for _ in range(iterations):
         basis = torch.linalg.qr(x.T @ (x @ basis)).Q
     values, turn = torch.linalg.eigh((x @ basis).T.double() @ (x @ basis).double() / len(x))

@@ -1,8 +1,8 @@
-"""The hooks that a plugin may implement. Each returns ``{name: factory}``.
+"""The hooks that a plugin may implement; each returns ``{name: factory}``.
 
-A factory is a callable, or the string ``"module:attribute"`` so that listing the components imports
-nothing. Its keyword-only parameters are the options of the recipe; their annotations are validated
-strictly.
+A factory is a callable, or the string ``"module:attribute"``, so that listing the components
+imports nothing. Its keyword-only parameters are the options of the recipe. Their annotations are
+validated strictly.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +23,10 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 def examples(
     *options: Mapping[str, Any] | Callable[[tuple[int, ...], Path], Mapping[str, Any]],
 ) -> Callable[[Factory], Factory]:
-    """Names options that the contracts try besides the defaults.
+    """Names options that the contracts test besides the defaults.
 
     A component that has an option without a default needs at least one. Options that name a file
-    are given as a function of the shape of the signal and of a folder to write it in.
+    are a function of the shape of the signal and of a folder to write the file in.
     """
 
     def mark(factory: Factory) -> Factory:
@@ -44,14 +44,16 @@ def invem_operators() -> Factories:
 
 @hookspec
 def invem_noises() -> Factories:
-    """Noise laws: ``(n, measurement_shape, rng, *, options) -> NoiseModel``."""
+    """Noises: ``(n, measurement_shape, rng, *, options) -> NoiseModel``."""
     raise AssertionError
 
 
 @hookspec
 def invem_networks() -> Factories:
-    """Networks: ``(shape, *, options) -> nn.Module`` mapping (x, c_noise, cond) to the shape of x;
-    or a whole Denoiser."""
+    """Networks: ``(shape, *, options) -> nn.Module``, or a whole Denoiser.
+
+    A module maps (x, c_noise, cond) to the shape of x.
+    """
     raise AssertionError
 
 

@@ -1,5 +1,4 @@
-"""What a linear measurement with Gaussian noise says of a signal that is near a point: minimisers,
-draws and sizes, without the network."""
+"""Proximal steps for a linear measurement with Gaussian noise, without the network."""
 
 import torch
 from torch import Tensor
@@ -14,14 +13,14 @@ __all__ = ["nearest", "nearest_draw", "pull", "sharpness", "strength"]
 def pull(
     m: Measurement, r: Tensor, weight: Tensor | float, iterations: int = 100, tol: float = 1e-5
 ) -> Tensor:
-    """Returns A^T (weight A A^T + S)^-1 r, shape (B, *shape), with S the covariance of the noise.
+    """Returns A^T (weight A A^T + S)^-1 r, shape (B, *shape), with S the noise covariance.
 
     Args:
         m: Linear A, Gaussian noise.
         r: Residuals, shape of y.
         weight: A variance, one number or (B, 1).
-        iterations: The most iterations of conjugate gradients, each an application of A and of its
-            adjoint.
+        iterations: The largest number of conjugate gradient iterations, each an application of A
+            and of its adjoint.
         tol: The relative residual at which a sample stops.
     """
     var = m.noise.var().expand_as(m.y).flatten(1)
@@ -38,13 +37,12 @@ def _wide(weight: Tensor | float, x: Tensor) -> Tensor | float:
 
 
 def nearest(m: Measurement, x: Tensor, rho: Tensor | float) -> Tensor:
-    """Returns the z that minimises |y - A z|^2 in units of the noise plus |z - x|^2/rho^2, shape
-    (B, *shape).
+    """Returns the z that minimises |S^-1/2 (y - A z)|^2 + |z - x|^2/rho^2, shape (B, *shape).
 
     Args:
         m: Linear A, Gaussian noise.
-        x: Where to be near to, shape (B, *shape).
-        rho: How near, a standard deviation: one number or (B, 1).
+        x: The centre, shape (B, *shape).
+        rho: A standard deviation: one number or (B, 1).
     """
     return x + _wide(rho**2, x) * pull(m, m.y - m.A(x), rho**2)
 
@@ -56,12 +54,11 @@ def nearest_draw(
 
     Args:
         m: Linear A, Gaussian noise.
-        x: Shape (B, *shape).
+        x: The centre, shape (B, *shape).
         rho: A standard deviation: one number or (B, 1).
         rng: B streams.
-        matched: Whether p(y | z) has the covariance S - rho^2 A A^T in place of S, which needs rho
-            to be at most 1/`strength`: then y has the covariance S given x, and nothing is
-            smoothed.
+        matched: Whether p(y | z) has the covariance S - rho^2 A A^T in place of S. Given x, y then
+            has the covariance S, without smoothing. rho must be at most 1/`strength`.
     """
     x = x + _wide(rho, x) * rng.normal_like(x)
     e, var = rng.normal_like(m.y), m.noise.var().expand_as(m.y)
@@ -77,8 +74,10 @@ def nearest_draw(
 
 
 def strength(m: Measurement, iterations: int = 30) -> Tensor:
-    """Returns the largest singular value of S^-1/2 A, shape (B, 1), by power iteration: one over
-    the finest scale that y resolves."""
+    """Returns the largest singular value of S^-1/2 A, shape (B, 1), by power iteration.
+
+    Its inverse is the finest scale that y resolves.
+    """
     scale = m.noise.var().expand_as(m.y).rsqrt()
     v = Rng.keyed("power", items=[0]).normal(*m.shape).to(m.y).expand(len(m), *m.shape)
     size = v.flatten(1).norm(dim=1, keepdim=True)
@@ -90,13 +89,14 @@ def strength(m: Measurement, iterations: int = 30) -> Tensor:
 
 
 def sharpness(m: Measurement, x: Tensor, iterations: int = 10) -> Tensor:
-    """Returns the largest curvature of -log p(y | x) near x, shape (B, 1), by power iteration on
-    differences of the score.
+    """Returns the largest curvature of -log p(y | x) near x, shape (B, 1).
+
+    It uses power iteration on differences of the score.
 
     Args:
         m: The likelihood.
         x: Shape (B, *shape).
-        iterations: Evaluations of the score but one.
+        iterations: The number of evaluations of the score, minus one.
     """
     v = Rng.keyed("power", items=[0]).normal(*m.shape).to(x).expand_as(x)
     score, h = m.score(x), 1e-2

@@ -1,8 +1,7 @@
-"""Batched linear algebra in which samples never interact: every inner product, step and stop is per
-sample.
+"""Batched linear algebra: every inner product, step and stopping test is per sample.
 
-Vectors are (B, d). Scalars are float64, so that short recurrences keep their digits while vectors
-stay float32.
+Vectors are (B, d). Scalars are float64, so that short recurrences stay precise while vectors are
+float32.
 """
 
 from collections.abc import Callable
@@ -21,10 +20,10 @@ Matvec = Callable[[Tensor], Tensor]
 
 
 class Krylov(NamedTuple):
-    """The result of `gmres`: x = sum_k weights[:, k] q_k over the orthonormal vectors q_k that M
-    was applied to, in order.
+    """The result of `gmres`: x = sum_k weights[:, k] q_k.
 
-    A caller that kept what it computed for each q_k has the same combination of those for nothing.
+    M was applied to the orthonormal vectors q_k in order. A caller that kept a linear function of
+    each q_k obtains that of x without further products.
     """
 
     x: Tensor
@@ -32,8 +31,7 @@ class Krylov(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The result of `cg`: the solution, iterations used per sample, and where negative curvature
-    stopped it."""
+    """The result of `cg`: the solution, iterations per sample, and where curvature was negative."""
 
     x: Tensor
     iterations: Tensor
@@ -47,22 +45,21 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def cg(
     matvec: Matvec, b: Tensor, iterations: int, tol: float = 0.0, x0: Tensor | None = None
 ) -> Solution:
-    """Solves M x = b by conjugate gradients, M symmetric, one step size per sample.
+    """Solves M x = b by conjugate gradients for symmetric M, with one step size per sample.
 
-    A sample stops, and keeps its last iterate, when its residual falls below `tol` times |b| or
-    when it meets a direction of negative curvature (the truncated-Newton rule): a learned Jacobian
-    is not quite symmetric nor quite positive, and going on would divide by what is nearly zero.
+    A sample stops, and keeps its last iterate, when its residual falls below `tol` times |b|, or
+    when it meets negative curvature (the truncated-Newton rule). A learned Jacobian is not exactly
+    symmetric or positive, and a further step would divide by almost zero.
 
     Args:
         matvec: v -> M v, both (B, d).
         b: The right-hand side, (B, d).
         iterations: The largest number of iterations.
         tol: The relative residual at which a sample stops.
-        x0: A first guess; zero, which costs no product with M, if left out.
+        x0: An initial guess; None is zero, which costs no product with M.
 
     Returns:
-        x (B, d), the iterations that each sample used (B,), and whether it met negative curvature
-            (B,).
+        x (B, d), the iterations per sample (B,), and whether a sample met negative curvature (B,).
     """
     x = torch.zeros_like(b) if x0 is None else x0
     r = b if x0 is None else b - matvec(x0)
@@ -71,7 +68,7 @@ def cg(
     live = rr > stop
     negative = torch.zeros_like(live)
     used = torch.zeros_like(rr, dtype=torch.long)
-    # Looking at the flags waits for an accelerator: there, look now and then.
+    # Reading the flags waits for an accelerator, so they are read rarely there.
     stride = 1 if b.device.type == "cpu" else 8
     for k in range(iterations):
         if k % stride == 0 and not bool(live.any()):
@@ -93,12 +90,13 @@ def cg(
 
 
 def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
-    """Minimises |b - M x| over span{b, M b, ...}, one Krylov space per sample (Saad & Schultz
-    1986).
+    """Minimises |b - M x| over span{b, M b, ...}, one Krylov space per sample.
 
-    The residual never grows, whatever M is: with a wrong Jacobian it degrades to less guidance,
-    where conjugate gradients explode. A happy breakdown pads the space with zeros, so samples that
-    converge early are left alone.
+    Saad & Schultz 1986.
+
+    The residual never grows for any M. With a wrong Jacobian, guidance gets weaker, while conjugate
+    gradients diverge. A breakdown (convergence) pads the space with zeros, so that it does not
+    affect other samples.
 
     Args:
         matvec: v -> M v, both (B, d).
@@ -135,10 +133,10 @@ def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
 
 
 def least_norm(A: LinearOperator, y: Tensor, iterations: int = 500, tol: float = 1e-7) -> Tensor:
-    """Returns A^+ y, shape (B, *shape), for operators that have no closed form of it.
+    """Returns A^+ y, shape (B, *shape), for operators whose pseudo-inverse has no closed form.
 
-    Conjugate gradients on A^T A x = A^T y from zero, which has a solution for any y, noisy ones
-    too; A A^T z = y has none for those.
+    Conjugate gradients solve A^T A x = A^T y from zero. It has a solution for any y, while A A^T z
+    = y has none for a noisy one.
 
     Args:
         A: A batch of B operators.
@@ -157,11 +155,10 @@ def _unit(w: Tensor, norm: Tensor, size: Tensor) -> Tensor:
 
 
 def sqrt_matvec(matvec: Matvec, v: Tensor, iterations: int) -> Tensor:
-    """Approximates M^(1/2) v for symmetric positive semi-definite M by Lanczos, one Krylov space
-    per sample.
+    """Approximates M^(1/2) v for symmetric positive semi-definite M by Lanczos, per sample.
 
-    Negative Ritz values, which only a learned Jacobian has, are set to zero. Exact once
-    `iterations` reaches the number of distinct eigenvalues that v sees.
+    Negative Ritz values, which only a learned Jacobian has, are set to zero. It is exact once
+    `iterations` reaches the number of distinct eigenvalues in v.
 
     Args:
         matvec: v -> M v, both (B, d).

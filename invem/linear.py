@@ -1,4 +1,4 @@
-"""Linear operators that many laws share: masks, matrices, one matrix an axis, and convolutions."""
+"""Linear operators of general use: masks, matrices, one matrix per axis, and convolutions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ __all__ = ["Boundary", "CircularConvolution", "Convolution", "Mask", "Matrix", "
 
 Boundary = Literal["reflect", "circular", "zero", "valid"]
 
-_DIRECT = 13 * 13  # entries of the largest kernel that is faster without a Fourier transform
+_DIRECT = 13 * 13  # a kernel of at most so many entries is faster without a Fourier transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Mask(LinearOperator):
 
 @dataclass(frozen=True, eq=False)
 class Matrix(LinearOperator):
-    """A x = P x with a dense matrix for each sample.
+    """A x = P x with one dense matrix per sample.
 
     Attributes:
         matrix: P, shape (B, m, d), d = prod(shape).
@@ -100,8 +100,10 @@ _Bands = list[list[tuple[slice, Tensor]]]
 
 
 def _bands(matrix: Tensor) -> _Bands:
-    """A matrix as blocks of rows, each with the runs of columns that it uses: most of a large blur
-    or sampling matrix is zero."""
+    """Splits a matrix into blocks of rows, each with the runs of columns that are not zero.
+
+    Most entries of a large blur or sampling matrix are zero.
+    """
     if max(matrix.shape) < 2 * _BLOCK or matrix.device.type == "meta":
         return [[(slice(None), matrix)]]
     blocks: _Bands = []
@@ -131,8 +133,7 @@ def _right(x: Tensor, blocks: _Bands) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Separable(LinearOperator):
-    """A x = R x C^T for each channel: one small matrix an axis holds kernel, boundary and sampling,
-    exactly.
+    """A x = R x C^T for each channel: one matrix per axis holds kernel, boundary and sampling.
 
     Attributes:
         rows: R, shape (m1, H).
@@ -189,13 +190,14 @@ class Separable(LinearOperator):
 
 @dataclass(frozen=True, eq=False)
 class Convolution(LinearOperator):
-    """Convolves each channel with the kernel of its sample, directly for small kernels and by
-    Fourier transform for large ones.
+    """Convolves each channel with the kernel of its sample.
+
+    Small kernels are applied directly, large ones by Fourier transform.
 
     Attributes:
         kernel: Shape (B, 1 or C, h, w), h and w odd.
-        boundary: What lies beyond the border: the mirrored image ("reflect"), zeros ("zero"), or
-            nothing, so that the measurement is smaller by h - 1 and w - 1 ("valid").
+        boundary: The image beyond the border: mirrored ("reflect"), zero ("zero"), or none, so that
+            the measurement is smaller by h - 1 and w - 1 ("valid").
     """
 
     kernel: Tensor
@@ -242,7 +244,7 @@ class Convolution(LinearOperator):
 
 
 def _fold(x: Tensor, axis: int, reach: int, reflect: bool) -> Tensor:
-    """The adjoint of padding an axis by `reach` on both sides."""
+    """Applies the adjoint of padding an axis by `reach` on both sides."""
     if reach == 0:
         return x
     n = x.shape[axis] - 2 * reach
@@ -255,11 +257,11 @@ def _fold(x: Tensor, axis: int, reach: int, reflect: bool) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class CircularConvolution(LinearOperator):
-    """Convolves each channel with the kernel of its sample as if the image were a torus: diagonal
-    in the Fourier basis.
+    """Convolves each channel with the kernel of its sample, with periodic boundaries.
 
-    A = P H diag(|k|) H, with k the Fourier transform of the kernel, P the convolution by its phase,
-    which is orthogonal, and H the Hartley transform, which is real, symmetric and orthogonal.
+    It is diagonal in the Fourier basis. A = P H diag(|k|) H, where k is the Fourier transform of
+    the kernel. P is the convolution by its phase and orthogonal. H is the Hartley transform, which
+    is real, symmetric and orthogonal.
 
     Attributes:
         kernel: Shape (B, 1 or C, h, w), centred; h and w odd, at most H and W.
@@ -322,14 +324,14 @@ class CircularConvolution(LinearOperator):
 
 
 def blur(name: str, shape: tuple[int, ...], kernel: Tensor, boundary: Boundary) -> LinearOperator:
-    """Returns the convolution with a kernel for each sample.
+    """Returns the convolution with one kernel per sample.
 
     Args:
         name: The operator, for messages.
         shape: (C, H, W).
         kernel: Shape (B, h, w).
-        boundary: What lies beyond the border; "circular" is diagonal in the Fourier basis and so
-            provides `pinv` and `svd`.
+        boundary: The image beyond the border, as in `Convolution`, or "circular", which is diagonal
+            in the Fourier basis and so provides `pinv` and `svd`.
 
     Raises:
         RecipeError: If the size of the kernel is even or too large for the image.

@@ -1,4 +1,4 @@
-"""The whole of what a sampler may know: y, A and the noise law."""
+"""The input of a sampler: y, A and the noise model."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -18,13 +18,12 @@ __all__ = ["Example", "Measurement", "conditioning", "remeasure"]
 
 @dataclass(frozen=True, eq=False)
 class Measurement(Batched):
-    """A batch of B likelihoods p(y | x). The truth is not in it, so nothing that is given one can
-    look.
+    """A batch of B likelihoods p(y | x). It does not hold the true x, so no sampler can see it.
 
     Attributes:
         y: The observations, shape (B, *measurement shape).
         A: The forward operators.
-        noise: The noise laws.
+        noise: The noise models.
     """
 
     y: Tensor
@@ -41,8 +40,11 @@ class Measurement(Batched):
 
     @property
     def provides(self) -> frozenset[str]:
-        """The capabilities of the operator and of the noise, and of both together: "identity",
-        "signal", "derivative", "density", "one level" (see `invem.capability`)."""
+        """The capabilities of the operator, of the noise, and of both together.
+
+        The latter are "identity", "signal", "derivative", "density" and "one level" (see
+        `invem.capability`).
+        """
         found = set(self.A.provides | self.noise.provides)
         if not self.A.straight_through:
             found.add("derivative")
@@ -63,8 +65,10 @@ class Measurement(Batched):
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether A is the identity, for up to 256 of the observations: a mask can show all of one
-        signal and not of the next."""
+        """Whether A is the identity, tested on up to 256 observations.
+
+        One is not enough: a mask can show all of one signal and hide entries of the next.
+        """
         if self.y.shape[1:] != torch.Size(self.shape):
             return False
         rows = torch.linspace(0, len(self) - 1, min(len(self), 256), dtype=torch.float64).long()
@@ -83,8 +87,10 @@ class Measurement(Batched):
         return self.shares_operator and _repeats_the_first(self.noise)
 
     def matrices(self) -> Tensor:
-        """Returns the matrices of linear operators on flattened signals, shape (B, m, d), float64.
-        For few entries: A is called d times."""
+        """Returns linear operators as matrices on flattened signals, shape (B, m, d), float64.
+
+        For few entries: A is called d times.
+        """
         d = math.prod(self.shape)
         basis = torch.eye(d, dtype=self.y.dtype, device=self.y.device).reshape(d, 1, *self.shape)
         return wide(
@@ -92,14 +98,18 @@ class Measurement(Batched):
         )
 
     def residual(self, x: Tensor) -> Tensor:
-        """Returns y - A(x), shape of y, zero in the entries of y that no x has a part in: norms of
-        it do not count their noise."""
+        """Returns y - A(x), shape of y, with zeros in the entries of y that no x affects.
+
+        Its norm then does not count the noise of those entries.
+        """
         r = self.y - self.A(x)
         return r if self.A.seen is None else r * self.A.seen
 
     def floored(self, sigma: float) -> Self:
-        """Returns the same with a noise whose variance counts as at least sigma^2, for solvers that
-        divide by it."""
+        """Returns the measurement with a noise variance of at least sigma^2.
+
+        It is for solvers that divide by the variance.
+        """
         return replace(self, noise=_Floored(self.noise, sigma**2))
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -114,14 +124,13 @@ class Measurement(Batched):
         return self.A.vjp(x, grad)
 
     def level(self, name: str) -> Tensor:
-        """Returns the standard deviation of the noise of signals that were measured by A = I, shape
-        (B, 1, ...).
+        """Returns the standard deviation of the noise for A = I, shape (B, 1, ...).
 
         Args:
-            name: The component that asks, for the message.
+            name: The component that calls, for the message.
 
         Raises:
-            Unsupported: If A is another operator, or the noise not of one level for all entries of
+            Unsupported: If A is another operator, or the noise level differs between the entries of
                 an observation.
         """
         var = self.noise.var().expand_as(self.y).flatten(1)
@@ -133,11 +142,12 @@ class Measurement(Batched):
         return var[:, 0].sqrt().reshape(-1, *[1] * (self.y.ndim - 1))
 
     def spectral_noise(self, svd: SVD) -> Tensor:
-        """Returns the standard deviation of the noise of y in each coordinate of V^T x, (B, d):
-        noise/s, infinite where y is blind.
+        """Returns the standard deviation of the noise in each coordinate of V^T x, shape (B, d).
+
+        It is noise/s, and infinite where s is zero.
 
         Raises:
-            Unsupported: If the noise is not of one level for all entries of an observation.
+            Unsupported: If the noise level differs between the entries of an observation.
         """
         var = self.noise.var().expand_as(self.y).flatten(1)
         if bool((var != var[:, :1]).any()):
@@ -151,7 +161,7 @@ class Measurement(Batched):
         return _padded(kappa, self.shape, torch.inf)
 
     def spectral_data(self, svd: SVD) -> Tensor:
-        """Returns U^T y / s in each coordinate of V^T x, shape (B, d), zero where y is blind."""
+        """Returns U^T y / s in each coordinate of V^T x, shape (B, d), and zero where s is zero."""
         s = svd.s.expand(len(self), -1)
         seen = s > 1e-6 * s.amax(1, keepdim=True)
         return _padded(
@@ -176,7 +186,7 @@ def _padded(z: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Floored(NoiseModel):
-    """A Gaussian noise whose variance counts as at least `least`."""
+    """Gaussian noise whose variance counts as at least `least`."""
 
     inner: NoiseModel
     least: float
@@ -192,14 +202,13 @@ class _Floored(NoiseModel):
 
 
 class Example(NamedTuple):
-    """What an objective learns from: a batch of signals, of measurements, or of both.
+    """A batch of signals, of measurements, or of both, for an objective.
 
     Attributes:
-        x: Signals (posterior draws, or clean images where the recipe grants some), shape (B,
-            *shape); or None.
-        measurement: What was measured of each; or None.
-        label: Class labels of the signals, shape (B,); only data sets that have them, only for
-            evaluation.
+        x: Signals (posterior draws, or a clean subset), shape (B, *shape); or None.
+        measurement: The measurement of each signal; or None.
+        label: Class labels of the signals, shape (B,), if the data set has them. For evaluation
+            only.
     """
 
     x: Tensor | None
@@ -208,7 +217,7 @@ class Example(NamedTuple):
 
 
 def _full_precision(x: Tensor) -> AbstractContextManager[None]:
-    """Keeps autocast, which trains networks, from what is measured."""
+    """Disables autocast, which is meant for networks, for measurements."""
     kind = x.device.type
     return (
         torch.autocast(kind, enabled=False)
@@ -218,12 +227,12 @@ def _full_precision(x: Tensor) -> AbstractContextManager[None]:
 
 
 def conditioning(m: Measurement) -> Tensor:
-    """Returns [A^T y, A^T 1], shape (B, 2, *shape): what a conditional network is given of a
-    measurement. A must be linear.
+    """Returns [A^T y, A^T 1], shape (B, 2, *shape), the condition of a conditional network.
 
-    For a mask these are the measured entries and the mask, for denoising y and ones: all of y and
-    A. Of other operators that differ between observations, and of a noise level that does, they do
-    not say everything, and the network knows E[x | x_t] given what they do say.
+    A must be linear. For a mask these are the measured entries and the mask, for denoising y and
+    ones: all of y and A. For other operators that differ between observations, or a noise level
+    that does, they do not determine A and the noise. The network then learns E[x | x_t] given this
+    condition.
     """
     with _full_precision(m.y):
         return torch.stack([m.A.adjoint(m.y), m.A.adjoint(torch.ones_like(m.y))], 1)
@@ -231,8 +240,9 @@ def conditioning(m: Measurement) -> Tensor:
 
 @torch.no_grad()
 def remeasure(m: Measurement, x: Tensor, rng: Rng) -> Measurement:
-    """Returns the same with y' ~ p(y | x), the noise of each sample from its own stream, in full
-    precision under autocast too.
+    """Returns the measurements with new y' ~ p(y | x), in full precision even under autocast.
+
+    The noise of each sample is drawn from its own stream.
 
     Args:
         m: For A and the noise; its y is not used.

@@ -1,4 +1,4 @@
-"""Metrics: what an evaluation measures."""
+"""Metrics of an evaluation, and their inputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,21 +15,20 @@ __all__ = ["Metric", "Outcome"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What there is to judge. A part that is missing is None, and the plan refuses a metric that
-    needs it.
+    """The inputs of the metrics. A missing one is None, and the plan refuses metrics that need it.
 
     Attributes:
         truth: The clean signals of N held-out observations, (N, *shape).
         draws: K posterior draws for each of them, (N, K, *shape).
         measurement: The N held-out measurements.
         samples: Unconditional samples of the prior, (M, *shape).
-        reference: Clean signals to compare a distribution with, never seen in training, (R,
+        reference: Clean signals for comparisons of distributions, never seen in training, (R,
             *shape).
         observed: Training observations, for comparisons that need no clean signal.
-        simulated: The samples, measured by operators and noise drawn anew: what observations the
-            prior stands for. As many as `samples`.
-        resimulated: One posterior draw given each of the first n observations of `simulated`, by
-            the sampler that restores, (n, *shape).
+        simulated: Measurements of `samples` with operators and noise drawn anew, (M, ...): the
+            observations under the prior.
+        resimulated: One posterior draw for each of the first n observations of `simulated`, by the
+            sampler of the restorations, (n, *shape).
         trained: Signals that the prior was fitted to (posterior draws), (T, *shape).
         prior: The prior.
         range: The lowest and highest value of a signal.
@@ -49,14 +48,14 @@ class Outcome:
 
 
 class Metric(ABC):
-    """One number for each held-out observation, or one for a whole set.
+    """One number per held-out observation, or one for a whole set.
 
     Attributes:
-        needs: The parts of `Outcome` that it reads; "labels" if `prepare` needs labelled images,
+        needs: The fields of `Outcome` that it reads; "labels" if `prepare` needs labelled images,
             "image" if the signals must be images, "var" if the noise must be Gaussian and not zero,
-            "several draws" if one of each observation is not enough.
-        unit: The unit that a table prints, such as "dB".
-        higher_is_better: Which way is up, where there is no `target`.
+            "several draws" if one draw per observation is not enough.
+        unit: The unit in tables, such as "dB".
+        higher_is_better: Whether larger values are better, if there is no `target`.
     """
 
     unit: ClassVar[str] = ""
@@ -65,20 +64,20 @@ class Metric(ABC):
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
-        """A class attribute, or a property where it depends on the options."""
+        """A class attribute, or a property if it depends on the options."""
 
     @property
     def target(self) -> float | None:
-        """The value of a perfect outcome where a value may miss it on both sides, such as the level
-        of a coverage; None elsewhere."""
+        """The perfect value of a metric that can err on both sides, such as a coverage; or None."""
         return None
 
     @abstractmethod
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns one value per observation, shape (N,), or per sample, shape (M,), or one for the
-        set, shape ()."""
+        """Returns one value per observation (N,), per sample (M,), or for the set ()."""
 
     def prepare(self, training: Example) -> dict[str, Tensor]:
-        """Returns tensors to compute once per run and keep with it, such as a feature network.
-        training: clean training images."""
+        """Returns tensors that are computed and stored once per run, such as a feature network.
+
+        training: clean training images.
+        """
         return {}

@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians on signals: priors with several modes whose posterior is known exactly."""
+"""Mixtures of Gaussians: priors with several modes and an exact posterior."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +63,7 @@ class Mixture(Batched):
         return Gaussian.full(mean.reshape(self.shape).to(self.means), cov)
 
     def sample(self, rng: Rng) -> Tensor:
-        """Draws one signal a stream, shape (B, *shape)."""
+        """Draws one signal per stream, shape (B, *shape)."""
         return self._draw(draw_component(wide(self.weights).log().expand(len(rng), -1), rng), rng)
 
     def _draw(self, k: Tensor, rng: Rng) -> Tensor:
@@ -84,8 +84,7 @@ class Mixture(Batched):
         return torch.einsum("bk,bki->bi", log_r.softmax(-1), means).to(x_t.dtype).reshape(x_t.shape)
 
     def spread(self, m: Measurement) -> Tensor:
-        """Returns the noise variances (B, m), float64, at least what keeps A C A^T + S invertible
-        where they are 0."""
+        """Returns the noise variances (B, m), float64, floored to keep A C A^T + S invertible."""
         largest = self._eigen[0].max()
         return floored_variance(m, largest)
 
@@ -151,7 +150,7 @@ class Mixture(Batched):
 
 
 def draw_component(log_weights: Tensor, rng: Rng) -> Tensor:
-    """Draws a component of each row. log_weights: (B, K); returns (B,)."""
+    """Draws one component per row, shape (B,). log_weights: (B, K)."""
     total = log_weights.softmax(-1).cumsum(-1)
     u = rng.uniform(1, dtype=torch.float64).to(total) * total[:, -1:]
     k: Tensor = (total < u).sum(-1).clamp(max=total.shape[1] - 1)
@@ -159,6 +158,8 @@ def draw_component(log_weights: Tensor, rng: Rng) -> Tensor:
 
 
 def floored_variance(m: Measurement, largest: Tensor) -> Tensor:
-    """Returns the noise variances (B, m), float64, at least 1e-10 of the variance of the prior,
-    which stands for none."""
+    """Returns the noise variances (B, m), float64.
+
+    They are at least 1e-10 of the variance of the prior, which is as good as none.
+    """
     return wide(m.noise.var().expand_as(m.y).flatten(1)).clamp(min=float(1e-10 * largest + 1e-30))

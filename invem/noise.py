@@ -1,4 +1,4 @@
-"""Measurement noise: the law of y given the clean measurement A(x)."""
+"""Measurement noise: the distribution of y given the clean measurement A(x)."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ __all__ = ["NoiseModel"]
 
 @dataclass(frozen=True, eq=False)
 class NoiseModel(Batched, ABC):
-    """A batch of B noise laws p(y | clean), clean = A(x)."""
+    """A batch of B noise distributions p(y | clean), clean = A(x)."""
 
     @abstractmethod
     def sample(self, clean: Tensor, rng: Generator) -> Tensor:
@@ -24,8 +24,7 @@ class NoiseModel(Batched, ABC):
         """Returns log p(y | clean), shape (B,)."""
 
     def var(self) -> Tensor:
-        """Returns the variance of Gaussian noise, broadcastable to y. Only Gaussian laws have
-        one."""
+        """Returns the variance of Gaussian noise, broadcastable to y; other noise has none."""
         raise Unsupported(
             f"{type(self).__name__} is not Gaussian: it has no variance that is free of the signal"
         )

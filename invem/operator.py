@@ -31,9 +31,9 @@ class Rotation(Protocol):
 class SVD(NamedTuple):
     """A = U diag(s) V^T, each factor a function on batches.
 
-    `s` has shape (B, r), or (1, r) where it is common to the batch, with r = min(m, d). `u` maps
-    (B, r) to y, `ut` maps y to (B, r), `v` maps (B, d) to x and `vt` maps x to (B, d), the first r
-    of whose entries belong to `s` and the rest to the null space.
+    `s` has shape (B, r), or (1, r) if it is common to the batch, with r = min(m, d). `u` maps (B,
+    r) to y, `ut` maps y to (B, r), `v` maps (B, d) to x and `vt` maps x to (B, d). The first r
+    entries of V^T x belong to `s`, the others to the null space.
     """
 
     s: Tensor
@@ -45,17 +45,18 @@ class SVD(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Operator(Batched, ABC):
-    """A batch of B forward operators: operator i acts on sample i alone, ``A[i](x[i:i+1]) ==
-    A(x)[i:i+1]``.
+    """A batch of B forward operators, where operator i acts on sample i alone.
+
+    So ``A[i](x[i:i+1]) == A(x)[i:i+1]``.
 
     Attributes:
         shape: The shape of one signal, without the batch axis.
-        straight_through: Whether `vjp` is a useful stand-in for a derivative that is zero or
+        straight_through: Whether `vjp` is a useful substitute for a derivative that is zero or
             undefined, as that of rounding.
 
-    What an operator provides beyond `__call__` is the set of optional methods that its class
-    overrides: `adjoint`, `pinv`, `svd`. Samplers and objectives name what they need; the plan
-    compares the two before anything runs.
+    An operator provides the optional methods that its class overrides: `adjoint`, `pinv`, `svd`.
+    Samplers and objectives name the ones that they need. The plan compares the two before anything
+    runs.
     """
 
     shape: tuple[int, ...]
@@ -67,8 +68,10 @@ class Operator(Batched, ABC):
         """Applies A. x: (B, *shape); returns y: (B, *measurement shape)."""
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        """Returns J^T v with J the Jacobian of A at x. x: (B, *shape), v: like y; returns (B,
-        *shape)."""
+        """Returns J^T v with J the Jacobian of A at x, shape (B, *shape).
+
+        x: (B, *shape), v: shape of y.
+        """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = self(x)
@@ -76,7 +79,7 @@ class Operator(Batched, ABC):
         return grad
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Returns A^T y, shape (B, *shape). Only linear operators have one."""
+        """Returns A^T y, shape (B, *shape), of a linear operator."""
         raise Unsupported(f"{type(self).__name__} has no adjoint")
 
     def pinv(self, y: Tensor) -> Tensor:
@@ -89,8 +92,10 @@ class Operator(Batched, ABC):
 
     @property
     def seen(self) -> Tensor | None:
-        """One where an entry of y depends on x and zero where it is noise alone, broadcastable to
-        y; None if all do."""
+        """1 where an entry of y depends on x and 0 where it is noise alone; None if all do.
+
+        Broadcastable to y.
+        """
         return None
 
     def __matmul__(self, other: "Operator") -> "Operator":
@@ -108,15 +113,14 @@ class Operator(Batched, ABC):
 
 @dataclass(frozen=True, eq=False)
 class LinearOperator(Operator):
-    """A linear operator. The adjoint is found by automatic differentiation unless it is
-    overridden."""
+    """A linear operator. Automatic differentiation gives the adjoint unless it is overridden."""
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Returns A^T y, shape (B, *shape), with <A x, y> = <x, A^T y> for each sample."""
         return Operator.vjp(self, y.new_zeros(len(y), *self.shape), y)
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        """Returns A^T v: the Jacobian of a linear operator is itself."""
+        """Returns A^T v: a linear operator is its own Jacobian."""
         return self.adjoint(v)
 
 
@@ -151,7 +155,7 @@ class Chain(Operator):
 
 @dataclass(frozen=True, eq=False)
 class LinearChain(LinearOperator):
-    """A x = parts[-1] ... parts[0] x, all linear.
+    """A x = parts[-1] ... parts[0] x, with linear parts.
 
     Attributes:
         parts: The operators, in the order in which they act.
@@ -175,23 +179,23 @@ class LinearChain(LinearOperator):
 
 
 def chain(*parts: Operator) -> Operator:
-    """Returns the operator that applies the parts one after the other; linear if all are."""
+    """Returns the operator that applies the parts in order; linear if all are."""
     linear = all(isinstance(part, LinearOperator) for part in parts)
     return (LinearChain if linear else Chain)(parts[0].shape, parts)
 
 
 class OperatorLaw(Protocol):
-    """The law of an operator: what a plugin offers under a name.
+    """An operator factory: draws n operators for a data set. A plugin offers it under a name.
 
-    Drawn once per data set and stored beside y, so that every round, method and rerun sees the same
-    operators. The keyword-only parameters of a law are the options of the recipe.
+    It is called once per data set, and the operators are stored beside y. So every round, method
+    and rerun uses the same operators. Its keyword-only parameters are the options of the recipe.
     """
 
     def __call__(self, n: int, shape: tuple[int, ...], rng: Generator, /) -> Operator: ...
 
 
 def image_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Returns (channels, height, width), for a law that acts on images.
+    """Returns (channels, height, width), for an operator factory that acts on images.
 
     Raises:
         RecipeError: If the signals are not images; `name` is the operator.

@@ -1,4 +1,4 @@
-"""Priors: what is known of the signals before one of them is measured, as one value."""
+"""Priors: the distribution of the signals, as one value."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -32,8 +32,10 @@ of `like`."""
 
 
 class ClosedForm(Protocol):
-    """A distribution of signals whose posterior is known exactly, for linear A and Gaussian noise:
-    a Gaussian, or a mixture of Gaussians."""
+    """A Gaussian or a mixture of Gaussians on signals.
+
+    Its posterior is exact for linear A and Gaussian noise.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,15 +57,17 @@ class ClosedForm(Protocol):
         """Returns E[x | y], shape (B, *shape)."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns the parameters by name: what a file stores."""
+        """Returns the parameters by name, for storage."""
 
     def to(self, device: torch.device | str | None = None) -> Self:
-        """Returns the same on a device."""
+        """Returns the distribution on a device."""
 
 
 def closed_form(tensors: Mapping[str, Tensor]) -> Gaussian | Mixture | FactorMixture:
-    """Returns the distribution of which these are the `tensors()`: a Gaussian, a mixture of
-    Gaussians, or a mixture of factor analysers."""
+    """Rebuilds a distribution from its `tensors()`.
+
+    It is a Gaussian, a mixture of Gaussians, or a mixture of factor analysers.
+    """
     if "covs" in tensors:
         return Mixture(**tensors)
     if "factors" in tensors:
@@ -87,10 +91,10 @@ class ExactDenoiser(Denoiser):
 
 
 class Conditioning(ABC):
-    """What a network that was trained on conditions is given of a measurement.
+    """Maps a measurement to the condition of a conditional network.
 
     Attributes:
-        provides: What a sampler must ask for to use it.
+        provides: The capabilities that a sampler must need in order to use it.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"conditional"})
@@ -99,6 +103,26 @@ class Conditioning(ABC):
     def __call__(self, m: Measurement) -> Tensor:
         """Returns the condition of each measurement, shape (B, condition, *shape)."""
 
+    def evidence(
+        self, x_t: Tensor, sigma: Tensor, cond: Tensor, noise: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """Returns what x_t and the condition say of each entry of x, where A is a mask.
+
+        The exact E[x | x_t, cond] of a Gaussian prior follows from it, and the contracts try
+        samplers and objectives with that.
+
+        Args:
+            x_t: The state, shape (B, d).
+            sigma: The noise level of the state, shape (1 or B, 1).
+            cond: The condition, shape (B, condition, d).
+            noise: The standard deviation of white measurement noise, in units of the data.
+
+        Returns:
+            The precision of the evidence, and the precision times its mean, shape (B, d) each, in
+            float64. None if they are not known.
+        """
+        return None
+
 
 class LinearConditioning(Conditioning):
     """[A^T y, A^T 1], shape (B, 2, *shape), for linear A (`measurement.conditioning`)."""
@@ -106,21 +130,27 @@ class LinearConditioning(Conditioning):
     def __call__(self, m: Measurement) -> Tensor:
         return conditioning(m)
 
+    def evidence(
+        self, x_t: Tensor, sigma: Tensor, cond: Tensor, noise: float
+    ) -> tuple[Tensor, Tensor]:
+        y, mask, level = cond[:, 0].double(), cond[:, 1].double(), sigma.double() ** -2
+        return level + mask / noise**2, level * x_t.double() + y / noise**2
+
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """What is known of the signals: the value that samplers, objectives and metrics are given.
+    """The distribution of the signals, as samplers, objectives and metrics are given it.
 
     It is called like its denoiser: ``prior(x_t, sigma)`` is x_hat = E[x | x_t].
 
     Attributes:
         denoiser: The model of E[x | x_t].
-        moments: The Gaussian with the mean and covariance of the signals, where they are known.
-            Samplers use it in place of products with the Jacobian where the noise is large.
-        exact: The distribution itself, where it is known in closed form.
-        generator: Draws the prior in one call, where a generator was trained.
-        conditioning: What the denoiser is given of a measurement to know E[x | x_t, y], where it
-            was trained on that.
+        moments: The Gaussian with the mean and covariance of the signals, if they are known. At
+            large noise, samplers use it in place of vector-Jacobian products.
+        exact: The distribution itself, if it is known in closed form.
+        generator: Draws the prior in one call, if a generator was trained.
+        conditioning: Makes the condition with which the denoiser predicts E[x | x_t, y], if it was
+            trained to.
     """
 
     denoiser: Denoiser
@@ -141,15 +171,14 @@ class Prior:
 
     @property
     def provides(self) -> frozenset[str]:
-        """What a sampler or an objective may ask for: "moments", "closed form", and what the
-        conditioning provides."""
+        """The capabilities of the prior: "moments", "closed form", those of the conditioning."""
         known = {"moments": self.moments, "closed form": self.exact}
         found = frozenset(name for name, value in known.items() if value is not None)
         return found if self.conditioning is None else found | self.conditioning.provides
 
     @property
     def trained(self) -> bool:
-        """Whether the denoiser has weights, so that calling it costs a pass through a network."""
+        """Whether the denoiser has weights, so that a call is a pass through a network."""
         return next(self.denoiser.parameters(), None) is not None
 
     def known_moments(self) -> Gaussian:
@@ -159,7 +188,7 @@ class Prior:
             Unsupported: If they are not known.
         """
         if self.moments is None:
-            raise Unsupported(f"{type(self.denoiser).__name__} comes without moments of the prior")
+            raise Unsupported(f"{type(self.denoiser).__name__} has no known moments")
         return self.moments
 
     def known_exact(self) -> ClosedForm:

@@ -35,16 +35,16 @@ class Contracts(pytest.Collector):
         self.names = names
 
     def collect(self) -> Iterator[pytest.Item]:
-        from invem.cli.app import components
+        from invem.cli.components import find_components
         from invem.errors import InvemError
         from invem.testing import KINDS
 
         try:
-            found = [(c.kind, c.name, c.load()) for c in components(self.names)]
+            found = [(c.kind, c.name, c.load()) for c in find_components(self.names)]
         except InvemError as error:
             raise pytest.UsageError(str(error)) from error
         for kind, name, factory in found:
-            for contract in KINDS[kind].contracts if kind in KINDS else ():
+            for contract in KINDS[kind].contracts:
                 yield Contract.from_parent(
                     self,
                     name=f"{kind}/{name}: {contract}",

@@ -27,11 +27,11 @@ class PosteriorSampler(ABC):
     ``m[torch.arange(B).repeat_interleave(K)]``.
 
     Attributes:
-        needs: The capabilities that it calls on the measurement and on the prior
-            (`invem.capability` names them all). The plan compares them with what operator, noise
-            and prior provide, before anything runs.
-        uses_prior: Whether it draws with the prior. A classical restoration does not, so that a
-            first phase can begin with one.
+        needs: The capabilities that it needs of the measurement and of the prior (listed in
+            `invem.capability`). The plan compares them with those of operator, noise and prior
+            before anything runs.
+        uses_prior: Whether it uses the prior. A classical restoration does not, so that a first
+            phase can begin with one.
     """
 
     uses_prior: ClassVar[bool] = True
@@ -39,27 +39,29 @@ class PosteriorSampler(ABC):
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
-        """A class attribute, or a property where it depends on the options."""
+        """A class attribute, or a property if it depends on the options."""
 
     @abstractmethod
     def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         """Returns draws, shape (B, *shape). rng: B streams."""
 
     def tune(self, prior: Prior, m: Measurement, rng: Rng) -> Self:
-        """Returns the sampler with its automatic options set, from a few observations, once before
-        each E-step."""
+        """Returns the sampler with its automatic options set from a few observations.
+
+        It is called once before each E-step.
+        """
         return self
 
     @property
     def cost(self) -> tuple[int, int]:
-        """Network forwards and network vector-Jacobian products per draw, as the plan estimates
-        them."""
+        """Network forward passes and vector-Jacobian products per draw, for the plan."""
         return (0, 0)
 
 
 class ChainSampler(PosteriorSampler):
-    """A sampler whose chains run down a schedule of noise levels, and can begin at given signals:
-    a round of EM can go on from the draws of the round before.
+    """A sampler whose chains run down a schedule of noise levels and can begin at given signals.
+
+    So a round of EM can continue from the draws of the round before.
 
     Attributes:
         schedule: The noise levels.
@@ -77,15 +79,15 @@ class ChainSampler(PosteriorSampler):
             prior: The prior.
             m: B measurements.
             rng: B streams.
-            start: The signals that the chains begin at, plus noise of the first level, shape
-                (B, *shape); None is the sampler's own start.
+            start: Signals at which the chains begin, plus noise of the first level, shape (B,
+                *shape). None is the sampler's own initialisation.
         """
 
     def from_level(self, sigma: float) -> Self:
         """Returns the sampler whose chains begin at a noise level, in units of the data.
 
         Raises:
-            RecipeError: If the level is not one that its schedule can begin at.
+            RecipeError: If its schedule cannot begin at the level.
         """
         schedule: Any = self.schedule
         low, high = (getattr(schedule, name, None) for name in ("sigma_min", "sigma_max"))
@@ -102,12 +104,11 @@ class ChainSampler(PosteriorSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedSampler(ChainSampler):
-    """A posterior sampler that is a denoiser of p(x | x_t, y), run by any rule of the reverse
-    diffusion.
+    """A denoiser of p(x | x_t, y), run by any rule of the reverse diffusion.
 
     Attributes:
-        steps: Noise levels.
-        stepping: How the reverse diffusion is run (`integrate`).
+        steps: The number of noise levels.
+        stepping: The rule of the reverse diffusion (`integrate`).
         schedule: The noise levels.
     """
 
@@ -117,7 +118,7 @@ class GuidedSampler(ChainSampler):
 
     @abstractmethod
     def denoise(self, prior: Prior, m: Measurement, rng: Rng) -> Denoise:
-        """Returns (x_t, sigma) -> E[x | x_t, y], approximately, without a graph."""
+        """Returns (x_t, sigma) -> an approximation of E[x | x_t, y], without a graph."""
 
     @property
     def products(self) -> int:

@@ -1,4 +1,4 @@
-"""Noise levels: x_t = x + sigma z."""
+"""Schedules of noise levels sigma, with x_t = x + sigma z."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -14,16 +14,17 @@ __all__ = ["Geometric", "Karras", "Schedule"]
 
 
 class Schedule(ABC):
-    """A decreasing path of noise levels from sigma_max to sigma_min over t in [0, 1], t = 0 the
-    noisiest."""
+    """A decreasing path of noise levels from sigma_max (t = 0) to sigma_min (t = 1)."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
         """Returns the noise level at t, elementwise."""
 
     def grid(self, steps: int) -> Tensor:
-        """Returns `steps` decreasing levels, shape (steps,), float64 so that ratios of small levels
-        keep their digits."""
+        """Returns `steps` decreasing levels, shape (steps,).
+
+        They are float64, so that ratios of small levels are precise.
+        """
         return self.sigma(torch.linspace(0, 1, steps, dtype=torch.float64))
 
 
@@ -34,7 +35,7 @@ class Karras(Schedule):
     Attributes:
         sigma_max: The first level, in units of the data.
         sigma_min: The last level, in units of the data.
-        rho: How strongly the levels crowd at the small end.
+        rho: How strongly the levels concentrate at small sigma.
     """
 
     sigma_max: Annotated[float, Gt(0)] = 20.0
@@ -52,8 +53,9 @@ class Karras(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Geometric(Schedule):
-    """log sigma is linear in t (Song & Ermon 2019, arXiv 1907.05600; the grid of DiEM, arXiv
-    2405.13712).
+    """log sigma is linear in t (Song & Ermon 2019, arXiv 1907.05600).
+
+    It is the grid of DiEM, arXiv 2405.13712.
 
     Attributes:
         sigma_max: The first level, in units of the data.

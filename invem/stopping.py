@@ -1,4 +1,4 @@
-"""Stopping rules: what ends a phase before its last round."""
+"""Stopping rules, which end a phase before its last round."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ __all__ = ["FinishedRound", "StoppingRule", "Watched"]
 
 @dataclass(frozen=True)
 class Watched:
-    """What a rule can follow in a phase.
+    """The parts of a phase that a rule can follow.
 
     Attributes:
         sampler: The sampler of the phase, if it draws.
         metrics: The metrics by label.
-        evaluated: Whether there is an evaluation, with unconditional samples, in every round.
+        evaluated: Whether every round has an evaluation with unconditional samples.
     """
 
     sampler: PosteriorSampler | None
@@ -28,12 +28,12 @@ class Watched:
 
 @dataclass(frozen=True)
 class FinishedRound:
-    """What there is of a finished round.
+    """The results of a finished round.
 
     Attributes:
-        options: The plain options of the sampler as it was tuned for the round, by name; empty if
-            the phase does not draw.
-        metrics: What the evaluation said, by label: "value", "target", ...; None before the
+        options: The plain options of the sampler, as tuned for the round, by name. Empty if the
+            phase does not draw.
+        metrics: The results of the evaluation by label: "value", "target", ...; None before the
             evaluation.
     """
 
@@ -45,10 +45,12 @@ class StoppingRule(ABC):
     """Decides after each round whether the phase ends."""
 
     def refuses(self, phase: Watched) -> str | None:
-        """Returns why it cannot follow a phase, None if it can; `invem plan` asks."""
+        """Returns why it cannot follow a phase, or None if it can. `invem plan` calls it."""
         return None
 
     @abstractmethod
     def __call__(self, rounds: Sequence[FinishedRound]) -> str | None:
-        """Returns why the phase ends after the rounds so far, the oldest first; None if it goes
-        on. It is asked after each M-step, and again after each evaluation."""
+        """Returns why the phase ends after these rounds, the oldest first, or None if it continues.
+
+        It is called after each M-step, and again after each evaluation.
+        """

@@ -1,4 +1,4 @@
-"""N(x_hat, V): the Gaussian that stands for p(x | x_t), and what samplers do with it."""
+"""N(x_hat, V), the Gaussian approximation of p(x | x_t), and its use in samplers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,13 +21,13 @@ Covariance = Literal["switch", "jacobian", "moments"]
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """The Gaussian that stands for p(x | x_t) at one noise level.
+    """The Gaussian approximation of p(x | x_t) at one noise level.
 
     Attributes:
         mean: x_hat = E[x | x_t], shape (B, *shape).
         cov: v -> V v, both (B, d).
-        noise: Draws N(0, V), one a stream, shape (B, *shape).
-        cheap: Whether V costs no product with the network.
+        noise: Draws N(0, V), one per stream, shape (B, *shape).
+        cheap: Whether V needs no vector-Jacobian product of the network.
     """
 
     mean: Tensor
@@ -48,23 +48,23 @@ def local(
     switch: float = 0.3,
     iterations: int = 3,
 ) -> Local:
-    """Returns the Gaussian that stands for p(x | x_t): one call of the denoiser.
+    """Returns the Gaussian approximation of p(x | x_t), with one denoiser call.
 
-    V = sigma^2 J with J the Jacobian of the denoiser (Tweedie), one vector-Jacobian product for
-    each V v. Where sigma is large, J of a trained network is wrong by more than (C^-1 + sigma^-2
-    I)^-1 is, with C the covariance of the prior, and that costs no product.
+    V = sigma^2 J with J the Jacobian of the denoiser (Tweedie), at one vector-Jacobian product per
+    V v. At large sigma, the J of a trained network is less accurate than (C^-1 + sigma^-2 I)^-1
+    with C the covariance of the prior. The latter costs no such product.
 
     Args:
-        prior: The prior, of which the denoiser is called.
+        prior: The prior, whose denoiser is called.
         x_t: The state, shape (B, *shape).
         sigma: Its noise level, in units of the data: one number, or (B, 1, ...) with the Jacobian.
-        covariance: V by the Jacobian, by the moments of the prior, or by the one below and the
-            other above `switch`.
+        covariance: V by the Jacobian, by the moments of the prior, or by the moments above `switch`
+            and the Jacobian below.
         switch: A noise level.
-        iterations: Lanczos iterations for a draw, each a vector-Jacobian product.
+        iterations: Lanczos iterations per draw, each a vector-Jacobian product.
 
     Raises:
-        Unsupported: If the moments are needed and the denoiser carries none.
+        Unsupported: If the moments are needed and the prior has none.
     """
     if covariance == "moments" or (covariance == "switch" and float(sigma) > switch):
         given = prior.known_moments().cov.given(sigma)
@@ -92,12 +92,12 @@ def condition(
     iterations: int = 3,
     guess: list[Tensor] | None = None,
 ) -> Tensor:
-    """Returns the mean of N(x_hat, V) given y, or with `rng` a draw of it by Matheron's rule, shape
-    (B, *shape).
+    """Returns the mean of N(x_hat, V) given y, or a draw of it if `rng` is given, (B, *shape).
 
-    x + V A^T (A V A^T + S)^-1 (y - A x), with x = x_hat for the mean (MMPS, arXiv 2405.13712) and a
-    draw of N(x_hat, V), against noisy y, for a draw. V A^T u is read off the Krylov basis, so that
-    GMRES costs one product an iteration and no more.
+    It is x + V A^T (A V A^T + S)^-1 (y - A x). For the mean, x = x_hat (MMPS, arXiv 2405.13712).
+    For a draw, x ~ N(x_hat, V) and y is perturbed by noise (Matheron's rule). V A^T u is a
+    combination of the Krylov basis, so that GMRES costs one vector-Jacobian product per iteration
+    and no more.
 
     Args:
         here: The Gaussian.
@@ -105,9 +105,9 @@ def condition(
         rng: B streams, for a draw.
         solver: "gmres", whose residual never grows, or "cg", which stops a sample at negative
             curvature.
-        iterations: Krylov iterations, where a product with V costs one with the network; where it
-            costs none the system is solved.
-        guess: Where "cg" finds the solution of the step before and leaves its own.
+        iterations: Krylov iterations if a product with V costs one with the network. Otherwise the
+            system is solved.
+        guess: A list in which "cg" finds the solution of the step before and leaves its own.
     """
     x = here.mean
     r = m.y - m.A(x)
@@ -145,11 +145,11 @@ def linearised(m: Measurement, x: Tensor) -> Measurement:
         x: Shape (B, *shape).
 
     Raises:
-        Unsupported: If the derivative is a stand-in, as that of rounding.
+        Unsupported: If the derivative is a substitute, as that of rounding.
     """
     if m.A.straight_through:
         raise Unsupported(
-            f"{type(m.A).__name__} has no derivative to linearise it by, only a stand-in for one"
+            f"{type(m.A).__name__} has no derivative to linearise it by, only a substitute"
         )
     J = _Jacobian(m.A.shape, m.A, x)
     return replace(m, y=m.y - m.A(x) + J(x), A=J)
@@ -163,10 +163,10 @@ def back(
     iterations: int = 3,
     guess: list[Tensor] | None = None,
 ) -> Tensor:
-    """Returns V A^T (A V A^T + S)^-1 r, shape (B, *shape); the arguments are those of `condition`.
+    """Returns V A^T (A V A^T + S)^-1 r, shape (B, *shape). For the arguments see `condition`.
 
-    With `guess`, a list of one solution or none, "cg" begins with it, at the cost of one product
-    more, and leaves its own there.
+    `guess` is a list of at most one solution. "cg" begins with it, at the cost of one more product,
+    and leaves its own there.
     """
     var = m.noise.var().expand_as(m.y).flatten(1)
     pulled: list[Tensor] = []
@@ -178,7 +178,7 @@ def back(
     def matvec(u: Tensor) -> Tensor:
         return var * u + m.A(pull(u).reshape(here.mean.shape)).flatten(1)
 
-    # Entries of y that are noise alone would take a part of the Krylov space.
+    # Entries of y that are noise alone would use up dimensions of the Krylov space.
     flat = (r if m.A.seen is None else r * m.A.seen).flatten(1)
     if here.cheap:
         u = cg(matvec, flat, 100, tol=1e-4).x
@@ -204,21 +204,21 @@ def prior_draw(
     switch: float = 0.3,
     iterations: int = 3,
 ) -> Tensor:
-    """Draws p(x | x_t), shape (B, *shape), by ancestral steps whose clean estimate is a draw of
-    N(x_hat, V).
+    """Draws p(x | x_t), shape (B, *shape), by ancestral steps.
 
-    Exact for a Gaussian prior at any number of steps.
+    The clean estimate of each step is a draw of N(x_hat, V). It is exact for a Gaussian prior at
+    any number of steps.
 
     Args:
-        prior: The prior, of which the denoiser is called.
+        prior: The prior, whose denoiser is called.
         x_t: Shape (B, *shape).
         sigma: The noise level of x_t: one number, or (B, 1).
-        steps: Noise levels, geometric, from sigma to `last`.
+        steps: The number of noise levels, geometric, from sigma to `last`.
         last: The last level; less than sigma.
         rng: B streams.
-        switch: The level above which V comes from the moments of the prior, where sigma is one
-            number and they are known.
-        iterations: Vector-Jacobian products of a draw.
+        switch: The level above which V comes from the moments of the prior, if sigma is one number
+            and they are known.
+        iterations: Vector-Jacobian products per draw.
     """
     one = not isinstance(sigma, Tensor)
     first = (

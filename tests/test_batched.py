@@ -5,11 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from invem import (
-    Batched,
-    Rng,
-    shared,
-)
+from invem import Batched, Rng, shared
 
 
 @dataclass(frozen=True, eq=False)

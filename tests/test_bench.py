@@ -14,26 +14,25 @@ from typing import Annotated, ClassVar
 import pytest
 import torch
 from annotated_types import Ge, Gt, Interval
-from invem.running.run import Run
 from test_cli import invem
 
 from invem import (
     Gaussian,
     Measurement,
-    MixtureDenoiser,
+    Mixture,
     NumericalError,
     PosteriorSampler,
+    Prior,
     RecipeError,
     Rng,
 )
-from invem import config as recipe
 from invem.bench import (
     FLOOR,
     LEVELS,
     METRICS,
     PROBLEMS,
     Design,
-    IsotropicMixtureDenoiser,
+    IsotropicMixture,
     Posterior,
     Row,
     Value,
@@ -56,8 +55,9 @@ from invem.bench import (
 from invem.bench.metrics import shown, tuning_metric
 from invem.bench.statistics import PER_OBSERVATION, PER_SEED, RATIOS
 from invem.config import Catalog, Component
+from invem.door import open as open_run
+from invem.door import run as carry_out
 from invem.linear import Mask
-from invem.planning.plan import make
 
 ROOT = Path(__file__).parent.parent
 CATALOG = Catalog.load()
@@ -79,11 +79,11 @@ class Oracle(PosteriorSampler):
     shift: float = 0.0
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var", "closed form"})
 
-    def __call__(self, denoiser, m, rng):
-        x = denoiser.posterior(m, rng)
+    def __call__(self, prior, m, rng):
+        x = prior.exact.posterior(m, rng)
         if self.width == 1 and not self.shift:
             return x
-        mean = denoiser.known_moments().posterior_mean(m)
+        mean = prior.known_moments().posterior_mean(m)
         return mean + self.width * (x - mean) + self.shift
 
 
@@ -93,12 +93,12 @@ class Busy(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "pinv", "svd", "vjp"})
 
-    def __call__(self, denoiser, m, rng):
+    def __call__(self, prior, m, rng):
         for _ in range(3):
-            x = denoiser(rng.normal(*m.shape), 1.0)
+            x = prior(rng.normal(*m.shape), 1.0)
         assert isinstance(m.A, Mask) and {"adjoint", "pinv", "svd"} < m.A.provides
         x = x.requires_grad_()
-        x_hat = denoiser(torch.cat([x, x]), 0.5)
+        x_hat = prior(torch.cat([x, x]), 0.5)
         torch.autograd.grad(x_hat.sum(), x, retain_graph=True)
         torch.autograd.grad(m[torch.arange(len(m)).repeat(2)].A(x_hat).square().sum(), x)
         x = x.detach()
@@ -116,8 +116,8 @@ class Broken(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def __call__(self, denoiser, m, rng):
-        x = denoiser.posterior(m, rng)
+    def __call__(self, prior, m, rng):
+        x = prior.exact.posterior(m, rng)
         if len(x) == 1:
             return x
         k = len(x) // 4
@@ -130,7 +130,7 @@ class Broken(PosteriorSampler):
 class Fails(PosteriorSampler):
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def __call__(self, denoiser, m, rng):
+    def __call__(self, prior, m, rng):
         raise NumericalError("too stiff")
 
 
@@ -149,7 +149,7 @@ class Steps(PosteriorSampler):
         n = self.steps * (1 + self.careful)
         return 3 * n, n
 
-    def __call__(self, denoiser, m, rng):
+    def __call__(self, prior, m, rng):
         return self.scale * rng.normal(*m.shape)
 
 
@@ -195,9 +195,9 @@ def test_the_exact_posterior_is_that_of_other_formulas(name):
     x, m = problem.measure(0, "test", 3)
     assert x.shape == (3, *problem.shape)
     found = problem.posterior(m)
-    if len(problem.prior.weights) == 1:
+    if len(problem.exact.weights) == 1:
         A, var = dense(m[1]), float(m.noise.var().flatten()[1])
-        precision = torch.linalg.inv(problem.prior.covs[0].double()) + A.T @ A / var
+        precision = torch.linalg.inv(problem.exact.covs[0].double()) + A.T @ A / var
         assert torch.allclose(found.cov[1], torch.linalg.inv(precision), atol=1e-6)
         assert torch.allclose(
             found.mean[1],
@@ -205,10 +205,10 @@ def test_the_exact_posterior_is_that_of_other_formulas(name):
             atol=1e-5,
         )
         assert torch.allclose(
-            found.mean.float(), problem.denoiser.moments.posterior_mean(m).flatten(1), atol=1e-4
+            found.mean.float(), problem.prior.moments.posterior_mean(m).flatten(1), atol=1e-4
         )
     else:
-        other = problem.prior.posterior_moments(m)
+        other = problem.exact.posterior_moments(m)
         for ours, theirs in (
             (found.weights, other.weights),
             (found.mean, other.mean),
@@ -234,12 +234,12 @@ def test_draws_have_the_moments_of_the_posterior(name):
 def test_mixtures_have_several_modes_and_the_fast_denoiser_is_the_general_one():
     for name in ("mixture-8", "manifold"):
         problem = build_problem(name, CATALOG)
-        assert isinstance(problem.denoiser, IsotropicMixtureDenoiser)
+        assert isinstance(problem.prior.exact, IsotropicMixture)
+        general = Prior.of(Mixture(**problem.exact.tensors()))
         x, m = problem.measure(0, "test", 16)
         for sigma in (0.05, 0.5, torch.linspace(0.1, 20, 16)[:, None]):
             x_t = x + sigma * torch.randn(x.shape, generator=Rng.generator("z"))
-            general = MixtureDenoiser(problem.prior)
-            assert torch.allclose(problem.denoiser(x_t, sigma), general(x_t, sigma), atol=1e-4)
+            assert torch.allclose(problem.prior(x_t, sigma), general(x_t, sigma), atol=1e-4)
         assert float((problem.posterior(m).weights > 0.05).sum(1).double().mean()) > 2
 
 
@@ -378,9 +378,9 @@ def test_samplers_get_the_same_numbers():
     class Spy(Oracle):
         which: int = 0
 
-        def __call__(self, denoiser, m, rng):
+        def __call__(self, prior, m, rng):
             seen.append((self.which, m.y.clone(), rng.seeds))
-            return super().__call__(denoiser, m, rng)
+            return super().__call__(prior, m, rng)
 
     offer("spy", Spy)
     rows("gaussian", "spy,spy:which=1", seeds=2, observations=3, draws=2)
@@ -440,7 +440,8 @@ def test_every_sampler_that_fits_is_compared_by_default():
     with pytest.raises(
         RecipeError,
         match=(
-            r"^mmps needs adjoint, which gaussian does not provide \(these samplers fit: .*dps.*\)$"
+            r"^mmps needs a linear operator \(adjoint\), which gaussian does not provide"
+            r" \(these samplers fit: .*dps.*\)$"
         ),
     ):
         select_samplers(other, CATALOG, "dps,mmps")
@@ -726,23 +727,13 @@ def test_the_page_of_documentation_has_every_problem_and_metric():
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench")
-    invem(
-        "run",
-        ROOT / "recipes" / "inpainting.yaml",
-        "compute.threads=1",
-        "--smoke",
-        "--out",
-        folder / "run",
-    )
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("bench") / "run"
+    changes = {"compute.threads": 1}
+    carry_out(ROOT / "recipes" / "inpainting.yaml", changes, smoke=True, out=folder)
+    return folder
 
 
 FEW = ["--observations", "2", "--draws", "4", "--seeds", "2"]
-
-
-def opened(folder):
-    return Run(make(recipe.load(folder / "recipe.yaml"), CATALOG), folder)
 
 
 def test_a_run_is_benched_on_its_held_out_observations(smoke, tmp_path):
@@ -788,15 +779,15 @@ def test_the_truth_may_be_drawn_from_the_prior_of_a_run(smoke, tmp_path, monkeyp
     monkeypatch.setattr(
         problems,
         "generate",
-        lambda denoiser, sigmas, *rest: _generate(denoiser, sigmas[::32], *rest),
+        lambda prior, sigmas, *rest: _generate(prior, sigmas[::32], *rest),
     )
     path = tmp_path / "a.json"
     invem("bench", smoke, "--samplers", "mmps:steps=3", *FEW, "--truth", "prior", "--json", path)
     assert read_document(path)["problem"]["truth"] == "prior"
-    problem = problem_of_run(opened(smoke), "prior")
+    problem = problem_of_run(open_run(smoke), "prior")
     (x, m), (held, measured) = (
         problem.measure(0, "test", 2),
-        problem_of_run(opened(smoke)).measure(0, "test", 2),
+        problem_of_run(open_run(smoke)).measure(0, "test", 2),
     )
     assert (
         not torch.allclose(x, held)
@@ -816,7 +807,7 @@ def _generate(*arguments):
 def test_the_held_out_observations_are_those_of_the_run(smoke):
     from invem import store
 
-    problem = problem_of_run(opened(smoke))
+    problem = problem_of_run(open_run(smoke))
     truth = store.read(smoke / "truth" / "00000.safetensors")["x"]
     drawn = [problem.measure(seed, "test", 3)[0] for seed in range(2)] + [
         problem.measure(0, "validation", 2)[0]
@@ -872,7 +863,7 @@ def test_the_digits_are_trained_once_into_the_cache(tmp_path, monkeypatch):
     again = invem("bench", "digits", "--samplers", "mmps:steps=2", *FEW, "--markdown")
     assert "M-step" not in again.stderr
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
-    line = "exact needs a prior in closed form, which digits does not provide"
+    line = "a Gaussian or a mixture (closed form), which digits does not provide"
     assert line in invem("bench", "digits", "--samplers", "exact", code=2).stderr
 
 
@@ -933,7 +924,7 @@ def test_a_prior_in_closed_form_agrees_with_its_own_law():
     prior."""
     problem = build_problem("gaussian-blur", CATALOG)
     x = problem.measure(0, "test", 4000)[0].flatten(1)
-    law = problem.prior.moments()
+    law = problem.exact.moments()
     assert isinstance(law, Gaussian)
     assert torch.allclose(torch.cov(x.T), law.cov.dense(), atol=0.12)
-    assert isinstance(Posterior.of(problem.prior, problem.measure(0, "test", 1)[1]), Posterior)
+    assert isinstance(Posterior.of(problem.exact, problem.measure(0, "test", 1)[1]), Posterior)

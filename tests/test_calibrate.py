@@ -13,16 +13,7 @@ from invem_plugins.operators.gaussian_blur import gaussian_blur
 from invem_plugins.samplers.exact import Exact
 from invem_plugins.samplers.mmps import MMPS
 
-from invem import (
-    Gaussian,
-    Mask,
-    Matrix,
-    Measurement,
-    Prior,
-    RecipeError,
-    Rng,
-    Unsupported,
-)
+from invem import Gaussian, Mask, Matrix, Measurement, Prior, RecipeError, Rng, Unsupported
 from invem.analysis import (
     Parameters,
     by_draws,

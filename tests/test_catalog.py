@@ -9,7 +9,8 @@ import pytest
 from invem.config import KINDS, Catalog, Component, Plugin, load, options_of, parse_options
 from invem.errors import PluginError, RecipeError
 from invem.operator import OperatorLaw
-from invem.planning.plan import resolve
+from invem.planning.make import make
+from invem.planning.resolve import resolve
 from invem.schedule import Schedule
 
 CATALOG = Catalog.load()
@@ -95,7 +96,6 @@ def test_a_schedule_that_cannot_be_imported_harms_no_recipe_without_it(tmp_path,
     from pathlib import Path
 
     from invem import config
-    from invem.planning.plan import resolve
 
     (tmp_path / "bad.py").write_text(
         HEAD + "@hookimpl\ndef invem_schedules(): return {'bad': 'nope_module:Bad'}\n"
@@ -119,8 +119,6 @@ def test_the_defaults_of_operators_in_a_list_are_written_out(tmp_path):
 
 
 def test_a_sampler_that_does_not_fit_is_refused_with_those_that_do(tmp_path):
-    from invem.planning.plan import make
-
     path = tmp_path / "r.yaml"
     text = (
         "data: digits\noperator: {name: clip}\nnoise: gaussian\nnetwork: mlp\nclean: 8\nphases:\n "
@@ -129,7 +127,8 @@ def test_a_sampler_that_does_not_fit_is_refused_with_those_that_do(tmp_path):
     )
     path.write_text(text)
     with pytest.raises(
-        RecipeError, match="mmps needs adjoint, which clip with gaussian noise does not provide"
+        RecipeError,
+        match=r"mmps needs a linear operator \(adjoint\), which clip with gaussian noise does not",
     ) as error:
         make(load(path), CATALOG)
     fitting = str(error.value).partition("these fit: ")[2].split(", ")

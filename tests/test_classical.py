@@ -18,7 +18,7 @@ from invem_plugins.samplers.pseudo_inverse import PseudoInverse
 from invem_plugins.samplers.total_variation import TotalVariation
 from invem_plugins.samplers.wiener import Wiener
 
-from invem import Denoiser, Measurement, Rng
+from invem import Denoiser, Measurement, Prior, Rng
 
 
 class Untouched(Denoiser):
@@ -44,7 +44,7 @@ def measure(A, x, sigma=0.1):
 
 
 def restore(sampler, m):
-    return sampler(Untouched(), m, Rng.keyed("classical", items=range(len(m))))
+    return sampler(Prior(Untouched()), m, Rng.keyed("classical", items=range(len(m))))
 
 
 def dense(A, i):
@@ -69,7 +69,7 @@ LAWS = {
     ids=lambda s: type(s).__name__,
 )
 def test_they_are_what_a_run_can_begin_with(sampler):
-    assert not sampler.prior
+    assert not sampler.uses_prior
     assert sampler.cost == (0, 0)
     shape = (1, 6, 5)
     m = measure(identity(3, shape, Rng.generator(0)), signals(3, shape)).to(dtype=torch.float32)

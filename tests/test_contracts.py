@@ -5,19 +5,26 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from invem_plugins.formats.safetensors import Safetensors
+from invem_plugins.objectives.dsm import DSM
+from invem_plugins.objectives.gaussian_moments import GaussianMoments
 from invem_plugins.samplers.dps import DPS
+from invem_plugins.samplers.prior import PriorSampler
 
-from invem import LinearOperator, Operator, RecipeError
+from invem import Gaussian, LinearOperator, Operator, RecipeError, config, report
 from invem.config import Catalog
+from invem.denoiser import Wrapper
 from invem.errors import MissingExtra
 from invem.measurement import conditioning
+from invem.objective import ParameterGroup
+from invem.stopping import StoppingRule
 from invem.testing import (
     KINDS,
     Kind,
     Result,
     check,
     contracts,
-    example_denoiser,
+    exact_priors,
     example_measurement,
     example_prior,
     run_contract,
@@ -34,7 +41,7 @@ COMPONENTS = [
 
 
 def test_every_kind_has_contracts():
-    assert set(KINDS) == set(CATALOG.offers) - {"figures"}
+    assert tuple(KINDS) == config.KINDS
 
 
 @pytest.mark.parametrize(("kind", "name"), COMPONENTS, ids=lambda word: word)
@@ -153,13 +160,13 @@ def test_a_law_that_uses_the_global_generator_is_caught():
 class WholeBatchNorm(DPS):
     """DPS as in four public codes: the norm is that of the batch."""
 
-    def __call__(self, denoiser, m, rng):
+    def __call__(self, prior, m, rng, start=None):
         sigmas = self.schedule.grid(self.steps).tolist()
         x_t = sigmas[0] * rng.normal(*m.shape)
         for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             with torch.enable_grad():
                 x_t = x_t.detach().requires_grad_()
-                x_hat = denoiser(x_t, sigma)
+                x_hat = prior(x_t, sigma)
                 (grad,) = torch.autograd.grad((m.y - m.A(x_hat)).norm(), x_t)
             keep = s**2 / sigma**2
             x_t = x_hat.detach() + keep * (x_t.detach() - x_hat.detach()) - grad
@@ -174,6 +181,124 @@ def test_the_norm_of_the_batch_is_caught():
     }
     assert {"samples apart", "batch size"} <= failed
     assert all(r.passed is not False for r in check("samplers", lambda: DPS(steps=16)))
+
+
+class BeginsElsewhere(PriorSampler):
+    """Has no use for the signals that it is begun at."""
+
+    def __call__(self, prior, m, rng, start=None):
+        return super().__call__(prior, m, rng)
+
+
+class Counted(Wrapper):
+    """A network beside a weight that its state leaves out."""
+
+    def __init__(self, network):
+        super().__init__(network)
+        self.register_buffer("scale", torch.rand(()), persistent=False)
+
+    def forward(self, x_t, sigma, cond=None):
+        return self.scale * super().forward(x_t, sigma, cond)
+
+
+class ForgetsAWeight(DSM):
+    def build(self, make_network, prior, m):
+        return Counted(make_network())
+
+
+class HoldsAWeightTwice(DSM):
+    def parameter_groups(self, model):
+        weights = list(model.parameters())
+        return [ParameterGroup(1.0, weights), ParameterGroup(0.1, weights[:1])]
+
+
+class LeavesAWeightOut(DSM):
+    def parameter_groups(self, model):
+        return [ParameterGroup(1.0, list(model.parameters())[:1])]
+
+
+class ReadsAnotherBack(GaussianMoments):
+    def closed_form(self, tensors):
+        return Gaussian.standard(tuple(tensors["mean"].shape))
+
+
+class EndsAtOnce(StoppingRule):
+    def __call__(self, rounds):
+        return "it is enough"
+
+
+class AsksHowOften(StoppingRule):
+    """Ends a phase when it was asked twice, whatever the rounds."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, rounds):
+        self.asked += 1
+        return "it was asked twice" if self.asked > 1 else None
+
+
+class ReadsAnything(Safetensors):
+    def read(self, path, expected):
+        try:
+            return super().read(path, expected)
+        except Exception:
+            return {"y": torch.zeros(1, *expected.shape)}
+
+
+class LosesASample(Safetensors):
+    def write(self, path, tensors, about):
+        super().write(path, {name: 0.9 * tensor for name, tensor in tensors.items()}, about)
+
+
+class TakesEveryFile(Safetensors):
+    def accepts(self, path):
+        return True
+
+
+class Drawing(report.Figure):
+    title, caption = "A drawing", "One that is always there."
+
+    def draw(self, run):
+        return "<svg/>"
+
+
+class DrawsByChance(Drawing):
+    def draw(self, run):
+        return f"<svg>{torch.rand(()).item()}</svg>" if run.evaluations else None
+
+
+class DrawsText(Drawing):
+    def draw(self, run):
+        return "a fine picture" if run.evaluations else None
+
+
+class NeedsRestorations(Drawing):
+    def draw(self, run):
+        return f"<svg>{run.restorations.label}</svg>" if run.evaluations else None
+
+
+@pytest.mark.parametrize(
+    ("kind", "mutant", "contract"),
+    [
+        ("samplers", BeginsElsewhere, "begins where it is told"),
+        ("objectives", ForgetsAWeight, "weights in the state"),
+        ("objectives", HoldsAWeightTwice, "every weight once"),
+        ("objectives", LeavesAWeightOut, "every weight once"),
+        ("objectives", ReadsAnotherBack, "read back"),
+        ("stops", EndsAtOnce, "no evidence is no reason"),
+        ("stops", AsksHowOften, "same answer twice"),
+        ("formats", ReadsAnything, "refuses a damaged file"),
+        ("formats", LosesASample, "read back"),
+        ("formats", TakesEveryFile, "reads or writes"),
+        ("figures", Drawing, "an empty run"),
+        ("figures", DrawsByChance, "same bytes twice"),
+        ("figures", DrawsText, "pictures"),
+        ("figures", NeedsRestorations, "a part is missing"),
+    ],
+)
+def test_a_mistake_is_caught_by_its_contract(kind, mutant, contract):
+    assert [r.passed for r in check(kind, mutant, contract)] == [False]
 
 
 def test_the_contracts_of_an_author_are_a_test():
@@ -263,8 +388,8 @@ def test_the_exact_denoisers_know_the_posterior_mean(observed):
     A = m.matrices()
     gain = C @ A.mT @ torch.linalg.inv(A @ C @ A.mT + 0.2**2 * torch.eye(8, dtype=torch.float64))
     expected = mean + torch.einsum("bdm,bm->bd", gain, m.y.double() - A @ mean)
-    denoiser = example_denoiser(frozenset({"conditional"}), prior)
-    x_hat = denoiser(torch.zeros(4, 8), 1e4, conditioning(m))
+    (known,) = exact_priors(frozenset({"conditional"}), prior, m)
+    x_hat = known(torch.zeros(4, 8), 1e4, conditioning(m))
     assert torch.allclose(x_hat.double(), expected, atol=1e-4)
 
 

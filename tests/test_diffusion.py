@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from invem import Gaussian, GaussianDenoiser, Karras, Rng, generate, start
-from invem.diffusion import calls, heun, integrate, reverse
+from invem import Gaussian, Karras, Prior, Rng, generate
+from invem.diffusion import calls, heun, initial_state, integrate, reverse
 
 D, N = 4, 20_000
 COV = 0.7 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double()
-PRIOR = Gaussian.full(torch.linspace(-1, 1, D), COV)
-DENOISER = GaussianDenoiser(PRIOR)
+GAUSSIAN = Gaussian.full(torch.linspace(-1, 1, D), COV)
+PRIOR = Prior.of(GAUSSIAN)
 
 
 def rng(*key, n=N):
@@ -27,8 +27,8 @@ BAND = 1.5 * (2 * math.sqrt(D / N))
 
 
 def test_generated_samples_have_mean_and_covariance():
-    x = generate(DENOISER, Karras().grid(32), rng("generate"), (D,), torch.empty(0))
-    assert torch.allclose(x.mean(0), PRIOR.mean, atol=0.03)
+    x = generate(PRIOR, Karras().grid(32), rng("generate"), (D,), torch.empty(0))
+    assert torch.allclose(x.mean(0), GAUSSIAN.mean, atol=0.03)
     low, high = extremes(x)
     assert low > 1 - BAND - 0.02
     assert high < 1 + BAND + 0.02
@@ -39,19 +39,18 @@ def test_ancestral_steps_with_draws_are_exact_at_any_number(steps):
     streams, sigmas = rng("draws"), Karras(sigma_max=5.0, sigma_min=0.05).grid(steps)
 
     def draw(x_t, sigma):
-        return DENOISER(x_t, sigma) + PRIOR.cov.given(sigma).draw(streams)
+        return PRIOR(x_t, sigma) + GAUSSIAN.cov.given(sigma).draw(streams)
 
-    x_t = PRIOR.sample(rng("signal")) + float(sigmas[0]) * rng("noise").normal(D)
+    x_t = GAUSSIAN.sample(rng("signal")) + float(sigmas[0]) * rng("noise").normal(D)
     low, high = extremes(reverse(draw, x_t, sigmas, streams))
     assert low > 1 - BAND
     assert high < 1 + BAND
 
 
 def test_ancestral_steps_with_the_mean_are_too_narrow():
-    x_t = start(DENOISER, 20.0, rng("start"), (D,), torch.empty(0))
+    x_t = initial_state(PRIOR, 20.0, rng("start"), (D,), torch.empty(0))
     few, many = (
-        extremes(reverse(DENOISER, x_t, Karras().grid(steps), rng("chain")))[0]
-        for steps in (8, 128)
+        extremes(reverse(PRIOR, x_t, Karras().grid(steps), rng("chain")))[0] for steps in (8, 128)
     )
     assert few < many - 0.05
     assert many < 1
@@ -63,17 +62,17 @@ def test_eta_zero_is_eulers_rule_and_draws_nothing():
         torch.tensor([2.0, 0.5, 0.1], dtype=torch.float64),
     )
     streams = rng("unused", n=3)
-    found = reverse(DENOISER, x_t, sigmas, streams, eta=0.0)
+    found = reverse(PRIOR, x_t, sigmas, streams, eta=0.0)
     x = x_t
     for sigma, s in ((2.0, 0.5), (0.5, 0.1)):
-        x = x + (s - sigma) * (x - DENOISER(x, sigma)) / sigma
-    assert torch.allclose(found, DENOISER(x, 0.1), atol=1e-5)
+        x = x + (s - sigma) * (x - PRIOR(x, sigma)) / sigma
+    assert torch.allclose(found, PRIOR(x, 0.1), atol=1e-5)
     assert torch.equal(streams.normal(2), rng("unused", n=3).normal(2))
 
 
 def test_heun_is_of_second_order():
     x_t = 3 * torch.randn(50, D, generator=Rng.generator("heun"), dtype=torch.float64)
-    prior = PRIOR.to(dtype=torch.float64)
+    prior = GAUSSIAN.to(dtype=torch.float64)
 
     def exact(x, sigma, s):
         """The probability flow of a Gaussian: each eigen-direction scales by sqrt((v + s^2)/(v +
@@ -85,8 +84,8 @@ def test_heun_is_of_second_order():
     errors = []
     for steps in (17, 33):
         sigmas = Karras(sigma_max=3.0, sigma_min=0.3).grid(steps)
-        found = heun(GaussianDenoiser(prior), x_t, sigmas)
-        target = GaussianDenoiser(prior)(exact(x_t, 3.0, 0.3), 0.3)
+        found = heun(Prior.of(prior), x_t, sigmas)
+        target = Prior.of(prior)(exact(x_t, 3.0, 0.3), 0.3)
         errors.append(float((found - target).abs().max()))
     assert 3 < errors[0] / errors[1] < 5.5
 
@@ -105,12 +104,12 @@ def test_the_variance_of_a_rule_on_a_standard_normal_is_the_known_one(stepping, 
     """The final variance over the true one for 18, 64 and 256 levels from 80 to 0.002: each rule
     has its own deficit."""
     n = 20_000
-    denoiser = GaussianDenoiser(Gaussian.standard((1,)))
+    prior = Prior.of(Gaussian.standard((1,)))
     for steps, expected in zip((18, 64, 256), variances, strict=True):
         rng = Rng.keyed("rule", stepping, steps, items=range(n))
-        x_t = start(denoiser, 80.0, rng, (1,), torch.zeros(1))
+        x_t = initial_state(prior, 80.0, rng, (1,), torch.zeros(1))
         x = integrate(
-            stepping, denoiser, x_t, Karras(sigma_max=80.0, sigma_min=0.002).grid(steps), rng
+            stepping, prior, x_t, Karras(sigma_max=80.0, sigma_min=0.002).grid(steps), rng
         )
         assert float(x.var()) == pytest.approx(expected, abs=4 * math.sqrt(2 / n) + 0.005)
 
@@ -118,14 +117,14 @@ def test_the_variance_of_a_rule_on_a_standard_normal_is_the_known_one(stepping, 
 @pytest.mark.parametrize("stepping", ["churn", "multistep-sde"])
 def test_a_stochastic_rule_converges_to_the_prior(stepping):
     n = 10_000
-    denoiser = GaussianDenoiser(Gaussian.standard((1,)))
+    prior = Prior.of(Gaussian.standard((1,)))
     gaps = []
     for steps in (16, 128):
         rng = Rng.keyed("rule", items=range(n))
         x = integrate(
             stepping,
-            denoiser,
-            start(denoiser, 80.0, rng, (1,), torch.zeros(1)),
+            prior,
+            initial_state(prior, 80.0, rng, (1,), torch.zeros(1)),
             Karras(sigma_max=80.0).grid(steps),
             rng,
         )

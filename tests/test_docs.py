@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from invem import Rng, config
 from invem.config import KINDS, Catalog, yaml
-from invem.planning.plan import make
+from invem.planning.make import make
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -53,7 +53,12 @@ def test_the_page_of_recipes_has_every_key(model):
     )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    # tests/test_door.py executes python.md, in a folder of its own.
+    "page",
+    [page for page in PAGES if page.name != "python.md"],
+    ids=lambda p: p.name,
+)
 def test_python_snippets_run(page):
     space = {"__name__": "snippet"}
     for block in blocks(page, "python"):

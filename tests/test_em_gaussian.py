@@ -6,12 +6,7 @@ from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.samplers.mmps import MMPS
 
-from invem import (
-    Gaussian,
-    Measurement,
-    Prior,
-    Rng,
-)
+from invem import Gaussian, Measurement, Prior, Rng
 
 D, ROUNDS = 8, 40
 

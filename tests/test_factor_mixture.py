@@ -10,16 +10,7 @@ from invem_plugins.operators.identity import identity
 from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.operators.random_projection import random_projection
 
-from invem import (
-    Example,
-    FactorMixture,
-    Gaussian,
-    Measurement,
-    Mixture,
-    Prior,
-    RecipeError,
-    Rng,
-)
+from invem import Example, FactorMixture, Gaussian, Measurement, Mixture, Prior, RecipeError, Rng
 from invem.config import Catalog, load
 from invem.door import Run
 from invem.planning.make import make

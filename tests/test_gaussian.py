@@ -8,7 +8,7 @@ from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_mask import random_mask
 from invem_plugins.operators.random_projection import random_projection
 
-from invem import DataError, Gaussian, GaussianDenoiser, Measurement, Rng, Unsupported
+from invem import DataError, Gaussian, Measurement, Prior, Rng, Unsupported
 from invem.linalg import DPLR
 
 torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def test_denoise_with_a_level_for_each_sample():
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
 def test_tweedie(sigma):
     p = prior(torch.float64)
-    denoiser = GaussianDenoiser(p)
+    denoiser = Prior.of(p)
     x = torch.randn(D, generator=torch.Generator().manual_seed(0)).double()
     jacobian = torch.autograd.functional.jacobian(lambda v: denoiser(v[None], sigma)[0], x)
     torch.testing.assert_close(sigma**2 * jacobian, p.cov.given(sigma).dense())

@@ -10,16 +10,7 @@ from invem_plugins.objectives import gaussian_mixture
 from invem_plugins.objectives.gaussian_mixture import GaussianMixture
 from invem_plugins.operators.random_projection import random_projection
 
-from invem import (
-    Example,
-    Gaussian,
-    Measurement,
-    Mixture,
-    Outcome,
-    Prior,
-    RecipeError,
-    Rng,
-)
+from invem import Example, Gaussian, Measurement, Mixture, Outcome, Prior, RecipeError, Rng
 from invem.config import Catalog, load
 from invem.door import Run
 from invem.planning.make import make

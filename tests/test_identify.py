@@ -21,12 +21,7 @@ from invem_plugins.operators.random_projection import random_projection
 from safetensors.torch import save_file
 from test_cli import invem
 
-from invem import (
-    Mask,
-    Matrix,
-    Rng,
-    Unsupported,
-)
+from invem import Mask, Matrix, Rng, Unsupported
 from invem import config as recipe
 from invem.analysis import ObservationModel, describe, identify, lines, warning
 from invem.config import Catalog

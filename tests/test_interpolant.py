@@ -17,16 +17,7 @@ from invem_plugins.operators.phase_retrieval import phase_retrieval
 from invem_plugins.operators.random_mask import random_mask
 from test_conditional import NOISE, PRIOR, D, N, observe, posterior, rng, white
 
-from invem import (
-    Denoiser,
-    Example,
-    Gaussian,
-    Preconditioned,
-    Prior,
-    RecipeError,
-    Rng,
-    Unsupported,
-)
+from invem import Denoiser, Example, Gaussian, Preconditioned, Prior, RecipeError, Rng, Unsupported
 from invem.denoiser import level
 from invem.prior import ExactDenoiser
 

@@ -8,12 +8,7 @@ from invem_plugins.operators._kspace import fourier, fourier_adjoint
 from invem_plugins.operators._tomography import Geometry, project
 
 import invem.linear
-from invem import (
-    Mask,
-    Matrix,
-    Measurement,
-    Rng,
-)
+from invem import Mask, Matrix, Measurement, Rng
 from invem.config import Catalog
 from invem.linear import CircularConvolution, Convolution, Separable
 

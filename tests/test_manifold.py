@@ -12,12 +12,7 @@ from invem_plugins.metrics.sinkhorn import Sinkhorn
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_projection import random_projection
 
-from invem import (
-    Outcome,
-    RecipeError,
-    Rng,
-    Unsupported,
-)
+from invem import Outcome, RecipeError, Rng, Unsupported
 
 torch.set_num_threads(1)
 

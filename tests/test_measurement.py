@@ -5,11 +5,7 @@ from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.identity import identity
 from invem_plugins.operators.random_mask import random_mask
 
-from invem import (
-    Mask,
-    Measurement,
-    Rng,
-)
+from invem import Mask, Measurement, Rng
 
 SHAPE = (1, 4, 4)
 

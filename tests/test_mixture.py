@@ -5,7 +5,7 @@ import torch
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_projection import random_projection
 
-from invem import Gaussian, Measurement, Mixture, MixtureDenoiser, Rng
+from invem import Gaussian, Measurement, Mixture, Prior, Rng
 
 N = 20_000
 
@@ -55,7 +55,7 @@ def test_the_denoiser_is_tweedies():
         torch.stack([w.log() + p.log_prob(x_t) for w, p in zip(prior.weights, law, strict=True)]), 0
     )
     (score,) = torch.autograd.grad(density.sum(), x_t)
-    found = MixtureDenoiser(prior)(x_t.detach(), sigma)
+    found = Prior.of(prior)(x_t.detach(), sigma)
     assert torch.allclose(found, x_t.detach() + sigma**2 * score, atol=1e-10)
 
 

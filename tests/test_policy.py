@@ -16,12 +16,7 @@ from invem_plugins.stops.never import Never
 from invem_plugins.stops.observation_distance import ObservationDistance
 from invem_plugins.stops.weight import LikelihoodWeight
 
-from invem import (
-    ChainSampler,
-    Prior,
-    Rng,
-    store,
-)
+from invem import ChainSampler, Prior, Rng, store
 from invem.config import Catalog, Component, Fit, load, options_of
 from invem.door import Run
 from invem.errors import DataError, NumericalError, PluginError, RecipeError

@@ -1,78 +1,43 @@
 """Every sampler on a Gaussian prior, where most are affine in y and in their random numbers, so
-that mean and covariance of their law follow exactly, without Monte Carlo: the right ones must be
+that mean and covariance of their draws follow exactly, without Monte Carlo: the right ones must be
 right, and the biased ones must have their own bias.
 
 The problem: d = 8, C_ij = 0.8^|i-j|, entries 0, 2, 3 and 6 seen with noise 0.1 (0.5).
 """
 
+from functools import partial
+
 import pytest
 import torch
 from invem_plugins.noises.gaussian import gaussian
 
-from invem import Gaussian, GaussianDenoiser, Karras, Mask, Measurement, Rng
+from invem import Karras, Rng, Unsupported
 from invem.config import Catalog
+from invem.testing.affine import AffineProblem
 
 CATALOG = Catalog.load()
 SEEN = [0, 2, 3, 6]
 C = 0.8 ** (torch.arange(8, dtype=torch.float64)[:, None] - torch.arange(8)).abs()
-DENOISER = GaussianDenoiser(Gaussian.full(torch.zeros(8, dtype=torch.float64), C))
 FINE = Karras(sigma_max=80.0, sigma_min=0.002)
 JACOBIAN = {"covariance": "jacobian", "iterations": 8, "schedule": FINE}
 
 
-class Unit(Rng):
-    """Random numbers that are zero but for one in each row: the i-th number that row i asks for is
-    1. Row -1 has none."""
-
-    def __init__(self, rows):
-        super().__init__(range(len(rows)))
-        self.rows, self.used = rows, 0
-
-    def _fill(self, shape, dtype, normal):
-        assert normal
-        k = torch.Size(shape).numel()
-        out = (self.rows[:, None] == torch.arange(self.used, self.used + k)).to(torch.float64)
-        self.used += k
-        return out.reshape(len(self.rows), *shape)
+def noise_of(n, sigma, d=8):
+    return gaussian(n, (d,), Rng.generator(0), sigma=sigma)
 
 
-def measurement(y, noise):
-    n = len(y)
-    seen = torch.zeros(8, dtype=torch.float64)
-    seen[SEEN] = 1
-    law = gaussian(n, (8,), Rng.generator(0), sigma=noise).to(dtype=torch.float64)
-    return Measurement(y.double(), Mask((8,), seen.expand(n, 8).contiguous()), law)
-
-
-def law_of(sampler, noise):
-    """The gain (8, 4) of the mean and the covariance (8, 8) of the draws, exact for a sampler that
-    is affine."""
-    count = Unit(torch.tensor([-1]))
-    sampler(DENOISER, measurement(torch.zeros(1, 8), noise), count)
-    y = torch.zeros(count.used + 5, 8)
-    y[torch.arange(4), torch.tensor(SEEN)] = 1
-    rows = torch.cat([torch.full((5,), -1), torch.arange(count.used)])
-    x = sampler(DENOISER, measurement(y, noise), Unit(rows))
-    assert torch.allclose(x[4], torch.zeros(8, dtype=torch.float64), atol=1e-6)
-    return x[:4].T, x[5:].T @ x[5:]
+PROBLEMS = {sigma: AffineProblem(C, SEEN, sigma, noise_of) for sigma in (0.1, 0.5)}
 
 
 def compared(sampler, noise):
-    """The root mean square error of the mean over y, in posterior standard deviations, and the
-    eigenvalues of P^-1 Cov."""
-    gain, cov = law_of(sampler, noise)
-    A = torch.eye(8, dtype=torch.float64)[SEEN]
-    total = A @ C @ A.T + noise**2 * torch.eye(4)
-    best = C @ A.T @ torch.linalg.inv(total)
-    P = C - best @ A @ C
-    gap = (gain - best) @ total @ (gain - best).T
-    root = torch.linalg.cholesky(P)
-    white = torch.linalg.solve_triangular(
-        root, torch.linalg.solve_triangular(root, cov, upper=False).T, upper=False
-    )
-    error = float((gap.diagonal() / P.diagonal()).mean().sqrt())
-    values = torch.linalg.eigvalsh(white)
-    return error, float(values[0]), float(values[-1]), float(values.mean())
+    return PROBLEMS[noise].bias(sampler)
+
+
+def drawn(sampler, noise, n):
+    """The bias of any sampler, by n draws of one y."""
+    problem = PROBLEMS[noise]
+    m = problem.repeated(n)
+    return problem.drawn_bias(m, sampler(problem.prior, m, Rng.keyed("d", items=range(n))))
 
 
 def build(name, **options):
@@ -146,48 +111,17 @@ def test_published_daps_doubles_what_the_data_do_not_see():
 def test_dps_by_the_norm_has_the_spread_of_its_weight(weight, low, high):
     """Not affine, so by 8,000 draws; one thousand levels of the variance-preserving schedule, as
     published."""
-    n = 8000
-    m = seen_once(n, 0.1)
     schedule = CATALOG.find("schedules", "vp").load()()
-    x = build("dps", steps=1000, weight=weight, schedule=schedule)(
-        DENOISER, m, Rng.keyed("d", items=range(n))
-    )
-    values = spread(x, 0.1)
-    assert float(values[0]) == pytest.approx(low, rel=0.15, abs=0.02)
-    assert float(values[-1]) == pytest.approx(high, rel=0.12)
+    found = drawn(build("dps", steps=1000, weight=weight, schedule=schedule), 0.1, 8000)
+    assert found.smallest == pytest.approx(low, rel=0.15, abs=0.02)
+    assert found.largest == pytest.approx(high, rel=0.12)
 
 
 def test_sitcom_is_under_dispersed():
-    n = 2000
-    x = build("sitcom", inner=60, rate=0.05, schedule=FINE)(
-        DENOISER, seen_once(n, 0.5), Rng.keyed("d", items=range(n))
-    )
-    values = spread(x, 0.5)
-    assert float(values[0]) == pytest.approx(0.3, abs=0.06)
-    assert float(values[-1]) < 1.1
-    assert float(values.mean()) < 0.6
-
-
-def seen_once(n, noise):
-    """One measurement of a draw of the prior, n times, noise in the hidden entries too, as invem
-    draws it."""
-    x = DENOISER.known_moments().sample(Rng.keyed("t", items=[0]))
-    y = torch.zeros(1, 8, dtype=torch.float64)
-    y[:, SEEN] = x.double()[:, SEEN]
-    return measurement(
-        (y + noise * Rng.keyed("y", items=[0]).normal(8, dtype=torch.float64))
-        .expand(n, 8)
-        .contiguous(),
-        noise,
-    )
-
-
-def spread(x, noise):
-    A = torch.eye(8, dtype=torch.float64)[SEEN]
-    P = C - C @ A.T @ torch.linalg.inv(A @ C @ A.T + noise**2 * torch.eye(4)) @ A @ C
-    root = torch.linalg.cholesky(P)
-    white = torch.linalg.solve_triangular(root, (x - x.mean(0)).double().T, upper=False)
-    return torch.linalg.eigvalsh(torch.cov(white))
+    found = drawn(build("sitcom", inner=60, rate=0.05, schedule=FINE), 0.5, 2000)
+    assert found.smallest == pytest.approx(0.3, abs=0.06)
+    assert found.largest < 1.1
+    assert found.average < 0.6
 
 
 @pytest.mark.parametrize("name", ["langevin", "twisted-smc", "mcg-diff"])
@@ -203,11 +137,10 @@ def test_these_converge_to_the_posterior(name):
         "twisted-smc": {"steps": 96, "particles": 8},
         "mcg-diff": {"steps": 96, "particles": 16},
     }[name]
-    n = 2000
     gaps = []
     for options in (few, more):
-        x = build(name, **options)(DENOISER, seen_once(n, 0.5), Rng.keyed("d", items=range(n)))
-        gaps.append(float((spread(x, 0.5) - 1).abs().max()))
+        found = drawn(build(name, **options), 0.5, 2000)
+        gaps.append(max(abs(found.smallest - 1), abs(found.largest - 1)))
     assert gaps[1] < 0.22 < gaps[0]
 
 
@@ -215,23 +148,24 @@ def test_these_converge_to_the_posterior(name):
 def test_dps_by_the_likelihood_has_its_closed_form_in_one_dimension(rho):
     """x ~ N(0, 1), y = x + n, rho = 1/noise^2: with many steps the mean is y (1 - e^-rho), the
     variance (1 - e^-2rho)/(2 rho)."""
-    prior = GaussianDenoiser(
-        Gaussian.full(torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
-    )
+    one = torch.ones(1, 1, dtype=torch.float64)
+    problem = AffineProblem(one, [0], rho**-0.5, partial(noise_of, d=1))
     sampler = build("dps", guidance="likelihood", steps=2000, schedule=FINE)
-    count = Unit(torch.tensor([-1]))
-
-    def one(y, rng):
-        noise = gaussian(len(y), (1,), Rng.generator(0), sigma=rho**-0.5).to(dtype=torch.float64)
-        ones = torch.ones(len(y), 1, dtype=torch.float64)
-        return sampler(prior, Measurement(y.double(), Mask((1,), ones), noise), rng)
-
-    one(torch.zeros(1, 1), count)
-    y = torch.zeros(count.used + 1, 1)
-    y[0] = 1
-    x = one(y, Unit(torch.cat([torch.tensor([-1]), torch.arange(count.used)])))
+    gain, covariance = problem.distribution(sampler)
     limit = 1 - torch.exp(torch.tensor(-rho))
-    assert float(x[0]) == pytest.approx(float(limit), rel=0.02)
-    assert float(x[1:].square().sum()) == pytest.approx(
+    assert float(gain) == pytest.approx(float(limit), rel=0.02)
+    assert float(covariance) == pytest.approx(
         float((1 - torch.exp(torch.tensor(-2 * rho))) / (2 * rho)), rel=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda prior, m, rng: rng.uniform(8), "uniform"),
+        (lambda prior, m, rng: rng.normal(8) + 1, "not linear"),
+    ],
+)
+def test_a_sampler_that_is_not_affine_has_no_exact_bias(draw, message):
+    with pytest.raises(Unsupported, match=message):
+        compared(draw, 0.1)

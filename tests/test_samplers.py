@@ -16,15 +16,7 @@ from invem_plugins.operators.random_projection import random_projection
 from invem_plugins.samplers.dps import DPS
 from invem_plugins.samplers.mmps import MMPS
 
-from invem import (
-    Gaussian,
-    GaussianDenoiser,
-    Measurement,
-    Preconditioned,
-    RecipeError,
-    Rng,
-    Unsupported,
-)
+from invem import Gaussian, Measurement, Preconditioned, Prior, RecipeError, Rng, Unsupported
 from invem.config import Catalog
 from invem.operator import Chain
 
@@ -33,7 +25,7 @@ SAMPLERS = sorted(CATALOG.offers["samplers"])
 DRAWS = 40_000
 
 
-def prior(shape):
+def correlated(shape):
     d = math.prod(shape)
     i = torch.arange(d, dtype=torch.float64)
     cov = (0.8 ** (i[:, None] - i).abs()) * torch.linspace(
@@ -71,13 +63,13 @@ def errors(x, mean, cov):
 
 
 LAWS = {
-    "mask": lambda: (prior((8,)), random_mask(1, (8,), Rng.generator(3), keep=0.5)),
+    "mask": lambda: (correlated((8,)), random_mask(1, (8,), Rng.generator(3), keep=0.5)),
     "projection": lambda: (
-        prior((8,)),
+        correlated((8,)),
         random_projection(1, (8,), Rng.generator(1), measurements=3),
     ),
     "blur": lambda: (
-        prior((1, 3, 3)),
+        correlated((1, 3, 3)),
         gaussian_blur(1, (1, 3, 3), Rng.generator(0), std=0.8, size=3),
     ),
 }
@@ -88,11 +80,11 @@ def test_mmps_at_its_defaults_draws_the_exact_posterior(law):
     gaussian_prior, A = LAWS[law]()
     m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
     calls = []
-    denoiser = GaussianDenoiser(gaussian_prior)
-    denoiser.register_forward_hook(lambda *_: calls.append(1))
+    prior = Prior.of(gaussian_prior)
+    prior.denoiser.register_forward_hook(lambda *_: calls.append(1))
     sampler = MMPS()
     rows = torch.zeros(DRAWS, dtype=torch.long)
-    x = sampler(denoiser, m[rows], Rng.keyed("draw", items=range(DRAWS)))
+    x = sampler(prior, m[rows], Rng.keyed("draw", items=range(DRAWS)))
     assert len(calls) == sampler.cost[0] <= 64
     shift, low, high = errors(x, *exact(gaussian_prior, m))
     assert shift < 0.03
@@ -106,7 +98,7 @@ def test_plain_ancestral_steps_lose_variance():
     m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
     rows = torch.zeros(DRAWS // 4, dtype=torch.long)
     x = MMPS(stepping="ancestral")(
-        GaussianDenoiser(gaussian_prior), m[rows], Rng.keyed("draw", items=range(len(rows)))
+        Prior.of(gaussian_prior), m[rows], Rng.keyed("draw", items=range(len(rows)))
     )
     _, low, _ = errors(x, *exact(gaussian_prior, m))
     assert low < 0.9
@@ -120,7 +112,7 @@ def test_mmps_by_other_covariances_and_solvers(covariance, solver):
     n = 10_000
     sampler = MMPS(covariance=covariance, solver=solver, iterations=8)
     x = sampler(
-        GaussianDenoiser(gaussian_prior),
+        Prior.of(gaussian_prior),
         m[torch.zeros(n, dtype=torch.long)],
         Rng.keyed("draw", items=range(n)),
     )
@@ -136,7 +128,7 @@ def test_heun_mmps_approaches_the_posterior():
     m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
     n = 10_000
     rows, rng = torch.zeros(n, dtype=torch.long), Rng.keyed("draw", items=range(n))
-    x = MMPS(stepping="heun", steps=48)(GaussianDenoiser(gaussian_prior), m[rows], rng)
+    x = MMPS(stepping="heun", steps=48)(Prior.of(gaussian_prior), m[rows], rng)
     shift, low, high = errors(x, *exact(gaussian_prior, m))
     assert shift < 0.05
     assert low > 0.9
@@ -151,7 +143,7 @@ def test_dps_follows_its_closed_form_and_not_the_posterior(weight):
     sampler = DPS(guidance="likelihood", weight=weight, steps=64)
     noise = gaussian(n, (1,), Rng.generator(0), sigma=math.sqrt(var))
     m = Measurement(torch.full((n, 1), y), identity(n, (1,), Rng.generator(0)), noise)
-    x = sampler(GaussianDenoiser(Gaussian.standard((1,))), m, Rng.keyed("dps", items=range(n)))
+    x = sampler(Prior.of(Gaussian.standard((1,))), m, Rng.keyed("dps", items=range(n)))
     levels = sampler.schedule.grid(64).tolist()
     mean, variance = 0.0, levels[0] ** 2 + 1
     for sigma, s in zip(levels, [*levels[1:], 0.0], strict=True):
@@ -168,14 +160,14 @@ def test_dps_chooses_the_weight_of_least_misfit():
     gaussian_prior, _ = LAWS["mask"]()
     A = random_mask(12, (8,), Rng.generator(0), keep=0.5)
     m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=range(12))))
-    denoiser, rng = GaussianDenoiser(gaussian_prior), Rng.keyed("tune", items=range(12))
+    prior, rng = Prior.of(gaussian_prior), Rng.keyed("tune", items=range(12))
     sampler = DPS(weight="auto", steps=32)
     with pytest.raises(RecipeError, match="tune"):
-        sampler(denoiser, m, rng)
-    tuned = sampler.tune(denoiser, m, rng)
+        sampler(prior, m, rng)
+    tuned = sampler.tune(prior, m, rng)
     misfits = {
         w: float(
-            (m.y - m.A(dataclasses.replace(sampler, weight=w)(denoiser, m, rng[:]))).square().mean()
+            (m.y - m.A(dataclasses.replace(sampler, weight=w)(prior, m, rng[:]))).square().mean()
         )
         for w in DPS.candidates
     }
@@ -194,23 +186,24 @@ def networks():
     unet = Preconditioned(UNet(shape, channels=[8, 16]), 0.5)
     for weight in unet.parameters():
         torch.nn.init.normal_(weight, std=0.08)
-    unet.moments = prior(shape)
-    yield "unet", unet.eval(), gaussian_blur(4, shape, Rng.generator(0), std=0.8, size=3)
-    yield "unet-mask", unet, random_mask(4, shape, Rng.generator(0))
+    unet.mean = correlated(shape).mean
+    learned = Prior(unet.eval(), correlated(shape))
+    yield "unet", learned, gaussian_blur(4, shape, Rng.generator(0), std=0.8, size=3)
+    yield "unet-mask", learned, random_mask(4, shape, Rng.generator(0))
     mlp = Preconditioned(MLP((8,), width=16), 0.5)
-    mlp.moments = prior((8,))
-    yield "mlp", mlp.eval(), random_projection(4, (8,), Rng.generator(0))
-    yield "exact", GaussianDenoiser(prior((8,))), random_mask(4, (8,), Rng.generator(0))
-    yield "exact-identity", GaussianDenoiser(prior((8,))), identity(4, (8,), Rng.generator(0))
+    mlp.mean = correlated((8,)).mean
+    yield "mlp", Prior(mlp.eval(), correlated((8,))), random_projection(4, (8,), Rng.generator(0))
+    yield "exact", Prior.of(correlated((8,))), random_mask(4, (8,), Rng.generator(0))
+    yield "exact-identity", Prior.of(correlated((8,))), identity(4, (8,), Rng.generator(0))
 
 
-CASES = {label: (denoiser, A) for label, denoiser, A in networks()}
+CASES = {label: (prior, A) for label, prior, A in networks()}
 
 
 @pytest.fixture(params=CASES)
 def case(request):
-    denoiser, A = CASES[request.param]
-    return denoiser, measure(A, prior(A.shape).sample(Rng.keyed("truth", items=range(4))))
+    prior, A = CASES[request.param]
+    return prior, measure(A, correlated(A.shape).sample(Rng.keyed("truth", items=range(4))))
 
 
 def rng(n=4):
@@ -230,32 +223,28 @@ QUICK = {
 }
 
 
-def fitting(name, denoiser, m):
+def fitting(name, prior, m):
     """A quick setting of a sampler, or a skip where the measurement or the prior does not have what
     it needs."""
     if "identity" in m.provides and name != "sfbd":
         pytest.skip("the identity is there for sfbd")
     sampler = build(name, **QUICK.get(name, {"steps": 6}))
-    have = (
-        m.provides
-        | {"moments"}
-        | ({"closed form"} if isinstance(denoiser, GaussianDenoiser) else set())
-    )
+    have = m.provides | {"moments"} | ({"closed form"} if prior.exact is not None else set())
     if lacks := sampler.needs - have:
         pytest.skip(f"it needs {', '.join(lacks)}")
-    return sampler.tune(denoiser, m, rng())
+    return sampler.tune(prior, m, rng())
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_never_interact(name, case):
-    denoiser, m = case
-    sampler = fitting(name, denoiser, m)
-    x = sampler(denoiser, m, rng())
+    prior, m = case
+    sampler = fitting(name, prior, m)
+    x = sampler(prior, m, rng())
     assert x.shape == (4, *m.shape)
     assert bool(x.isfinite().all())
     y = m.y.clone()
     y[1] = 50 * y[1] + 3
-    moved = sampler(denoiser, dataclasses.replace(m, y=y), rng())
+    moved = sampler(prior, dataclasses.replace(m, y=y), rng())
     rest = torch.tensor([0, 2, 3])
     assert torch.allclose(moved[rest], x[rest], atol=1e-5)
     assert name == "prior" or not torch.allclose(moved[1], x[1], atol=1e-2)
@@ -263,41 +252,41 @@ def test_samples_never_interact(name, case):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_batch_size_changes_nothing(name, case):
-    denoiser, m = case
-    sampler = fitting(name, denoiser, m)
-    x = sampler(denoiser, m, rng())
-    alone = torch.cat([sampler(denoiser, m[i], rng()[i]) for i in range(4)])
+    prior, m = case
+    sampler = fitting(name, prior, m)
+    x = sampler(prior, m, rng())
+    alone = torch.cat([sampler(prior, m[i], rng()[i]) for i in range(4)])
     assert torch.allclose(alone, x, atol=2e-4, rtol=1e-3)
     order = torch.tensor([3, 1, 0, 2])
-    assert torch.allclose(sampler(denoiser, m[order], rng()[order]), x[order], atol=2e-4, rtol=1e-3)
+    assert torch.allclose(sampler(prior, m[order], rng()[order]), x[order], atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_draw_is_its_random_numbers(name, case):
-    denoiser, m = case
-    sampler = fitting(name, denoiser, m)
+    prior, m = case
+    sampler = fitting(name, prior, m)
     state = torch.random.get_rng_state()
-    one, two = sampler(denoiser, m, rng()), sampler(denoiser, m, rng())
+    one, two = sampler(prior, m, rng()), sampler(prior, m, rng())
     assert torch.equal(one, two)
     assert torch.equal(torch.random.get_rng_state(), state)
-    other = sampler(denoiser, m, Rng.keyed("other", items=range(4)))
-    assert torch.equal(one, other) if not sampler.prior else not torch.allclose(one, other)
+    other = sampler(prior, m, Rng.keyed("other", items=range(4)))
+    assert torch.equal(one, other) if not sampler.uses_prior else not torch.allclose(one, other)
     assert not one.requires_grad
-    assert all(weight.grad is None for weight in denoiser.parameters())
+    assert all(weight.grad is None for weight in prior.denoiser.parameters())
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_what_a_sampler_declares_is_enough(name, case):
     """A measurement that provides nothing else is enough, and the cost that the plan prints is the
     cost."""
-    denoiser, m = case
-    sampler = fitting(name, denoiser, m)
+    prior, m = case
+    sampler = fitting(name, prior, m)
     hidden = {"adjoint", "pinv", "svd"} - sampler.needs
     blind = dataclasses.replace(m, A=_hide(m.A, hidden))
     rows = []
-    handle = denoiser.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    handle = prior.denoiser.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     try:
-        assert bool(sampler(denoiser, blind, rng()).isfinite().all())
+        assert bool(sampler(prior, blind, rng()).isfinite().all())
     finally:
         handle.remove()
     assert sum(rows) == 4 * sampler.cost[0]
@@ -317,14 +306,14 @@ def _hide(A, names):
 def test_what_hidden_entries_measure_has_no_effect(name):
     """y is noise alone there, and a norm or a Krylov space that counts it depends on how much is
     hidden."""
-    denoiser = GaussianDenoiser(prior((8,)))
+    prior = Prior.of(correlated((8,)))
     m = measure(
         random_mask(4, (8,), Rng.generator(0), keep=0.5),
-        prior((8,)).sample(Rng.keyed("truth", items=range(4))),
+        correlated((8,)).sample(Rng.keyed("truth", items=range(4))),
     )
-    sampler = fitting(name, denoiser, m)
+    sampler = fitting(name, prior, m)
     moved = dataclasses.replace(m, y=m.y + 5 * (1 - m.A.seen))
-    assert torch.allclose(sampler(denoiser, moved, rng()), sampler(denoiser, m, rng()), atol=1e-4)
+    assert torch.allclose(sampler(prior, moved, rng()), sampler(prior, m, rng()), atol=1e-4)
 
 
 ANY = [name for name in SAMPLERS if name not in ("prior",) and build(name).needs <= {"vjp", "var"}]
@@ -336,8 +325,8 @@ def test_nonlinear_operators_are_taken_where_the_method_allows_it(name):
     prior's."""
     n = 64
     A = CATALOG.find("operators", "clip").load()(n, (8,), Rng.generator(0))
-    denoiser = GaussianDenoiser(prior((8,)))
-    m = measure(A, prior((8,)).sample(Rng.keyed("truth", items=range(n))))
+    prior = Prior.of(correlated((8,)))
+    m = measure(A, correlated((8,)).sample(Rng.keyed("truth", items=range(n))))
     assert "adjoint" not in m.provides
     special = {
         "split-gibbs": {"kernel": "langevin", "sweeps": 20},
@@ -347,7 +336,7 @@ def test_nonlinear_operators_are_taken_where_the_method_allows_it(name):
     special["mmps"] = {"linearise": True}
     options = special.get(name, {})
     sampler = build(name, **options)
-    x, floor = sampler(denoiser, m, rng(n)), build("prior")(denoiser, m, rng(n))
+    x, floor = sampler(prior, m, rng(n)), build("prior")(prior, m, rng(n))
     assert bool(x.isfinite().all())
     misfit, worst = ((m.y - m.A(t)).square().mean() for t in (x, floor))
     assert float(misfit) < 0.5 * float(worst)
@@ -357,11 +346,11 @@ def test_counting_noise_is_taken_by_those_that_need_a_density_alone():
     n = 64
     noise = CATALOG.find("noises", "laplace").load()(n, (8,), Rng.generator(0))
     A = random_mask(n, (8,), Rng.generator(0), keep=0.7)
-    x = prior((8,)).sample(Rng.keyed("truth", items=range(n)))
+    x = correlated((8,)).sample(Rng.keyed("truth", items=range(n)))
     m = Measurement(noise.sample(A(x), Rng.generator("y")), A, noise)
-    denoiser = GaussianDenoiser(prior((8,)))
+    prior = Prior.of(correlated((8,)))
     for name in ("daps", "lgd"):
-        draws, floor = build(name)(denoiser, m, rng(n)), build("prior")(denoiser, m, rng(n))
+        draws, floor = build(name)(prior, m, rng(n)), build("prior")(prior, m, rng(n))
         assert m.log_prob(draws).mean() > m.log_prob(floor).mean() + 1
 
 
@@ -375,7 +364,7 @@ def test_a_warm_start_solves_better_for_the_same_iterations():
             stepping="euler", covariance="jacobian", solver="cg", iterations=1, warm=warm, steps=200
         )
         rows = torch.zeros(500, dtype=torch.long)
-        x = sampler(GaussianDenoiser(gaussian_prior), m[rows], Rng.keyed("draw", items=range(500)))
+        x = sampler(Prior.of(gaussian_prior), m[rows], Rng.keyed("draw", items=range(500)))
         gaps.append(float((x.double().mean(0) - mean).norm()))
     assert gaps[1] < 0.7 * gaps[0]
     with pytest.raises(RecipeError, match="warm is for"):
@@ -385,8 +374,8 @@ def test_a_warm_start_solves_better_for_the_same_iterations():
 def test_a_linear_operator_is_its_own_linearisation():
     gaussian_prior, A = LAWS["projection"]()
     m = measure(A, gaussian_prior.sample(Rng.keyed("truth", items=[0])))
-    rows, denoiser = torch.zeros(2000, dtype=torch.long), GaussianDenoiser(gaussian_prior)
-    x = MMPS(linearise=True)(denoiser, m[rows], Rng.keyed("draw", items=range(2000)))
+    rows, prior = torch.zeros(2000, dtype=torch.long), Prior.of(gaussian_prior)
+    x = MMPS(linearise=True)(prior, m[rows], Rng.keyed("draw", items=range(2000)))
     shift, low, high = errors(x, *exact(gaussian_prior, m))
     assert shift < 0.1 and low > 0.85 and high < 1.2
     blur, jpeg = (
@@ -400,7 +389,7 @@ def test_a_linear_operator_is_its_own_linearisation():
     ):
         with pytest.raises(Unsupported, match="no derivative"):
             MMPS(linearise=True)(
-                GaussianDenoiser(prior((1, 8, 8))),
+                Prior.of(correlated((1, 8, 8))),
                 measure(A, torch.zeros(2, 1, 8, 8)),
                 Rng.keyed("draw", items=range(2)),
             )

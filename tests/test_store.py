@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from invem import store
+from invem import atomic, store
 from invem.errors import DataError, InvemError, ResourceError
 
 TENSORS = {
@@ -76,7 +76,7 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nothing\.safetensors: missing"):
         store.read(tmp_path / "nothing.safetensors")
     with pytest.raises(DataError, match="missing"):
-        store.read_json(tmp_path / "nothing.json")
+        atomic.read_json(tmp_path / "nothing.json")
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(path, monkeypatch):
@@ -94,18 +94,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(path, monkeypatch):
 
 def test_a_run_is_held_by_one_process(tmp_path):
     with (
-        store.lock(tmp_path),
+        atomic.lock(tmp_path),
         pytest.raises(InvemError, match="another process"),
-        store.lock(tmp_path),
+        atomic.lock(tmp_path),
     ):
         pass
-    with store.lock(tmp_path):
+    with atomic.lock(tmp_path):
         pass
 
 
 def test_a_line_after_a_torn_one_is_whole(tmp_path):
     path = tmp_path / "log.jsonl"
-    store.append_json(path, {"a": 1})
+    atomic.append_json(path, {"a": 1})
     path.write_bytes(path.read_bytes() + b'{"b": ')
-    store.append_json(path, {"c": 3})
+    atomic.append_json(path, {"c": 3})
     assert path.read_text().splitlines() == ['{"a": 1}', '{"b": ', '{"c": 3}']

@@ -1,4 +1,4 @@
-"""What observations can say before and while a prior is learned: identifiability and calibration.
+"""Identifiability and calibration: the information in the observations, before and during EM.
 
 `identify` computes which directions of a signal, and which covariances, the operators and the noise
 let be learned. `calibrate` estimates options of operator and noise that are only roughly known.

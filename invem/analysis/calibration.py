@@ -1,5 +1,4 @@
-"""Blind EM: options of operator and noise that are only roughly known are estimated by maximum
-likelihood while the prior is learned.
+"""Blind EM: maximum-likelihood estimates of options of operator and noise, during EM.
 
 The marginal likelihood p(y | theta) = E_x p(y | x, theta) is maximised over the options theta.
 There are three methods:
@@ -45,14 +44,14 @@ __all__ = [
 ]
 
 MeasurementAt = Callable[[Mapping[str, float]], Measurement]
-"""The observations, with operator and noise at given values of their options. y, and what was drawn
-at random for each observation, is the same for all values."""
+"""The observations, with operator and noise at given values of their options. y and the random
+numbers of each observation are the same for all values."""
 
-_SCORE_OBSERVATIONS = 128  # with posterior draws of each
+_SCORE_OBSERVATIONS = 128  # observations with posterior draws
 # Observations for the moments, where operator or noise differ between observations.
 _LEAST_MOMENT_OBSERVATIONS, _MOST_MOMENT_OBSERVATIONS = 16, 512
-_MULTIPLICATIONS = 3e10  # that one evaluation of the likelihood by moments may cost
-_ENTRIES = 2**22  # of the matrices that are held at once
+_MULTIPLICATIONS = 3e10  # the largest cost of one evaluation of the likelihood by moments
+_ENTRIES = 2**22  # the most entries of matrices in memory at once
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ def calibrate(
 
     With clean images, A linear, Gaussian noise and matrices of moderate size it uses `by_moments`.
     Otherwise it uses `by_score` under the prior of the round. In a first round the moments are the
-    better choice: a network that was trained on few clean images is too narrow a prior, and what it
-    lacks would count as noise.
+    better choice: a network trained on few clean images has too little variance, and the missing
+    variance would count as noise.
 
     Args:
         measurement_at: The observations of given rows, shape (n,), with operator and noise at given
@@ -362,16 +361,17 @@ def _finite_draws(
 
 
 def _slope_of_longer_step(slope: Tensor, gradient: Tensor, free: Tensor, em_step: Tensor) -> Tensor:
-    """Returns the slope whose step is that of EM if it is longer than the step of `slope`, and
-    `slope` otherwise, shape (P, P)."""
+    """Returns the slope whose step is that of EM if this is longer, else `slope`, shape (P, P)."""
     if float(em_step.norm()) > float(newton_step(slope, slope, gradient, free).norm()):
         return slope + torch.outer(gradient - slope @ em_step, em_step) / (em_step @ em_step)
     return slope
 
 
 def _information(scores: Tensor) -> Tensor:
-    """Returns the covariance between the scores of two draws of one observation, made positive
-    definite, shape (P, P). scores: (N, K, P)."""
+    """Returns the covariance between the scores of two draws of one observation, shape (P, P).
+
+    It is made positive definite. scores: (N, K, P).
+    """
     n, k, _ = scores.shape
     centred = scores - scores.mean((0, 1))
     sums, inner = centred.sum(1), torch.einsum("nkp,nkq->pq", centred, centred)

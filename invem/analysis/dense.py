@@ -1,4 +1,4 @@
-"""The spectrum of operators that are formed as matrices: for small signals."""
+"""The spectrum of operators that are formed as matrices, for small signals."""
 
 import math
 from dataclasses import replace
@@ -14,23 +14,23 @@ from invem.batched import Rng
 
 __all__ = ["dense_spectrum"]
 
-_MOST_ROWS = 8192  # of all matrices together
-_MOST_MOMENT_DIRECTIONS = 32  # whose second moments are all examined together
-_APPLICATIONS = 2**14  # of operators whose singular vectors are known and whose values are not
-_PAIRED = 64  # directions whose pairs are examined there
+_MOST_ROWS = 8192  # the most rows of all matrices together
+_MOST_MOMENT_DIRECTIONS = 32  # up to this many, all second moments are examined together
+_APPLICATIONS = 2**14  # operator calls if the singular vectors are known and the values are not
+_PAIRED = 64  # directions whose pairs are examined then
 
 
 def dense_spectrum(sample: OperatorSample, levels: Levels, x: Tensor | None = None) -> Spectrum:
     """Returns the spectrum of operators that are formed as matrices.
 
     As many are formed as have 8,192 rows together. Others are applied to the directions that the
-    formed ones do not show.
+    formed ones hide.
 
     Args:
         sample: The operators.
         levels: The variances of signal and noise.
-        x: Signals at which the Jacobians of operators that are not linear are formed, shape
-            (n, *shape); None for linear operators.
+        x: Signals at which the Jacobians of operators that are not linear are formed, shape (n,
+            *shape); None for linear operators.
     """
     k = min(sample.n, max(_MOST_ROWS // math.prod(sample.measured), 2))
     matrices = as_matrices(sample, k, x)
@@ -59,8 +59,10 @@ class _Columns:
 
 
 def _commute(matrices: Tensor) -> bool:
-    """Whether A_i^T A_i and A_j^T A_j commute, so that they have common eigenvectors. Tested on a
-    random vector for the first six. matrices: shape (k, m, d)."""
+    """Whether A_i^T A_i and A_j^T A_j commute, so that they have common eigenvectors.
+
+    Tested on a random vector for the first six. matrices: shape (k, m, d).
+    """
     few = matrices[:6]
     x = torch.randn(few.shape[2], generator=Rng.generator("identify", "probe"), dtype=torch.float64)
     for a, b in pairwise(few):
@@ -72,11 +74,10 @@ def _commute(matrices: Tensor) -> bool:
 
 
 def _common_eigenvectors(matrices: Tensor, mean: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Returns the eigenvalues of the mean, shape (d,), and the common eigenvectors, shape (d, d);
-    None if they are not eigenvectors of the mean.
+    """Returns the eigenvalues of the mean, shape (d,), and the common eigenvectors, shape (d, d).
 
-    They are those of a sum with random weights: the mean itself may have eigenvalues of which
-    several vectors are eigenvectors.
+    None if the latter are not eigenvectors of the mean. They are those of a sum with random
+    weights, since the mean itself may have repeated eigenvalues.
     """
     k, m, d = matrices.shape
     rows = matrices.reshape(-1, d)
@@ -139,8 +140,9 @@ def _largest_norm(matrices: Tensor) -> float:
 
 
 def _information(matrices: Tensor, v: Tensor, levels: Levels) -> Tensor:
-    """Returns the mean over operators of w^2, w = c v^T A^T (c A A^T + noise)^-1 A v, for each
-    column v, shape (d,).
+    """Returns the mean over operators of w^2 for each column v, shape (d,).
+
+    w = c v^T A^T (c A A^T + noise)^-1 A v.
 
     Args:
         matrices: The operators, shape (k, m, d).
@@ -168,7 +170,7 @@ def _information(matrices: Tensor, v: Tensor, levels: Levels) -> Tensor:
 def _with_other_operators(
     sample: OperatorSample, levels: Levels, found: Spectrum, v: Tensor, norm: float
 ) -> Spectrum:
-    """Adds what all other operators show of directions that the examined ones hide.
+    """Adds the information of all other operators on directions that the examined ones hide.
 
     The hidden directions are applied to one random combination of the rows of every other operator.
     The information along all directions then has bounds only.

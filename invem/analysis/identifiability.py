@@ -1,19 +1,19 @@
-"""What the observations of a run can say about the signals, before anything is learned.
+"""Identifiability of the signals from the observations of a run, before anything is learned.
 
 The analysis is about first and second moments. A prior may know more (that pixels are never below
 zero, say), and may need more. A_i are the operators, S is their noise and C = Cov[x].
 
 - A direction v is hidden if no A_i shows it: v^T M v = 0 with M the mean of A_i^T A_i. No number of
-  observations can say what lies there.
+  observations can determine the signal there.
 - A single observation determines a direction if lambda c exceeds the noise. lambda is the
   eigenvalue of M and c the variance of the signal along the direction.
 - Many observations determine the variance along v even where one does not. The Fisher information
-  of y ~ N(0, A C A^T + S) on it gives the standard error sqrt(2/(n E[w^2])) c with
-  w = c v^T A^T (c A A^T + S)^-1 A v. If all operators are the same and v is one of their singular
-  vectors, this is sqrt(2/n) (c + noise/lambda). It takes the other variances as known, and C as
-  c I, since c is a guess.
-- A covariance is hidden if no operator shows both directions, though each is seen by some:
-  T C = E[A^T A C A^T A] has a null space.
+  of y ~ N(0, A C A^T + S) on it gives the standard error sqrt(2/(n E[w^2])) c with w = c v^T A^T (c
+  A A^T + S)^-1 A v. If all operators are the same and v is one of their singular vectors, this is
+  sqrt(2/n) (c + noise/lambda). It takes the other variances as known, and C as c I, since c is a
+  guess.
+- A covariance is hidden if no operator shows both directions, though each is seen by some: T C =
+  E[A^T A C A^T A] has a null space.
 """
 
 import math
@@ -40,7 +40,7 @@ _MOST_EXAMPLES = 64  # signals at which an operator that is not linear is differ
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Identifiability:
-    """What observations can say about signals.
+    """The information of the observations on the signals.
 
     Attributes:
         eigenvalues: Of the mean of A^T A, descending, shape (d,).
@@ -52,8 +52,7 @@ class Identifiability:
         observations: The number n of training observations.
         operators: The number of operators that were examined; 1 if all are the same.
         shared: Whether all operators are the same.
-        linear: Whether the operator is linear. If not, its derivatives at a few signals stand for
-            it.
+        linear: Whether the operator is linear. If not, its derivatives at a few signals replace it.
         exact: Whether each eigenvalue was computed. If not, they are quantiles of a spectral
             density that was estimated with random probes.
         signal: c, the variance of an entry of the signal. This is a guess: the variance of a white
@@ -65,8 +64,8 @@ class Identifiability:
             those in all others. If no direction is hidden, the same for the directions that are too
             faint to be learned. Above 1 they are fine, below 1 coarse. None if there are no such
             directions, or signals are not images.
-        pairs: What is paired: "pixels", "entries", "directions", or "second moments" where all are
-            examined together; "" if nothing was examined.
+        pairs: The noun for the pairs: "pixels", "entries", "directions", or "second moments" if all
+            are examined together; "" if nothing was examined.
         apart: The fraction of pairs of seen directions that no operator shows together.
         together: The fraction of the operators that show a pair: the least and the mean over pairs;
             None for "second moments".
@@ -117,37 +116,41 @@ class Identifiability:
 
     @property
     def above_noise(self) -> int:
-        """The number of directions in which an observation has, on average, more signal than
-        noise."""
+        """The number of directions with more signal than noise in an observation, on average."""
         return int(self._exceeds_noise.sum())
 
     @property
     def learned(self) -> int:
-        """The number of directions whose variance all observations together determine with a
-        relative standard error of at most one half."""
+        """The number of directions whose variance is determined by all observations together.
+
+        The relative standard error is at most one half.
+        """
         return int((self.is_seen & (self.errors <= LEARNED)).sum())
 
     @property
     def pooled(self) -> int:
-        """The number of directions whose variance is learned though no single observation
-        determines them. No restoration recovers these."""
+        """The number of directions whose variance only many observations together determine.
+
+        No restoration recovers these.
+        """
         return int((self.is_seen & ~self._exceeds_noise & (self.errors <= LEARNED)).sum())
 
     @property
     def faint(self) -> int:
-        """The number of directions that are shown too faintly or too seldom to learn their
-        variance."""
+        """The number of directions shown too faintly or too seldom to learn their variance."""
         return int((self.is_seen & (self.floors > LEARNED)).sum())
 
     @property
     def unknown(self) -> int:
-        """The number of directions for which too few operators were examined to know whether their
-        variance is learned."""
+        """The number of directions for which too few operators were examined to decide.
+
+        It is open whether their variance is learned.
+        """
         return self.directions - self.hidden - self.learned - self.faint
 
 
 def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiability:
-    """Computes what the operators and the noise of a run let be learned about the signals.
+    """Computes which properties of the signals the operators and the noise of a run let be learned.
 
     Operators are drawn as the run draws them. If all share their singular vectors (masks, blurs
     with a circular boundary, masks in Fourier space, one operator for all) the result is exact, and
@@ -210,7 +213,7 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
 def _require_derivative(A: Operator, name: str) -> None:
     if A.straight_through:
         raise Unsupported(
-            f"{name} has no derivative, only a stand-in for one: what it hides cannot be computed"
+            f"{name} has no derivative, only a substitute for one: what it hides cannot be computed"
         )
 
 
@@ -241,12 +244,13 @@ def _harmonic_mean(variance: Tensor) -> float:
 
 
 def _fineness(vectors: Callable[[Tensor], Tensor], index: Tensor) -> float | None:
-    """Returns the squared differences between neighbouring pixels in some directions over those in
-    all others; None if there are none.
+    """Returns the squared differences between neighbouring pixels in some directions, relative.
+
+    They are relative to those in all other directions; None if there are none.
 
     Args:
         vectors: Maps indices, shape (k,), to orthonormal images, shape (k, C, H, W).
-        index: The directions, shape (k,). A subset evenly spaced in rank stands for many.
+        index: The directions, shape (k,). A subset evenly spaced in rank replaces many.
     """
     if not len(index):
         return None

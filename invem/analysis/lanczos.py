@@ -23,7 +23,7 @@ def lanczos_spectrum(sample: OperatorSample, levels: Levels) -> Spectrum:
 
     Stochastic Lanczos quadrature (S. Ubaru, J. Chen & Y. Saad 2017, doi:10.1137/16M1104974) on the
     mean of a few operators. If all operators are the same, the information is that of the one
-    operator. Otherwise there are bounds of it.
+    operator. Otherwise it has bounds only.
 
     Args:
         sample: Linear operators.
@@ -40,8 +40,8 @@ def lanczos_spectrum(sample: OperatorSample, levels: Levels) -> Spectrum:
     largest = float(nodes.max())
     lowest = torch.where(weights > 1e-10, nodes, math.inf).argmin(1)
     if n > k and bool((nodes.gather(1, lowest[:, None]) <= HIDDEN * largest).any()):
-        # Other operators may show what these few hide: all are applied to one random direction of
-        # the hidden ones per probe.
+        # Other operators may show directions that these few hide. So all are applied to one random
+        # hidden direction per probe.
         lost = torch.einsum("pjd,pj->pd", basis, turns[torch.arange(PROBES), :, lowest])
         shown = squared_norms(A, n, (lost / lost.norm(dim=1, keepdim=True)).T).mean()
         values = torch.where(values <= HIDDEN * largest, shown, values)
@@ -52,8 +52,7 @@ def lanczos_spectrum(sample: OperatorSample, levels: Levels) -> Spectrum:
 
 
 def _mean_normal_operator(A: Operator, k: int) -> Callable[[Tensor], Tensor]:
-    """Returns v -> the mean of A_i^T A_i v over the first k operators, for v of shape (PROBES,
-    d)."""
+    """Returns v -> the mean of A_i^T A_i v over the first k operators. v: shape (PROBES, d)."""
     each = [A[torch.full((PROBES,), i)] for i in range(k)]
 
     def apply(v: Tensor) -> Tensor:
@@ -94,8 +93,10 @@ def _lanczos(apply: Callable[[Tensor], Tensor], q: Tensor, steps: int) -> tuple[
 
 
 def _quantiles(nodes: Tensor, weights: Tensor, d: int) -> Tensor:
-    """Returns d quantiles of a discrete distribution, descending, shape (d,). nodes, weights: shape
-    (k,)."""
+    """Returns d quantiles of a discrete distribution, descending, shape (d,).
+
+    nodes, weights: shape (k,).
+    """
     order = nodes.argsort(descending=True)
     reached = weights[order].cumsum(0) / weights.sum()
     ranks = (torch.arange(d, dtype=torch.float64) + 0.5) / d

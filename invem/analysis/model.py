@@ -1,5 +1,4 @@
-"""The observation model whose identifiability is computed: operators, noise, and what else is
-known of the signals."""
+"""The observation model of the identifiability analysis: operators, noise, known signals."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,12 +14,12 @@ from invem.operator import Operator
 
 __all__ = ["ObservationModel", "draw_model", "example_signals", "noise_variance"]
 
-_MOST_NUMBERS = 2**25  # of the operators that are held at once
+_MOST_NUMBERS = 2**25  # the most numbers of all operators in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObservationModel:
-    """How observations are made, and what is known of signals beside them.
+    """How observations are made, and other knowledge of the signals.
 
     Attributes:
         draw: Draws the first k operators and noise models of a block of the training observations:
@@ -50,8 +49,7 @@ class ObservationModel:
 
     @property
     def signal_variance(self) -> float:
-        """The variance of a white signal that fills half of the range: 1 if the range is not
-        bounded."""
+        """The variance of a white signal that fills half of the range; 1 if it is unbounded."""
         low, high = self.range
         bounded = math.isfinite(high - low) and high > low
         return ((high - low) / 4) ** 2 if bounded else 1.0
@@ -92,8 +90,10 @@ def draw_model(model: ObservationModel) -> Measurement:
 
 
 def example_signals(model: ObservationModel, k: int) -> Tensor:
-    """Returns k signals, shape (k, *shape): the first of the data, or white Gaussian ones where
-    only observations exist."""
+    """Returns the first k signals of the data, shape (k, *shape).
+
+    If only observations exist, the signals are white and Gaussian.
+    """
     if model.signals is not None:
         return model.signals(k)
     low, high = model.range
@@ -104,10 +104,9 @@ def example_signals(model: ObservationModel, k: int) -> Tensor:
 
 
 def noise_variance(m: Measurement, x: Tensor | None) -> Tensor:
-    """Returns the variance of the noise of an entry, shape (n,) per observation or (1,) if it is
-    the same for all, float64.
+    """Returns the noise variance of an entry, float64, shape (n,), or (1,) if all are the same.
 
-    Where it differs between the entries of an observation, its inverse is the mean of the inverses.
+    If it differs between the entries of an observation, its inverse is the mean of the inverses.
     The variance of noise that is not Gaussian is estimated from samples of it.
 
     Args:

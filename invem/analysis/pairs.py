@@ -10,9 +10,9 @@ from invem.batched import Rng
 
 __all__ = ["Pairs", "random_choice", "seen_together", "unseen_second_moments"]
 
-_MOST_DIRECTIONS = 1024  # whose pairs are counted
-_EXPECTED = 15  # sightings of a pair without one of which it counts as never seen together
-_MOST_ROWS = 8192  # of all second moments of the observations together
+_MOST_DIRECTIONS = 1024  # the most directions whose pairs are counted
+_EXPECTED = 15  # a pair counts as never seen together if so many sightings were expected
+_MOST_ROWS = 8192  # the most second moments of the observations
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Pairs:
     """Which pairs of directions are seen together by an operator.
 
     Attributes:
-        of: The noun for what is paired: "pixels", "entries", "directions" or "second moments"; ""
-            if no pairs were examined.
+        of: The noun for the pairs: "pixels", "entries", "directions" or "second moments"; "" if no
+            pairs were examined.
         apart: The fraction of pairs of seen directions that no operator shows together. Of second
             moments, the fraction that no observation depends on.
         together: The fraction of operators that show a pair: the least and the mean over pairs;
@@ -75,8 +75,10 @@ def seen_together(of: str, power: Tensor, total: int) -> Pairs:
 
 
 def unseen_second_moments(matrices: Tensor) -> float:
-    """Returns the fraction of the second moments of d directions on which none of the covariances
-    A C A^T depends. matrices: shape (k, m, d)."""
+    """Returns the fraction of the second moments of d directions that no A C A^T depends on.
+
+    matrices: shape (k, m, d).
+    """
     d = matrices.shape[2]
     if matrices.shape[1] > d:
         matrices = torch.linalg.qr(matrices).R

@@ -1,5 +1,4 @@
-"""Maximisation within bounds: Newton steps by finite differences, and Broyden's rule for a
-gradient that is known."""
+"""Maximisation within bounds: Newton steps by finite differences, and Broyden's rule."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,8 +8,8 @@ from torch import Tensor
 
 __all__ = ["Maximum", "broyden_update", "free_coordinates", "maximise", "newton_step"]
 
-_LONGEST_STEP = 0.5  # in any coordinate
-_DIFFERENCE = 0.01  # of two neighbours of a finite-difference stencil
+_LONGEST_STEP = 0.5  # the largest step in any coordinate
+_DIFFERENCE = 0.01  # the distance between neighbours of a finite-difference stencil
 _ITERATIONS = 60
 
 
@@ -109,8 +108,7 @@ def newton_step(slope: Tensor, fallback: Tensor, gradient: Tensor, free: Tensor)
 
 
 def broyden_update(slope: Tensor, du: Tensor, change: Tensor) -> Tensor:
-    """Returns the slope closest to `slope` that explains an observed change of the gradient, shape
-    (P, P).
+    """Returns the slope closest to `slope` that explains a change of the gradient, shape (P, P).
 
     C. G. Broyden 1965, doi:10.1090/S0025-5718-1965-0198670-6.
 

@@ -1,5 +1,4 @@
-"""The spectrum of the mean of A^T A, and the Fisher information on the variance along each
-eigenvector."""
+"""The spectrum of the mean of A^T A, and the Fisher information along each eigenvector."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +58,7 @@ class Levels:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """What is known of the mean of A^T A.
+    """The spectrum of the mean of A^T A, and the information along its eigenvectors.
 
     Attributes:
         eigenvalues: Shape (d,), in any order.
@@ -107,8 +106,10 @@ def common_basis_spectrum(
 
 
 def spectrum_from_svd(sample: OperatorSample, levels: Levels) -> Spectrum | None:
-    """Returns the exact spectrum of operators whose singular value decomposition is known and whose
-    right singular vectors are the same for all; None for other operators."""
+    """Returns the exact spectrum of operators with a known SVD and common right singular vectors.
+
+    None for other operators.
+    """
     A = sample.A.to(dtype=torch.float64)
     svd = _common_svd(OperatorSample(A, sample.n, sample.total))
     if svd is None:
@@ -129,8 +130,10 @@ def spectrum_from_svd(sample: OperatorSample, levels: Levels) -> Spectrum | None
 
 
 def _common_svd(sample: OperatorSample) -> SVD | None:
-    """Returns the decomposition of the operators if all have the same right singular vectors, which
-    is tested on a random vector."""
+    """Returns the SVD of the operators if all have the same right singular vectors, else None.
+
+    This is tested on a random vector.
+    """
     A = sample.A
     if "svd" not in A.provides or isinstance(A, Matrix):
         return None

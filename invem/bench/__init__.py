@@ -12,8 +12,9 @@ from invem.bench.document import FLOOR, Row, make_document, read_document, write
 from invem.bench.metrics import LEVELS, METRICS, Meaning
 from invem.bench.page import render_page
 from invem.bench.plots import check_figure_path, write_figure
-from invem.bench.posterior import IsotropicMixtureDenoiser, Posterior
-from invem.bench.problems import Problem, Truth, has_final_prior, problem_of_run
+from invem.bench.posterior import Posterior
+from invem.bench.priors import IsotropicMixture
+from invem.bench.problems import Problem, Truth, problem_of_run
 from invem.bench.run import compare_samplers
 from invem.bench.score import Value
 from invem.bench.specs import Setting, parse_sampler, select_samplers, split_samplers
@@ -27,7 +28,7 @@ __all__ = [
     "PROBLEMS",
     "Definition",
     "Design",
-    "IsotropicMixtureDenoiser",
+    "IsotropicMixture",
     "Meaning",
     "Posterior",
     "Problem",
@@ -40,7 +41,6 @@ __all__ = [
     "compare_samplers",
     "compare_with_baseline",
     "coverage_curve",
-    "has_final_prior",
     "make_document",
     "parse_sampler",
     "problem_of_run",

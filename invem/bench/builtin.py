@@ -12,19 +12,20 @@ import torch
 from torch import Generator, Tensor
 
 from invem import config as recipes
-from invem import store
+from invem.atomic import write_text
 from invem.batched import Rng
-from invem.bench.posterior import IsotropicMixtureDenoiser
 from invem.bench.priors import PRIORS
-from invem.bench.problems import Problem, Truth, has_final_prior, problem_of_run
+from invem.bench.problems import Problem, Truth, problem_of_run
 from invem.config import Catalog, yaml
-from invem.denoiser import GaussianDenoiser
+from invem.door import Run
 from invem.errors import RecipeError, suggest
 from invem.linear import CircularConvolution, Mask
 from invem.measurement import Measurement
 from invem.operator import Operator
-from invem.planning.plan import make
-from invem.running.run import Record, Run, run
+from invem.planning.make import make
+from invem.prior import Prior
+from invem.running.loop import carry_out
+from invem.running.records import Record
 
 __all__ = ["PROBLEMS", "Definition", "build_problem"]
 
@@ -96,18 +97,14 @@ def build_problem(
 
 def _closed_form(name: str, definition: Definition, catalog: Catalog, device: str) -> Problem:
     about = dict(definition.prior or {})
-    prior = PRIORS[about.pop("name")](**about)
-    moments, shape, here = prior.moments(), prior.shape, prior.to(device)
-    denoiser = (
-        GaussianDenoiser(here.moments())
-        if len(prior.weights) == 1
-        else IsotropicMixtureDenoiser(here)
-    )
+    exact = PRIORS[about.pop("name")](**about)
+    moments, shape, here = exact.moments(), exact.shape, exact.to(device)
+    prior = Prior.of(here.moments() if len(exact.weights) == 1 else here)
     draw_operator = _operators(definition.operator or {}, catalog)
     draw_noise = _component("noises", definition.noise or {}, catalog)
 
     def measure(seed: int, split: str, n: int) -> tuple[Tensor, Measurement]:
-        x = prior.sample(Rng.keyed(seed, "bench", split, "truth", items=range(n)))
+        x = exact.sample(Rng.keyed(seed, "bench", split, "truth", items=range(n)))
         rng = Rng.generator(seed, "bench", split, "measure")
         A = draw_operator(n, shape, rng)
         noise = draw_noise(n, tuple(A(x).shape[1:]), rng)
@@ -118,13 +115,13 @@ def _closed_form(name: str, definition: Definition, catalog: Catalog, device: st
     return Problem(
         name,
         f"{name}: {definition.summary}",
-        denoiser.eval(),
+        prior,
         measure,
         shape,
         (middle - width, middle + width),
         "prior",
         device,
-        prior,
+        exact,
     )
 
 
@@ -163,10 +160,10 @@ def _learned(
     folder = home / "invem" / "bench" / f"{name}-{digest}"
     source = folder.with_suffix(".yaml")
     if not source.exists():
-        store.write_text(source, recipe)
+        write_text(source, recipe)
     opened = Run(make(recipes.load(source, [f"compute.device={device}"]), catalog), folder)
-    if not has_final_prior(opened):
-        for _ in watch(run(opened.plan, folder)):
+    if not opened.finished:
+        for _ in watch(carry_out(opened.plan, folder)):
             pass
     return replace(problem_of_run(opened, truth), name=name, definition=recipe)
 

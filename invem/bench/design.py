@@ -44,7 +44,7 @@ class Design:
         Raises:
             RecipeError: If the problem has fewer observations, or there are fewer than 2 draws.
         """
-        exact, d = problem.prior is not None, math.prod(problem.shape)
+        exact, d = problem.exact is not None, math.prod(problem.shape)
         if observations is not None and problem.limit is not None and observations > problem.limit:
             raise RecipeError(
                 f"--observations: {problem.name} has {problem.limit} held-out observations besides"

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from invem import store
+from invem.atomic import write_text
 from invem.bench.design import Design
 from invem.bench.metrics import LEVELS
 from invem.bench.problems import Problem
 from invem.bench.score import Value
 from invem.errors import RecipeError
-from invem.running.run import environment
+from invem.running.records import environment
 
 __all__ = ["FLOOR", "Row", "make_document", "read_document", "write_document"]
 
@@ -125,7 +125,7 @@ def _finite_or_none(value: Any) -> Any:
 
 def write_document(document: dict[str, Any], path: Path) -> None:
     """Writes a benchmark as a JSON file."""
-    store.write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def read_document(path: Path) -> dict[str, Any]:

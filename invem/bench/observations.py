@@ -10,8 +10,8 @@ from invem.batched import Rng
 from invem.bench.count import Counter, wait_for_device
 from invem.bench.posterior import Posterior
 from invem.bench.problems import Problem
-from invem.denoiser import Denoiser
 from invem.measurement import Measurement
+from invem.prior import Prior
 from invem.sampler import PosteriorSampler
 
 __all__ = ["Observations"]
@@ -58,25 +58,25 @@ class Observations:
         return self.posterior.draw(self.draws, self._rng(purpose, len(self.m) * self.draws))
 
     def draw(
-        self, sampler: PosteriorSampler, denoiser: Denoiser, counter: Counter
+        self, sampler: PosteriorSampler, prior: Prior, counter: Counter
     ) -> tuple[Tensor, float]:
         """Returns draws of a sampler on the CPU, (N, K, *shape), and the seconds that they took."""
         n, k = len(self.m), self.draws
         repeated = torch.arange(n).repeat_interleave(k)
         m = replace(self.m, A=counter.counting(self.m.A))[repeated]
         rng = self._rng("draws", n * k)
-        with counter.watch(denoiser):
+        with counter.watch(prior.denoiser):
             wait_for_device(m.y.device)
             start = time.perf_counter()
-            x = sampler(denoiser, m, rng)
+            x = sampler(prior, m, rng)
             wait_for_device(m.y.device)
             seconds = time.perf_counter() - start
         return x.detach().cpu().reshape(n, k, *m.shape), seconds
 
-    def tuned(self, sampler: PosteriorSampler, denoiser: Denoiser) -> PosteriorSampler:
+    def tuned(self, sampler: PosteriorSampler, prior: Prior) -> PosteriorSampler:
         """Lets a sampler set its automatic options, as before an E-step."""
         few = min(_TUNED_ON, len(self.m))
-        return sampler.tune(denoiser, self.m[torch.arange(few)], self._rng("tune", few))
+        return sampler.tune(prior, self.m[torch.arange(few)], self._rng("tune", few))
 
     def _rng(self, purpose: str, n: int) -> Rng:
         return Rng.keyed(self.seed, "bench", self.split, purpose, items=range(n))

@@ -1,4 +1,4 @@
-"""The exact denoiser and the exact posterior of a mixture of Gaussians."""
+"""The exact posterior of a mixture of Gaussians."""
 
 import math
 from dataclasses import dataclass
@@ -6,42 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invem.batched import Rng, wide
-from invem.denoiser import Denoiser, level
+from invem.batched import Rng
 from invem.measurement import Measurement
 from invem.mixture import Mixture
 
-__all__ = ["IsotropicMixtureDenoiser", "Posterior"]
-
-
-class IsotropicMixtureDenoiser(Denoiser):
-    """The exact denoiser of a mixture of Gaussians N(m_k, s^2 I) that share one s.
-
-    With r_k the posterior probabilities of the components and m = sum_k r_k m_k, the posterior
-    mean is x_hat = m + s^2/(s^2 + sigma^2) (x_t - m). This takes two products of matrices, and is
-    thirty times as fast as `MixtureDenoiser`, which accepts any covariances.
-
-    Args:
-        prior: The mixture. Its covariances must all be the same multiple of the identity.
-    """
-
-    def __init__(self, prior: Mixture) -> None:
-        super().__init__()
-        self.prior = prior
-        self.moments = prior.moments()
-        self.var = float(prior.covs[0, 0, 0])
-
-    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        """Returns E[x | x_t], shape (B, *shape)."""
-        means, x = wide(self.prior.means.flatten(1)), wide(x_t.flatten(1))
-        total = self.var + wide(level(sigma, x_t)).reshape(-1, 1) ** 2
-        log_r = wide(self.prior.weights).log() + (x @ means.T - 0.5 * means.square().sum(1)) / total
-        near = log_r.softmax(-1) @ means
-        return (near + self.var / total * (x - near)).to(x_t.dtype).reshape(x_t.shape)
-
-    def posterior(self, m: Measurement, rng: Rng) -> Tensor:
-        """Returns one exact draw of p(x | y) per observation, shape (N, *shape)."""
-        return self.prior.posterior(m, rng)
+__all__ = ["Posterior"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,24 +4,23 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from invem import store
 from invem.batched import Rng, wide
 from invem.bench.posterior import Posterior
-from invem.denoiser import Denoiser, GaussianDenoiser
 from invem.diffusion import generate
+from invem.door import Run
 from invem.errors import DataError, RecipeError
+from invem.gaussian import Gaussian
 from invem.measurement import Measurement
 from invem.mixture import Mixture
-from invem.operator import LinearOperator
-from invem.running.run import Run
+from invem.prior import Prior
 from invem.schedule import Karras
 
-__all__ = ["Measure", "Problem", "Truth", "has_final_prior", "problem_of_run"]
+__all__ = ["Measure", "Problem", "Truth", "problem_of_run"]
 
 Truth = Literal["held-out", "prior"]
 Measure = Callable[[int, str, int], tuple[Tensor, Measurement]]
@@ -37,7 +36,7 @@ class Problem:
     Attributes:
         name: The name that tables show.
         definition: The full definition as text. For a run, its recipe.
-        denoiser: The prior.
+        prior: What is known of the signals: what the samplers are given.
         measure: (seed, split, n) -> n signals (n, *shape) and their measurements, for the split
             "test" or "validation".
         shape: The shape of one signal.
@@ -45,20 +44,21 @@ class Problem:
             standard deviations on either side of its mean.
         truth: Whether the signals are "held-out" or drawn from the "prior".
         device: Where the samplers run.
-        prior: The prior in closed form, or None.
+        exact: The prior as a mixture of Gaussians, where the exact posterior can be computed, or
+            None.
         limit: The largest number of observations per seed, or None.
         source: The run directory, or None.
     """
 
     name: str
     definition: str
-    denoiser: Denoiser
+    prior: Prior
     measure: Measure
     shape: tuple[int, ...]
     range: tuple[float, float]
     truth: Truth
     device: str
-    prior: Mixture | None = None
+    exact: Mixture | None = None
     limit: int | None = None
     source: str | None = None
 
@@ -77,23 +77,9 @@ class Problem:
 
         It has one for a prior in closed form, a linear operator and Gaussian noise.
         """
-        known = self.prior is not None and isinstance(m.A, LinearOperator)
-        if not known or not has_positive_variance(m):
+        if self.exact is None or not m.provides >= {"adjoint", "var", "density"}:
             return None
-        assert self.prior is not None
-        return Posterior.of(self.prior, m)
-
-
-def has_positive_variance(m: Measurement) -> bool:
-    """Whether the noise is Gaussian and nowhere zero."""
-    return "var" in m.noise.provides and bool((m.noise.var() > 0).all())
-
-
-def has_final_prior(run: Run) -> bool:
-    """Whether a run has reached the last prior of its recipe."""
-    fits = [(p, stage) for p, stage in enumerate(run.plan.stages) if stage.objective is not None]
-    p, _ = fits[-1] if fits else (0, run.plan.stages[0])
-    return (run.out / f"{p}-{run.rounds(p) - 1:03d}-denoiser" / "denoiser.safetensors").exists()
+        return Posterior.of(self.exact, m)
 
 
 def problem_of_run(run: Run, truth: Truth = "held-out") -> Problem:
@@ -113,70 +99,70 @@ def problem_of_run(run: Run, truth: Truth = "held-out") -> Problem:
             needed.
         DataError: If it has no finished prior.
     """
-    denoiser = run.last_denoiser()
+    prior = run.prior
     m = _held_out(run)
     x = _stored_truth(run) if truth == "held-out" else torch.empty(0)
     order = torch.randperm(len(m), generator=Rng.generator("bench", "order"))
     kept = len(m) - max(1, len(m) // 4)
     splits = {"test": order[:kept], "validation": order[kept:]}
-    prior = _closed_form(denoiser, run.plan.shape)
+    exact, device = _as_mixture(prior, run.plan.shape), run.context.device
 
     def measure(seed: int, split: str, n: int) -> tuple[Tensor, Measurement]:
         rows = splits[split][(torch.arange(n) + seed * n) % len(splits[split])]
         mine = m[rows]
         if truth == "held-out":
-            return x[rows], mine.to(run.device)
+            return x[rows], mine.to(device)
         rng = Rng.keyed(seed, "bench", split, "truth", items=range(n))
-        if prior is not None:
-            drawn = prior.sample(rng)
+        if exact is not None:
+            drawn = exact.sample(rng)
         else:
-            like = torch.empty(0, device=run.device)
-            drawn = generate(denoiser, Karras().grid(256), rng, run.plan.shape, like).cpu()
+            like = torch.empty(0, device=device)
+            drawn = generate(prior, Karras().grid(256), rng, run.plan.shape, like).cpu()
         y = mine.noise.sample(mine.A(drawn), Rng.generator(seed, "bench", split, "measure"))
-        return drawn, replace(mine, y=y).to(run.device)
+        return drawn, replace(mine, y=y).to(device)
 
-    about: dict[str, Any] = store.read_json(run.out / "run.json")
+    about = run.directory.description()
     low, high = run.plan.facts.range
     return Problem(
         about["name"],
         about["recipe"],
-        denoiser,
+        prior,
         measure,
         run.plan.shape,
         (low, high),
         truth,
-        str(run.device),
-        prior,
+        str(device),
+        exact,
         kept if truth == "held-out" else None,
-        str(run.out),
+        str(run.path),
     )
 
 
 def _held_out(run: Run) -> Measurement:
     try:
-        m = run.measurement("test", run.believed())
+        m = run.observations("test")
     except DataError:
         raise RecipeError(
-            f"{run.out}: the run has no held-out observations; begin one with"
+            f"{run.path}: the run has no held-out observations; begin one with"
             " evaluate.observations=64"
         ) from None
     if len(m) < 2:
         raise RecipeError(
-            f"{run.out}: at least 2 held-out observations are needed, and the run has {len(m)}"
+            f"{run.path}: at least 2 held-out observations are needed, and the run has {len(m)}"
         )
     return m
 
 
 def _stored_truth(run: Run) -> Tensor:
-    files = sorted((run.out / "truth").glob("[0-9]*.safetensors"))
-    if not files:
-        raise RecipeError(f"{run.out}: the run has no truth to compare with; add --truth prior")
-    return torch.cat([store.read(file)["x"] for file in files])
+    x = run.directory.true_signals()
+    if x is None:
+        raise RecipeError(f"{run.path}: the run has no truth to compare with; add --truth prior")
+    return x
 
 
-def _closed_form(denoiser: Denoiser, shape: tuple[int, ...]) -> Mixture | None:
+def _as_mixture(prior: Prior, shape: tuple[int, ...]) -> Mixture | None:
     """Returns a Gaussian prior as a mixture of one component, where it is small enough."""
-    if not isinstance(denoiser, GaussianDenoiser) or math.prod(shape) > _LARGEST:
+    if not isinstance(prior.exact, Gaussian) or math.prod(shape) > _LARGEST:
         return None
-    moments = denoiser.known_moments().to("cpu")
-    return Mixture(torch.ones(1), moments.mean[None], wide(moments.cov.dense())[None])
+    gaussian = prior.exact.to("cpu")
+    return Mixture(torch.ones(1), gaussian.mean[None], wide(gaussian.cov.dense())[None])

@@ -70,15 +70,15 @@ def _row(
     tuning = None
     if validation is not None:
         setting, tuning = tune(setting, scorer, validation, trials)
-    denoiser, seeds = problem.denoiser, scorer.seeds
-    samplers = [seed.tuned(setting.sampler(), denoiser) for seed in seeds]
+    prior, seeds = problem.prior, scorer.seeds
+    samplers = [seed.tuned(setting.sampler(), prior) for seed in seeds]
     device = seeds[0].m.y.device
     # A small call first, so that the clock does not see what is done once.
-    samplers[0](denoiser, seeds[0].m[:1], Rng.keyed("bench", "warm-up", items=[0]))
+    samplers[0](prior, seeds[0].m[:1], Rng.keyed("bench", "warm-up", items=[0]))
     reset_peak_memory(device)
     counter, seconds, draws = Counter(), 0.0, list[Tensor]()
     for sampler, seed in zip(samplers, seeds, strict=True):
-        x, taken = seed.draw(sampler, denoiser, counter)
+        x, taken = seed.draw(sampler, prior, counter)
         seconds += taken
         draws.append(x)
     memory = peak_memory(device)

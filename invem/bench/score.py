@@ -74,9 +74,9 @@ class Scorer:
 
         Infinite if a draw is not finite.
         """
-        denoiser = self.problem.denoiser
-        tuned = observations.tuned(sampler, denoiser)
-        x, _ = observations.draw(tuned, denoiser, Counter())
+        prior = self.problem.prior
+        tuned = observations.tuned(sampler, prior)
+        x, _ = observations.draw(tuned, prior, Counter())
         if not bool(x.isfinite().all()):
             return math.inf
         name = tuning_metric(observations.posterior is not None)

@@ -10,19 +10,14 @@ from typing import Annotated, Any, get_args, get_origin
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
-from invem.bench.problems import Problem, has_positive_variance
+from invem.bench.problems import Problem
+from invem.capability import meaning
 from invem.config import Catalog, options_of, parse_options, yaml
-from invem.denoiser import Denoiser
 from invem.errors import PluginError, RecipeError
 from invem.sampler import PosteriorSampler
 
 __all__ = ["Setting", "bounds", "parse_sampler", "select_samplers", "split_samplers"]
 
-_CAPABILITIES = {
-    "closed form": "a prior in closed form",
-    "moments": "a prior with known moments",
-    "var": "noise with a variance (var)",
-}
 _MOST_STEPS = 1 << 20  # a sampler that costs no more at so many steps has no cost per step
 
 
@@ -204,23 +199,15 @@ def _misfit(
     provides: frozenset[str],
 ) -> str:
     fitting = ", ".join(_fitting(catalog, provides))
-    words = ", ".join(_CAPABILITIES.get(need, need) for need in sorted(lacks))
     return (
-        f"{name} needs {words}, which {problem.name} does not provide (these samplers fit:"
+        f"{name} needs {meaning(lacks)}, which {problem.name} does not provide (these samplers fit:"
         f" {fitting})"
     )
 
 
 def _provides(problem: Problem) -> frozenset[str]:
     _, m = problem.measure(0, "test", 1)
-    provides = set(m.provides)
-    if not has_positive_variance(m):
-        provides.discard("var")
-    if problem.denoiser.moments is not None:
-        provides.add("moments")
-    if type(problem.denoiser).posterior is not Denoiser.posterior:
-        provides.add("closed form")
-    return frozenset(provides)
+    return m.provides | problem.prior.provides
 
 
 def _fitting(catalog: Catalog, provides: frozenset[str]) -> Iterator[str]:

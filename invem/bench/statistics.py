@@ -14,7 +14,7 @@ from torch import Tensor
 from invem.batched import Rng, wide
 from invem.bench.metrics import LEVELS
 from invem.bench.observations import Observations
-from invem.bench.problems import Problem, has_positive_variance
+from invem.bench.problems import Problem
 from invem.compare import directions, inside, ranks
 from invem.measurement import Measurement
 from invem.metric import Outcome
@@ -86,7 +86,7 @@ class Batch:
 
 def misfit(batch: Batch) -> Tensor | None:
     """|y - A x|^2 per entry of y in variances of the noise, averaged over draws, shape (B,)."""
-    if not has_positive_variance(batch.m):
+    if not batch.m.provides >= {"var", "density"}:
         return None
     b, k = batch.draws.shape[:2]
     m = batch.m[torch.arange(b).repeat_interleave(k)]
@@ -238,8 +238,8 @@ class SeedDraws:
         P is the exact posterior covariance. P_hat is the covariance of the draws about their own
         mean, pooled over observations. None if there are too few draws.
         """
-        posterior, prior = self.observations.posterior, self.problem.prior
-        if posterior is None or prior is None or len(prior.weights) != 1:
+        posterior, exact = self.observations.posterior, self.problem.exact
+        if posterior is None or exact is None or len(exact.weights) != 1:
             return None
         total, n = torch.zeros_like(posterior.cov[0]), 0
         for i, x in self.finite.items():
@@ -255,10 +255,10 @@ class SeedDraws:
         C is the covariance of the prior. C_hat is that of all draws together, less what exact draws
         of the same observations would have, so that few observations are enough.
         """
-        posterior, prior = self.observations.posterior, self.problem.prior
-        if posterior is None or prior is None or not self.finite:
+        posterior, exact = self.observations.posterior, self.problem.exact
+        if posterior is None or exact is None or not self.finite:
             return None
-        moments = prior.moments()
+        moments = exact.moments()
         mean, cov = wide(moments.mean).flatten(), wide(moments.cov.dense())
         excess = torch.zeros_like(cov)
         for i, x in self.finite.items():

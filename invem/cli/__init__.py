@@ -1,5 +1,31 @@
-"""The command line."""
+"""The command line: thin commands over the Python door (`invem.door`).
 
-from invem.cli.app import app, main
+Modules are imported when a command is defined, libraries such as torch when one is carried out, so
+that ``invem --help`` and ``invem ls`` answer at once.
+"""
+
+from invem.cli import benchmark, components, recipes, runs
+from invem.cli.app import app, main, plugin
 
 __all__ = ["app", "main"]
+
+# The order is that of ``invem --help``.
+for _command in (
+    runs.run,
+    runs.resume,
+    recipes.plan,
+    recipes.identify,
+    recipes.show,
+    components.ls,
+    components.info,
+):
+    app.command()(_command)
+app.command(name="eval")(runs.evaluate)
+app.command()(runs.sample)
+app.command()(runs.restore)
+app.command()(benchmark.bench)
+app.command(name="report")(runs.write_report)
+
+plugin.command(name="list")(components.list_plugins)
+plugin.command(name="new")(components.new_plugin)
+plugin.command(name="check")(components.check_plugins)

@@ -3,18 +3,20 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from invem.running.run import Record
+if TYPE_CHECKING:
+    from invem.running.records import Record
 
 __all__ = ["follow"]
 
 _WORDS = {"measure": "measuring", "e-step": "E-step", "loss": "M-step", "restore": "restoring"}
 
 
-def follow(records: Iterable[Record]) -> Iterator[Record]:
+def follow(records: "Iterable[Record]") -> "Iterator[Record]":
     """Passes records on and shows where the run is, how fast it goes and how long it will take."""
     console = Console(stderr=True)
     if not sys.stderr.isatty():
@@ -47,7 +49,7 @@ def follow(records: Iterable[Record]) -> Iterator[Record]:
             yield record
 
 
-def _plain(records: Iterable[Record]) -> Iterator[Record]:
+def _plain(records: "Iterable[Record]") -> "Iterator[Record]":
     key, begun, said, last = "", 0.0, 0.0, time.monotonic()
     for record in records:
         data, now = record.data, time.monotonic()
@@ -70,23 +72,23 @@ def _plain(records: Iterable[Record]) -> Iterator[Record]:
         yield record
 
 
-def _done(record: Record) -> int:
+def _done(record: "Record") -> int:
     return int(record.data.get("done", record.data.get("step", 0)))
 
 
-def _rate(record: Record, seconds: float) -> str:
+def _rate(record: "Record", seconds: float) -> str:
     unit = "steps/s" if record.event == "loss" else "images/s"
     loss = f", loss {record.data['loss']:.4g}" if "loss" in record.data else ""
     return f"{_done(record) / max(seconds, 1e-9):.1f} {unit}{loss}"
 
 
-def _title(record: Record) -> str:
+def _title(record: "Record") -> str:
     data = record.data
     where = f"{data['name']} round {data['round']}: " if "round" in data else ""
     return f"{where}{_WORDS[record.event]}{' ' + data['split'] if 'split' in data else ''}"
 
 
-def _said(record: Record) -> str:
+def _said(record: "Record") -> str:
     """What is said of an event that is no step of a longer work."""
     data = record.data
     where = f"{data.get('name')} round {data.get('round')}"
@@ -101,7 +103,7 @@ def _said(record: Record) -> str:
     return f"{where}: the phase ends: {data['reason']}" if record.event == "stop" else ""
 
 
-def _summary(record: Record) -> str:
+def _summary(record: "Record") -> str:
     data = record.data
     values = ", ".join(
         f"{label} {'not finite' if value['value'] is None else format(value['value'], '.4g')}"

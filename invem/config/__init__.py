@@ -1,6 +1,7 @@
 """Recipes and components: what a person wrote, checked, with the place of each value."""
 
 from invem.config.catalog import KINDS, Catalog, Component, Plugin
+from invem.config.given import Changes, RecipeLike, load_any
 from invem.config.load import Loaded, error, load, load_data, locate, replace
 from invem.config.messages import explain
 from invem.config.options import options_of, parse_options
@@ -18,6 +19,7 @@ from invem.config.schema import (
 __all__ = [
     "KINDS",
     "Catalog",
+    "Changes",
     "Component",
     "Compute",
     "Evaluate",
@@ -27,11 +29,13 @@ __all__ = [
     "Phase",
     "Plugin",
     "Recipe",
+    "RecipeLike",
     "dump",
     "error",
     "explain",
     "json_schema",
     "load",
+    "load_any",
     "load_data",
     "locate",
     "options_of",

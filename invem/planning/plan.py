@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from invem import analysis
-from invem.config import Loaded, Phase, Recipe
+from invem.config import Fit, Loaded, Phase, Recipe
 from invem.dataset import Dataset
 from invem.metric import Metric
 from invem.objective import ClosedFormObjective, Objective
@@ -73,7 +73,7 @@ class Facts(NamedTuple):
     prior: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Everything that a run needs, checked.
 
@@ -107,6 +107,13 @@ class Plan:
     test: int
     warnings: list[str]
 
+    def __repr__(self) -> str:
+        phases = ", ".join(f"{s.phase.name} ({s.phase.rounds})" for s in self.stages)
+        return (
+            f"<Plan of {self.loaded.source}: {self.train} observations of signals of shape"
+            f" {self.shape}; phases and their rounds: {phases}>"
+        )
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one signal."""
@@ -122,6 +129,21 @@ class Plan:
         own = None if stage is None else stage.network
         build = self.network if own is None else own
         return lambda: build(self.shape)
+
+    def made_of(self, p: int) -> dict[str, Any]:
+        """Returns what the prior of a phase is built from, as plain data: shape of the signals,
+        objective with its options, and network with its options ("network" is None for a closed
+        form). A file of the prior holds it, so that it can be loaded without the recipe."""
+        phase = self.resolved["phases"][p]
+        own = Fit.model_fields.keys()
+        options = {key: value for key, value in phase["fit"].items() if key not in own}
+        trained = isinstance(self.stages[p].objective, Objective)
+        network = phase["network"] or self.resolved["network"]
+        return {
+            "shape": list(self.shape),
+            "objective": {"name": phase["fit"]["objective"], **options},
+            "network": network if trained else None,
+        }
 
     def foreign_prior(self) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
         """Reads the newest prior of the run that the recipe names as `prior`.

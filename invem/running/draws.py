@@ -1,5 +1,7 @@
 """The draws of an E-step: which observations they are of, which are renewed, where they are."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from invem.running.context import Context
 from invem.running.order import batch_of_step
 from invem.storage.directory import Round
 
-__all__ = ["drop_old_pool", "read_draws", "renewed", "subset"]
+__all__ = ["drop_old_pool", "has_draws", "read_draws", "renewed", "subset"]
 
 POOL = "pool"  # the draws of all rounds so far, where a round renews a share of them
 
@@ -32,6 +34,15 @@ def renewed(run: Context, at: Round) -> Tensor:
     k = max(round(phase.refresh * n), 1)
     key = (run.recipe.seed, "refresh", at.phase)
     return batch_of_step(n, k, at.number - 1, *key).sort().values
+
+
+def has_draws(run: Context, at: Round) -> bool:
+    """Whether the E-step of a round is finished."""
+    stage, folder = run.stage(at), run.directory.draws(at)
+    if stage.sampler is None:
+        return False
+    shards = math.ceil(len(renewed(run, at)) / stage.phase.batch)
+    return folder.has(POOL) or all(folder.has(f"{k:05d}") for k in range(shards))
 
 
 def read_draws(run: Context, at: Round) -> Tensor:

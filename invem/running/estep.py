@@ -59,9 +59,11 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
     if not folder.has_json("sampler"):
         folder.write_json("sampler", describe(sampler))
     tally = _Tally(folder)
-    for k, shard in enumerate(run.pieces(len(index), stage.phase.batch)):
+    for k in range(shards):
         if folder.has(f"{k:05d}"):
             continue
+        run.check()
+        shard = torch.arange(len(index))[k * stage.phase.batch : (k + 1) * stage.phase.batch]
         begun = None if start is None else start[shard].to(run.device)
         x = _shard(run, at, k, sampler, prior, m[index[shard]].to(run.device), shard, begun, tally)
         folder.write(f"{k:05d}", {"x": x})

@@ -20,6 +20,7 @@ from invem.objective import ClosedFormObjective
 from invem.planning.plan import Plan
 from invem.prior import Prior
 from invem.running.context import Context, keep_memory
+from invem.running.draws import has_draws
 from invem.running.estep import estep
 from invem.running.evaluate import evaluate, evaluate_observations, prepare
 from invem.running.measure import measure
@@ -29,10 +30,12 @@ from invem.running.records import Record, environment
 from invem.stopping import FinishedRound
 from invem.storage.directory import Round, RunDirectory
 
-__all__ = ["carry_out", "rounds_of"]
+__all__ = ["carry_out", "is_complete", "rounds_of"]
 
 
-def carry_out(plan: Plan, path: Path, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
+def carry_out(
+    plan: Plan, path: Path, stop: Callable[[], int] = lambda: 0
+) -> Generator[Record, None, None]:
     """Carries out a plan in a directory, from wherever the directory is, and yields records.
 
     Args:
@@ -70,6 +73,25 @@ def rounds_of(run: Context, phase: int) -> int:
     """Returns how many rounds a phase has: those of the recipe, or fewer if it was ended before."""
     stopped = run.directory.stop(phase)
     return int(stopped["rounds"]) if stopped else run.plan.stages[phase].phase.rounds
+
+
+def is_complete(run: Context) -> bool:
+    """Whether every round of a run is fitted and evaluated, so that nothing is left to do."""
+    if not run.directory.begun:
+        return False
+    has_prior = run.recipe.prior is not None
+    for p, stage in enumerate(run.plan.stages):
+        has_prior |= stage.objective is not None
+        rounds = rounds_of(run, p)
+        for at in (Round(p, r) for r in range(rounds)):
+            if stage.objective is not None and not run.directory.fit(at).has(FILE):
+                return False
+            if stage.objective is None and not has_draws(run, at):
+                return False
+            evaluated = has_prior and _is_evaluated(run, at, at.number + 1 == rounds)
+            if evaluated and not run.directory.evaluation(at).has_json("metrics"):
+                return False
+    return True
 
 
 def _begin(run: Context) -> Iterator[Record]:

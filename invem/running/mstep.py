@@ -111,7 +111,7 @@ def _solve(
 
     solved = Prior.of(objective.solve(prior or run.standard(), batches))
     assert solved.exact is not None
-    meta = {"provides": sorted(solved.provides)}
+    meta = {"provides": sorted(solved.provides), "made of": run.plan.made_of(at.phase)}
     run.directory.fit(at).write(FILE, exact_tensors(solved.exact), meta)
     return solved.known_moments()
 
@@ -260,7 +260,8 @@ def _store(
     if not fit.keep:
         weights.optimizer = {}
     prior = objective.prior(trainer.model, moments)
-    meta: dict[str, Any] = {**weights.meta(), "provides": sorted(prior.provides)}
+    facts = {"provides": sorted(prior.provides), "made of": run.plan.made_of(at.phase)}
+    meta: dict[str, Any] = {**weights.meta(), **facts}
     folder = run.directory.fit(at)
     tensors = weights.tensors() | prefixed("moments.", moments.tensors())
     folder.write(FILE, tensors, meta)

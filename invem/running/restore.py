@@ -1,6 +1,7 @@
 """Restoring new observations with the newest prior of a run."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +12,32 @@ from invem.running.context import Context, all_finite
 from invem.running.priors import last_prior
 from invem.running.records import Record
 
-__all__ = ["restore"]
+__all__ = ["Restored", "restore"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Restored:
+    """Posterior draws of the signals of new observations, and their statistics.
+
+    Attributes:
+        mean: The mean of the draws, shape (N, *shape).
+        std: Their standard deviation in each entry, shape (N, *shape). It is zero for one draw.
+        draws: The draws, shape (N, K, *shape).
+    """
+
+    mean: Tensor
+    std: Tensor
+    draws: Tensor
+
+    @classmethod
+    def of(cls, draws: Tensor) -> "Restored":
+        """Returns the statistics of draws, shape (N, K, *shape)."""
+        several = draws.shape[1] > 1
+        return cls(draws.mean(1), draws.std(1, correction=1 if several else 0), draws)
+
+    def __repr__(self) -> str:
+        n, k, *shape = self.draws.shape
+        return f"<Restored: {n} observations, {k} draws of each, shape {tuple(shape)}>"
 
 
 def restore(run: Context, m: Measurement, draws: int, seed: int) -> Iterator[Record]:

@@ -14,7 +14,23 @@ KINDS = tuple(hook.removesuffix("s") for hook in HOOKS)
 """The kinds of components that can be written, in the singular: one per hook."""
 
 # Kinds whose factory is a class; that of the others is a function.
-_CLASSES = ("network", "sampler", "objective", "metric", "schedule")
+_CLASSES = (
+    "network",
+    "sampler",
+    "objective",
+    "metric",
+    "schedule",
+    "stop",
+    "format",
+    "figure",
+)
+
+# Kinds whose name does not say enough by itself.
+_TITLES = {
+    "stop": "A stopping rule",
+    "format": "A file format",
+    "figure": "A figure of the report",
+}
 
 
 def write(name: str, kind: str, folder: Path) -> list[Path]:
@@ -64,7 +80,7 @@ def _words(name: str, kind: str) -> dict[str, str]:
         "name": name,
         "dist": f"invem-{name}",
         "module": f"invem_{function}",
-        "title": f"{'An' if kind[0] in 'aeiou' else 'A'} {kind}",
+        "title": _TITLES.get(kind, f"{'An' if kind[0] in 'aeiou' else 'A'} {kind}"),
         "function": function,
         "camel": camel,
         "factory": camel if kind in _CLASSES else function,

@@ -149,6 +149,23 @@ class RunDirectory(Folder):
         """Whether a run was begun in it."""
         return self.has_json("run")
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a run can be begun in it: it is not there, or holds nothing but a recipe."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        names = (inside.name for inside in self.path.iterdir())
+        return all(name == self.recipe.name or name.startswith(".") for name in names)
+
+    def check_begun(self) -> None:
+        """Raises an error if no run was begun in it.
+
+        Raises:
+            RecipeError: If there is no run.
+        """
+        if not self.begun:
+            raise RecipeError(f"{self.path}: not a run directory (there is no run.json in it)")
+
     def begin(self, recipe: str, description: Mapping[str, Any]) -> None:
         """Writes the resolved recipe and the description of a run."""
         atomic.write_text(self.path / "recipe.yaml", recipe)
@@ -161,8 +178,7 @@ class RunDirectory(Folder):
             RecipeError: If it is no run, or its recipe was changed.
             DataError: If it is damaged.
         """
-        if not self.begun:
-            raise RecipeError(f"{self.path}: not a run directory (there is no run.json in it)")
+        self.check_begun()
         about: Any = self.read_json("run")
         if not isinstance(about, dict) or not isinstance(about.get("recipe"), str):
             raise DataError(f"{self.path / 'run.json'}: damaged: 'recipe' is missing")

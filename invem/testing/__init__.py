@@ -22,12 +22,7 @@ from invem.testing.base import (
     relative_error,
     run_contract,
 )
-from invem.testing.problems import (
-    Observed,
-    example_denoiser,
-    example_measurement,
-    example_prior,
-)
+from invem.testing.problems import Observed, exact_priors, example_measurement, example_prior
 from invem.testing.registry import KINDS, check, contracts, explain
 
 __all__ = [
@@ -40,7 +35,7 @@ __all__ = [
     "Result",
     "check",
     "contracts",
-    "example_denoiser",
+    "exact_priors",
     "example_measurement",
     "example_options",
     "example_prior",

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.denoiser import GaussianDenoiser
 from invem.errors import DataError, RecipeError
 from invem.gaussian import Gaussian
 from invem.measurement import Example
 from invem.metric import Metric, Outcome
+from invem.prior import Prior
 from invem.testing.base import Factory, Kind, example_options, normal_like, relative_error
 from invem.testing.problems import Observed, example_measurement, example_prior
 
@@ -41,7 +41,7 @@ class _Case:
         metric: The metric.
         state: What it prepared from training images.
         good: The outcome of an exact prior and an exact sampler.
-        bad: The same with errors in the draws, the samples and the denoiser.
+        bad: The same with errors in the draws, the samples and the prior.
     """
 
     metric: Metric
@@ -96,7 +96,7 @@ def _outcomes(observed: Observed) -> tuple[Outcome, Outcome]:
         simulated=simulated,
         resimulated=prior.posterior(simulated, _streams("again")),
         trained=_signals("trained"),
-        denoiser=GaussianDenoiser(prior),
+        prior=Prior.of(prior),
     )
     assert good.draws is not None
     bad = dataclasses.replace(
@@ -106,7 +106,7 @@ def _outcomes(observed: Observed) -> tuple[Outcome, Outcome]:
         simulated=noisy_simulated,
         # Nearly the samples themselves: a prior that has memorised them.
         trained=noisy + 0.01 * z.flip(0),
-        denoiser=GaussianDenoiser(Gaussian(prior.mean + 0.5, prior.cov)),
+        prior=Prior.of(Gaussian(prior.mean + 0.5, prior.cov)),
     )
     return good, bad
 

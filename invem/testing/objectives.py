@@ -2,26 +2,21 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.denoiser import Denoiser, GaussianDenoiser, Several, level
+from invem.denoiser import Denoiser, level
 from invem.gaussian import Gaussian
-from invem.interpolant import Interpolating
 from invem.measurement import Example, Measurement
-from invem.objective import Objective
-from invem.testing.base import Factory, Kind, example_options, relative_error
-from invem.testing.problems import (
-    conditional_mean,
-    example_measurement,
-    example_prior,
-    interpolant_mean,
-)
+from invem.objective import ClosedFormObjective, Objective
+from invem.prior import Prior
+from invem.testing.base import Factory, Kind, example_options, normal_like, relative_error
+from invem.testing.problems import ExactConditional, example_measurement, example_prior
 
 __all__ = ["OBJECTIVES"]
 
@@ -29,49 +24,33 @@ _SHAPE = (8,)
 _COUNT = 2048
 
 
-class _Perturbed(Denoiser):
-    """The exact E[x | x_t, cond], plus an error of the same size for a network at each noise level.
-
-    Args:
-        prior: The distribution of x.
-        error: The size of the error, in units of the output of a preconditioned network.
-        objective: The objective that is measured, for what its condition means.
-    """
-
-    def __init__(
-        self, prior: Gaussian, error: float = 0.0, objective: Objective | None = None
-    ) -> None:
-        super().__init__()
-        self.prior, self.error, self.sigma_data, self.objective = prior, error, 0.5, objective
-
-    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        sigma = level(sigma, x_t)
-        if cond is None:
-            x_hat = self.prior.denoise(x_t, sigma)
-        else:
-            x_hat = self._conditioned(x_t, sigma, cond)
-        return x_hat + self.error * sigma / (1 + sigma**2) * x_t
-
-    def _conditioned(self, x_t: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
-        if not isinstance(self.objective, Interpolating):
-            return conditional_mean(self.prior, x_t, sigma, cond)
-        objective = self.objective
-        mean = interpolant_mean(self.prior, x_t, sigma, cond, objective.jitter, objective.informed)
-        # An empty condition asks for the denoiser of the prior.
-        given = cond.flatten(2).any(2).any(1).reshape(-1, *[1] * (x_t.ndim - 1))
-        return torch.where(given, mean, self.prior.denoise(x_t, sigma))
-
-
 class _Linear(Denoiser):
     """A small network in which each weight should have a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.sigma_data = torch.nn.Linear(*_SHAPE, *_SHAPE), 0.5
+        self.layer = torch.nn.Linear(*_SHAPE, *_SHAPE)
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
         out: Tensor = self.layer(x_t)
         return out
+
+
+class _Perturbed(ExactConditional):
+    """The exact E[x | x_t, cond], plus an error of the same size for a network at each noise level.
+
+    Args:
+        exact: The exact denoiser.
+        error: The size of the error, in units of the output of a preconditioned network.
+    """
+
+    def __init__(self, exact: ExactConditional, error: float) -> None:
+        super().__init__(exact.prior, exact.conditioning)
+        self.error = error
+
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        sigma = level(sigma, x_t)
+        return super().forward(x_t, sigma, cond) + self.error * sigma / (1 + sigma**2) * x_t
 
 
 @dataclasses.dataclass
@@ -79,14 +58,19 @@ class _Case:
     """An objective with one set of options on one problem.
 
     Attributes:
-        objective: The objective.
-        prior: The distribution of the signals.
+        fitting: The objective.
+        exact: The distribution of the signals.
         batch: Signals with their measurements.
     """
 
-    objective: Objective
-    prior: Gaussian
+    fitting: Objective | ClosedFormObjective
+    exact: Gaussian
     batch: Example
+
+    @property
+    def objective(self) -> Objective | None:
+        """The objective, if it trains a model."""
+        return self.fitting if isinstance(self.fitting, Objective) else None
 
     @property
     def x(self) -> Tensor:
@@ -106,49 +90,39 @@ class _Case:
     @property
     def measured(self) -> bool:
         """Whether the objective learns from measurements, and from no signals beside them."""
-        return "measurement" in self.objective.needs and "x" not in self.objective.needs
+        return "measurement" in self.fitting.needs and "x" not in self.fitting.needs
 
-    @property
-    def distils(self) -> bool:
-        """Whether it trains several networks from the last prior: no loss of one denoiser, and no
-        data."""
-        return self.objective.networks > 1
+    def batches(self, objective: Objective) -> list[Example]:
+        """Returns the batches that it must accept: signals with measurements, and a clean
+        subset."""
+        clean = self.measured and objective.takes_examples
+        return [self.batch, self.clean] if clean else [self.batch]
 
-    @property
-    def batches(self) -> list[Example]:
-        """The batches that it must accept: signals with measurements, and a clean subset."""
-        return [self.batch] + ([self.clean] if self.measured and not self.distils else [])
+    def build(self, objective: Objective, make_network: Callable[[], Denoiser]) -> Denoiser:
+        """Returns the model of the objective, around networks, as a round of EM begins."""
+        return objective.build(make_network, Prior.of(self.exact), self.m)
 
-    def denoiser(self, make: Callable[[], Denoiser]) -> Denoiser:
-        """Returns a denoiser, or as many as the objective trains together beside the last prior."""
-        if not self.distils:
-            return make()
-        return self.objective.wrap(
-            Several(make() for _ in range(self.objective.networks)),
-            self.m,
-            GaussianDenoiser(self.prior),
-        )
-
-    def loss(self, denoiser: Denoiser, batch: Example, n: int = _COUNT) -> Tensor:
-        return self.objective.loss(denoiser, batch, self.rng(n))
+    def loss(self, objective: Objective, model: Denoiser, batch: Example) -> Tensor:
+        return objective.loss(model, batch, self.rng(len(self.x if batch.x is None else batch.x)))
 
     def rng(self, n: int = _COUNT) -> Rng:
         return Rng.keyed("contracts", "objective", items=range(n))
 
 
 def _cases(factory: Factory, folder: Path) -> Iterator[tuple[str, _Case]]:
-    prior = example_prior(_SHAPE)
-    x = prior.sample(Rng.keyed("contracts", "truth", items=range(_COUNT)))
+    exact = example_prior(_SHAPE)
+    known = Prior.of(exact).provides | {"x", "measurement"}
+    x = exact.sample(Rng.keyed("contracts", "truth", items=range(_COUNT)))
     problems: tuple[Literal["mask", "whole"], ...] = ("mask", "whole")
     for observed in problems:
         m = example_measurement(observed, _COUNT, _SHAPE)
         for label, options in example_options(factory, _SHAPE, folder):
-            objective: Objective = factory(**options)
-            if objective.needs - m.provides - {"x", "measurement", "closed form", "moments"}:
+            objective: Objective | ClosedFormObjective = factory(**options)
+            if objective.needs - m.provides - known:
                 continue
             # A = I tells nothing new of an objective that asks for neither it nor singular values.
             if observed == "mask" or objective.needs & {"identity", "svd"}:
-                yield f"{observed}, {label}", _Case(objective, prior, Example(x, m))
+                yield f"{observed}, {label}", _Case(objective, exact, Example(x, m))
 
 
 OBJECTIVES = Kind(
@@ -163,19 +137,19 @@ OBJECTIVES = Kind(
 def loss_per_sample(case: _Case) -> float | None:
     """The loss has one finite value per sample, which does not change with the other samples nor
     with their number; not for closed forms."""
-    if case.objective.closed_form:
+    if (objective := case.objective) is None:
         return None
-    denoiser, few = case.denoiser(lambda: _Perturbed(case.prior)), 3
+    model, few = case.build(objective, lambda: ExactConditional(case.exact)), 3
     y = torch.cat([case.m.y[:1], case.m.y[1:] + 5])
     other_x = torch.cat([case.x[:1], case.x[1:] + 5])
     others = (Example(other_x, dataclasses.replace(case.m, y=y)), Example(other_x))
     worst = 0.0
-    for batch, other_batch in zip(case.batches, others, strict=False):
-        loss, other = case.loss(denoiser, batch), case.loss(denoiser, other_batch)
+    for batch, other_batch in zip(case.batches(objective), others, strict=False):
+        loss, other = (case.loss(objective, model, b) for b in (batch, other_batch))
         m = None if batch.measurement is None else batch.measurement[torch.arange(few)]
-        first_few = case.loss(denoiser, Example(case.x[:few], m), few)
+        first_few = case.loss(objective, model, Example(case.x[:few], m))
         # A loss that ignores its data passes all else.
-        ignored = not case.distils and torch.equal(other[1:], loss[1:])
+        ignored = objective.takes_examples and torch.equal(other[1:], loss[1:])
         wrong = loss.shape != (len(case.x),) or not bool(loss.isfinite().all()) or ignored
         worst = max(
             worst,
@@ -190,36 +164,78 @@ def loss_per_sample(case: _Case) -> float | None:
 def gradient_reaches_all(case: _Case) -> float | None:
     """The number of trained parameters with no gradient, which must be zero; not for closed
     forms."""
-    if case.objective.closed_form:
+    if (objective := case.objective) is None:
         return None
     dead = 0
-    for batch in case.batches:
-        network = case.denoiser(_Linear)
-        case.loss(network, batch).mean().backward()  # type: ignore[no-untyped-call]
-        dead += sum(w.grad is None or not bool(w.grad.any()) for w in network.parameters())
+    for batch in case.batches(objective):
+        model = case.build(objective, _Linear)
+        case.loss(objective, model, batch).mean().backward()  # type: ignore[no-untyped-call]
+        weights = [w for group in objective.parameter_groups(model) for w in group.parameters]
+        dead += sum(w.grad is None or not bool(w.grad.any()) for w in weights)
+        dead += not weights
     return float(dead)
+
+
+@OBJECTIVES.contract("every weight once", tolerance=0.0)
+def every_weight_once(case: _Case) -> float | None:
+    """`parameter_groups` holds every trainable weight of the model once, and nothing else, each at
+    a positive rate; the number of weights that are not; not for closed forms."""
+    if (objective := case.objective) is None:
+        return None
+    model = case.build(objective, _Linear)
+    groups = objective.parameter_groups(model)
+    held = [id(w) for group in groups for w in group.parameters]
+    wanted = {id(w) for w in model.parameters() if w.requires_grad}
+    twice = len(held) - len(set(held))
+    return float(
+        twice + len(wanted.symmetric_difference(held)) + sum(not g.share > 0 for g in groups)
+    )
+
+
+@OBJECTIVES.contract("weights in the state", tolerance=0.0)
+def weights_in_the_state(case: _Case) -> float | None:
+    """`state_dict` of the model holds all that was learned: a model that is built again without
+    prior and measurements, and loads it, is the same prior; not for closed forms."""
+    if (objective := case.objective) is None:
+        return None
+    model, again = case.build(objective, _Linear), objective.build(_Linear, None, None)
+    again.load_state_dict(model.state_dict())
+    few = torch.arange(3)
+    x, m = case.x[few], case.m[few]
+    answers: list[list[Tensor]] = []
+    for built in (model, again):
+        prior = objective.prior(built.eval(), case.exact)
+        given = [prior(x, 0.3)]
+        if prior.conditioning is not None:
+            given.append(prior(x, 0.3, prior.conditioning(m)))
+        if prior.generator is not None:
+            given.append(prior.generator(case.rng(3), _SHAPE, x))
+        if prior.exact is not None:
+            given.append(prior.exact.posterior_mean(m))
+        answers.append(given)
+    return max(relative_error(b, a) for a, b in zip(*answers, strict=True))
 
 
 @OBJECTIVES.contract("least when exact", tolerance=-3.0)
 def least_when_exact(case: _Case) -> float | None:
     """The loss of the exact denoiser is at least three standard errors below that of two perturbed
-    ones; not for closed forms and distillation.
+    ones; not for closed forms and distillation, nor where the exact one is not known.
 
     An objective on measurements is held to it for A = I, on a clean subset, and where the denoiser
     is conditioned on the mask: from masks alone some learn another function than E[x | x_t].
     """
-    if case.objective.closed_form or case.distils:
+    objective = case.objective
+    if objective is None or not objective.takes_examples or _exact(case, objective) is None:
         return None
     exact_from_measurements = (
-        not case.measured or "identity" in case.m.provides or case.objective.condition > 0
+        not case.measured or "identity" in case.m.provides or objective.condition > 0
     )
     batches = [case.batch] if exact_from_measurements else []
     batches += [case.clean] if case.measured else []
     worst = -math.inf
     for batch in batches:
         exact, *others = (
-            case.loss(_Perturbed(case.prior, error, case.objective), batch).detach().double()
-            for error in (0.0, -0.2, 0.2)
+            _loss_of_perturbed(case, objective, batch, error) for error in (0.0, -0.2, 0.2)
         )
         for other in others:
             gap = exact - other
@@ -227,13 +243,67 @@ def least_when_exact(case: _Case) -> float | None:
     return worst
 
 
+def _exact(case: _Case, objective: Objective) -> ExactConditional | None:
+    """Returns the exact E[x | x_t, cond] with the condition of the objective, if it is known."""
+    model = case.build(objective, lambda: ExactConditional(case.exact))
+    conditioning = objective.prior(model, case.exact).conditioning
+    exact = ExactConditional(case.exact, conditioning)
+    if conditioning is None:
+        # The mask of what x_t shows is the one condition that needs no `Conditioning`.
+        return exact if objective.condition <= 1 else None
+    x, ones = case.x[:1], torch.ones(1, 1)
+    known = conditioning.evidence(x, ones, conditioning(case.m[:1]), 1.0)
+    return None if known is None else exact
+
+
+def _loss_of_perturbed(case: _Case, objective: Objective, batch: Example, error: float) -> Tensor:
+    """Returns the loss of each sample for a model that answers as the exact denoiser does, plus an
+    error; so do the networks that it is built around."""
+    exact = _exact(case, objective)
+    assert exact is not None
+    perturbed = _Perturbed(exact, error)
+    model = case.build(objective, lambda: _Perturbed(exact, error))
+
+    def answer(_: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any], __: Any) -> Tensor:
+        x_hat: Tensor = perturbed(*args, **given)
+        return x_hat
+
+    model.register_forward_hook(answer, with_kwargs=True)
+    return case.loss(objective, model, batch).detach().double()
+
+
+def _solved(case: _Case) -> tuple[ClosedFormObjective, Any] | None:
+    if not isinstance(case.fitting, ClosedFormObjective):
+        return None
+
+    def batches() -> Iterable[tuple[Example, Rng]]:
+        return [(case.clean, case.rng())]
+
+    return case.fitting, case.fitting.solve(Prior.of(Gaussian.standard(_SHAPE)), batches)
+
+
 @OBJECTIVES.contract("closed form", tolerance=5.0)
 def closed_form(case: _Case) -> float | None:
     """From clean signals a closed form finds their mean; the largest error, in standard errors."""
-    if not case.objective.closed_form:
+    if (solved := _solved(case)) is None:
         return None
-    fitted = case.objective.solve(
-        GaussianDenoiser(Gaussian.standard(case.prior.shape)), lambda: [(case.clean, case.rng())]
-    )
-    error = (fitted.known_moments().mean - case.prior.mean).abs()
+    error = (solved[1].moments().mean - case.exact.mean).abs()
     return float((error / (case.x.std(0) / len(case.x) ** 0.5)).max())
+
+
+@OBJECTIVES.contract("read back", tolerance=0.0)
+def read_back(case: _Case) -> float | None:
+    """`closed_form` makes the distribution that `solve` returned from its `tensors()`: the same
+    denoiser, posterior mean and moments; closed forms only."""
+    if (solved := _solved(case)) is None:
+        return None
+    objective, found = solved
+    again = objective.closed_form(dict(found.tensors()))
+    m, x_t = case.m[torch.arange(3)], normal_like(case.x[:3], "x_t")
+    sigma = torch.tensor([[0.1], [1.0], [10.0]])
+    return max(
+        relative_error(again.denoise(x_t, sigma), found.denoise(x_t, sigma)),
+        relative_error(again.posterior_mean(m), found.posterior_mean(m)),
+        relative_error(again.moments().mean, found.moments().mean),
+        relative_error(again.moments().cov.dense(), found.moments().cov.dense()),
+    )

@@ -1,6 +1,8 @@
 """A small linear-Gaussian problem with known posteriors: prior, measurements, denoisers."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,28 +10,29 @@ import torch
 from torch import Generator, Tensor
 
 from invem.batched import Rng
-from invem.denoiser import Denoiser, GaussianDenoiser, level
+from invem.config import Catalog
+from invem.denoiser import Denoiser, level
+from invem.errors import InvemError
 from invem.gaussian import Gaussian
-from invem.interpolant import Interpolant
 from invem.linear import Mask, Matrix
 from invem.measurement import Measurement
 from invem.noise import NoiseModel
+from invem.objective import Objective
 from invem.operator import SVD, LinearOperator
+from invem.prior import Conditioning, LinearConditioning, Prior
 
 __all__ = [
+    "ExactConditional",
     "Observed",
-    "conditional_mean",
-    "example_denoiser",
+    "exact_priors",
     "example_measurement",
     "example_prior",
-    "interpolant_mean",
 ]
 
 Observed = Literal["mask", "projection", "whole"]
 """What is observed of a signal: half of its entries, three projections, or all of it."""
 
 _NOISE = 0.2  # standard deviation of the measurement noise, in units of the data
-_JITTER = 0.1  # standard deviation of the noise that an interpolant adds to its source
 _KEPT = 0.5  # probability that a mask shows an entry
 _PROJECTIONS = 3
 
@@ -124,49 +127,31 @@ class _WhiteNoise(NoiseModel):
         return self.sigma.square()
 
 
-def conditional_mean(prior: Gaussian, x_t: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
-    """Returns E[x | x_t, cond], shape of x_t, for a measurement by a mask or of the whole.
+class ExactConditional(Denoiser):
+    """The exact E[x | x_t, cond] of a Gaussian prior on vectors, observed through masks or whole.
 
     Args:
-        prior: The distribution of x, on vectors of d entries.
-        x_t: Noisy signals x + sigma z, shape (B, d).
-        sigma: The noise level, shape (1 or B, 1).
-        cond: Either the mask of the entries that x_t shows, shape (B, 1, d); or y and the mask of
-            the measured entries, shape (B, 2, d).
+        prior: The distribution of x.
+        conditioning: What the condition is made by. None is a denoiser that is given the mask of
+            the entries that x_t shows, or nothing.
     """
-    mask, precision_of_x_t = cond[:, -1].double(), sigma.double() ** -2
-    if cond.shape[1] == 1:
-        known = precision_of_x_t * mask
-        pull = known * x_t
-    else:
-        known = precision_of_x_t + mask / _NOISE**2
-        pull = precision_of_x_t * x_t + cond[:, 0] / _NOISE**2
-    return _combine(prior, known.expand(x_t.shape), pull).to(x_t)
 
+    def __init__(self, prior: Gaussian, conditioning: Conditioning | None = None) -> None:
+        super().__init__()
+        self.prior, self.conditioning = prior, conditioning
+        self.condition = 0 if conditioning is None else 2
 
-def interpolant_mean(
-    prior: Gaussian, state: Tensor, t: Tensor, cond: Tensor, jitter: float, informed: bool
-) -> Tensor:
-    """Returns E[x | I_t, cond], shape of the state, for a measurement by a mask or of the whole.
-
-    Args:
-        prior: The distribution of x, on vectors of d entries.
-        state: I_t = (1 - t) x + t (y + jitter z), shape (B, d).
-        t: The time, shape (1 or B, 1).
-        cond: y and the mask of the measured entries, shape (B, 2, d).
-        jitter: The standard deviation of the noise that is added to y.
-        informed: Whether the mean is conditioned on y too, or on I_t and the mask alone.
-    """
-    mask, t, state = (cond[:, 1] > 0).double(), t.double(), state.double()
-    known = (1 - t) ** 2 / (t * jitter) ** 2
-    pull = (1 - t) * (state - t * cond[:, 0].double() if informed else state) / (t * jitter) ** 2
-    if informed:
-        known, pull = known + mask / _NOISE**2, pull + mask * cond[:, 0].double() / _NOISE**2
-    else:
-        # In a measured entry I_t = x + t (noise + jitter z): the coefficient of x is one.
-        measured = 1 / (t**2 * (_NOISE**2 + jitter**2))
-        known, pull = known + mask * (measured - known), pull + mask * (measured * state - pull)
-    return _combine(prior, known.expand(state.shape), pull).to(prior.mean)
+    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        sigma = level(sigma, x_t)
+        if cond is None:
+            return self.prior.denoise(x_t, sigma)
+        if self.conditioning is None:
+            precision = cond[:, 0].double() * sigma.double() ** -2
+            evidence: tuple[Tensor, Tensor] | None = precision, precision * x_t.double()
+        else:
+            evidence = self.conditioning.evidence(x_t, sigma, cond, _NOISE)
+        assert evidence is not None
+        return _combine(self.prior, *evidence).to(x_t)
 
 
 def _combine(prior: Gaussian, known: Tensor, pull: Tensor) -> Tensor:
@@ -177,35 +162,39 @@ def _combine(prior: Gaussian, known: Tensor, pull: Tensor) -> Tensor:
     return x_hat
 
 
-class _ConditionalDenoiser(GaussianDenoiser):
-    """The exact E[x | x_t, cond] of a network that is conditioned on the measurement."""
+def exact_priors(needs: frozenset[str], exact: Gaussian, m: Measurement) -> Iterator[Prior]:
+    """Yields exact priors that have what a sampler needs.
 
-    condition = 2
-
-    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        if cond is None:
-            return super().forward(x_t, sigma)
-        return conditional_mean(self.moments, x_t, level(sigma, x_t), cond)
-
-
-class _InterpolantDenoiser(GaussianDenoiser):
-    """The exact E[x | I_t, cond] of an interpolant that is conditioned on the measurement."""
-
-    condition = 2
-
-    def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        if cond is None:
-            return super().forward(x_t, sigma)
-        return interpolant_mean(self.moments, x_t, level(sigma, x_t), cond, _JITTER, True)
-
-
-def example_denoiser(needs: frozenset[str], prior: Gaussian) -> Denoiser:
-    """Returns the exact denoiser of a prior, with the capabilities that a sampler needs.
+    A sampler that needs a network with a condition is given the exact denoiser with that condition:
+    the condition that invem knows, or that of each objective in the catalogue which provides it.
 
     Args:
-        needs: The `needs` of the sampler; "interpolant" and "conditional" are looked for.
-        prior: The distribution of x, on vectors.
+        needs: The capabilities of the prior that the sampler needs.
+        exact: The distribution of x, on vectors.
+        m: Measurements, through masks or whole where a condition is needed.
     """
-    if "interpolant" in needs:
-        return Interpolant(_InterpolantDenoiser(prior), _JITTER, True)
-    return (_ConditionalDenoiser if "conditional" in needs else GaussianDenoiser)(prior)
+    prior = Prior.of(exact)
+    more = needs - prior.provides
+    if not more:
+        yield prior
+    elif more <= LinearConditioning.provides:
+        yield _conditioned(exact, LinearConditioning())
+    else:
+        for conditioning in _conditionings(more, prior, m):
+            yield _conditioned(exact, conditioning)
+
+
+def _conditioned(exact: Gaussian, conditioning: Conditioning) -> Prior:
+    return Prior(ExactConditional(exact, conditioning), exact, exact, conditioning=conditioning)
+
+
+def _conditionings(needs: frozenset[str], prior: Prior, m: Measurement) -> Iterator[Conditioning]:
+    """Yields the condition of each objective of the catalogue that provides what is needed."""
+    for offers in Catalog.load().offers["objectives"].values():
+        with contextlib.suppress(InvemError, TypeError):
+            objective = offers[0].load()()
+            if isinstance(objective, Objective) and needs <= objective.provides:
+                model = objective.build(lambda: prior.denoiser, prior, m)
+                conditioning = objective.prior(model, prior.moments).conditioning
+                if conditioning is not None:
+                    yield conditioning

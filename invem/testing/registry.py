@@ -10,6 +10,8 @@ import torch
 from invem.errors import RecipeError
 from invem.testing.base import Factory, Kind, Result, run_contract
 from invem.testing.datasets import DATASETS
+from invem.testing.figures import FIGURES
+from invem.testing.formats import FORMATS
 from invem.testing.metrics import METRICS
 from invem.testing.networks import NETWORKS
 from invem.testing.noises import NOISES
@@ -17,6 +19,7 @@ from invem.testing.objectives import OBJECTIVES
 from invem.testing.operators import OPERATORS
 from invem.testing.samplers import SAMPLERS
 from invem.testing.schedules import SCHEDULES
+from invem.testing.stops import STOPS
 
 __all__ = ["KINDS", "check", "contracts", "explain"]
 
@@ -29,6 +32,9 @@ _ALL: tuple[Kind[Any], ...] = (
     DATASETS,
     METRICS,
     SCHEDULES,
+    STOPS,
+    FORMATS,
+    FIGURES,
 )
 
 KINDS: dict[str, Kind[Any]] = {kind.name: kind for kind in _ALL}
@@ -41,8 +47,7 @@ def check(kind: str, factory: Factory, only: str | None = None) -> list[Result]:
     The options are the defaults and those that the component gives by `examples`.
 
     Args:
-        kind: "operators", "noises", "networks", "samplers", "objectives", "datasets", "metrics" or
-            "schedules".
+        kind: The kind in the plural, a key of `KINDS`: "operators", "samplers", ...
         factory: What the hook of the plugin returns.
         only: The name of the one contract to measure; all contracts if left out.
 

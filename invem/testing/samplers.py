@@ -1,5 +1,6 @@
 """What every posterior sampler must do."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -10,17 +11,13 @@ import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.denoiser import Denoiser
+from invem.errors import RecipeError
 from invem.measurement import Measurement
 from invem.operator import Operator
-from invem.sampler import PosteriorSampler
-from invem.testing.base import Factory, Kind, example_options, relative_error
-from invem.testing.problems import (
-    Observed,
-    example_denoiser,
-    example_measurement,
-    example_prior,
-)
+from invem.prior import Prior
+from invem.sampler import ChainSampler, PosteriorSampler
+from invem.testing.base import Factory, Kind, example_options, normal_like, relative_error
+from invem.testing.problems import Observed, exact_priors, example_measurement, example_prior
 
 __all__ = ["SAMPLERS"]
 
@@ -35,13 +32,13 @@ class _Case:
 
     Attributes:
         sampler: The sampler, tuned.
-        denoiser: The exact denoiser of the prior.
+        prior: The prior, with its exact denoiser.
         m: The measurement.
         whitened: Draws of the posterior of the first observation, whitened, once they are drawn.
     """
 
     sampler: PosteriorSampler
-    denoiser: Denoiser
+    prior: Prior
     m: Measurement
     whitened: Tensor | None = None
 
@@ -49,11 +46,11 @@ class _Case:
         return Rng.keyed("contracts", *key, items=range(len(self.m)))
 
     def sample(self) -> Tensor:
-        return self.sampler(self.denoiser, self.m, self.rng())
+        return self.sampler(self.prior, self.m, self.rng())
 
     def sample_with(self, **changes: Any) -> Tensor:
         """Draws with another y or A in the measurement."""
-        return self.sampler(self.denoiser, dataclasses.replace(self.m, **changes), self.rng())
+        return self.sampler(self.prior, dataclasses.replace(self.m, **changes), self.rng())
 
 
 def _cases(factory: Factory, folder: Path) -> Iterator[tuple[str, _Case]]:
@@ -65,20 +62,18 @@ def _cases(factory: Factory, folder: Path) -> Iterator[tuple[str, _Case]]:
         for label, options in example_options(factory, _SHAPE, folder):
             m = example_measurement(observed, _COUNT, _SHAPE)
             sampler: PosteriorSampler = factory(**options)
-            if not _applicable(sampler, m, observed):
-                continue
-            denoiser = example_denoiser(sampler.needs, example_prior(_SHAPE))
-            streams = Rng.keyed("contracts", "tune", items=range(_COUNT))
-            found = True
-            yield f"{observed}, {label}", _Case(sampler.tune(denoiser, m, streams), denoiser, m)
+            for prior in _priors(sampler, m, observed):
+                streams = Rng.keyed("contracts", "tune", items=range(_COUNT))
+                found = True
+                yield f"{observed}, {label}", _Case(sampler.tune(prior, m, streams), prior, m)
 
 
-def _applicable(sampler: PosteriorSampler, m: Measurement, observed: Observed) -> bool:
-    """Whether the measurement and the denoiser of the example have what the sampler needs."""
-    of_the_fit = frozenset({"conditional", "interpolant"})
-    missing = sampler.needs - m.provides - {"moments", "closed form"} - of_the_fit
-    # The exact conditional denoisers are known for masks only.
-    return not missing and not (sampler.needs & of_the_fit and observed == "projection")
+def _priors(sampler: PosteriorSampler, m: Measurement, observed: Observed) -> Iterator[Prior]:
+    """Yields the priors that have what the sampler needs beside the measurement."""
+    exact, needs = example_prior(_SHAPE), sampler.needs - m.provides
+    # Exact denoisers with a condition are known for masks only.
+    if observed != "projection" or needs <= Prior.of(exact).provides:
+        yield from exact_priors(needs, exact, m)
 
 
 SAMPLERS = Kind(
@@ -105,9 +100,9 @@ def same_again(case: _Case) -> float:
     state = torch.random.get_rng_state()
     one, two = case.sample(), case.sample()
     touched = not torch.equal(state, torch.random.get_rng_state())
-    same = torch.equal(one, case.sampler(case.denoiser, case.m, case.rng("other")))
+    same = torch.equal(one, case.sampler(case.prior, case.m, case.rng("other")))
     # A classical restoration uses no prior, and has no use for streams.
-    return max(relative_error(one, two), float(touched), float(same is case.sampler.prior))
+    return max(relative_error(one, two), float(touched), float(same is case.sampler.uses_prior))
 
 
 @SAMPLERS.contract("samples apart", tolerance=1e-4)
@@ -122,7 +117,7 @@ def samples_apart(case: _Case) -> float:
 def batch_size(case: _Case) -> float:
     """An observation has the same draw alone as in a batch."""
     x = case.sample()
-    alone = [case.sampler(case.denoiser, case.m[i], case.rng()[i]) for i in range(len(case.m))]
+    alone = [case.sampler(case.prior, case.m[i], case.rng()[i]) for i in range(len(case.m))]
     return relative_error(torch.cat(alone), x)
 
 
@@ -143,17 +138,43 @@ def needs_are_enough(case: _Case) -> float:
 def cost(case: _Case) -> float:
     """The denoiser is called as often per sample as `cost` says."""
     rows: list[int] = []
-    handle = case.denoiser.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    handle = case.prior.denoiser.register_forward_hook(
+        lambda _, args, __: rows.append(len(args[0]))
+    )
     case.sample()
     handle.remove()
     return abs(sum(rows) / len(case.m) - case.sampler.cost[0])
+
+
+@SAMPLERS.contract("begins where it is told", tolerance=0.5)
+def begins_where_it_is_told(case: _Case) -> float | None:
+    """Begun at given signals and a given noise level, the denoiser is first called at that level,
+    with the signals plus noise of that level; the largest relative error of the level and of the
+    standard deviation of the noise. Chain samplers only."""
+    if not isinstance(case.sampler, ChainSampler):
+        return None
+    sampler = case.sampler
+    first, middle = (float(sigma) for sigma in sampler.schedule.grid(3)[:2])
+    # Some schedules have a first level that cannot be another.
+    with contextlib.suppress(RecipeError):
+        sampler, first = sampler.from_level(middle), middle
+    start = 10 + normal_like(torch.empty(len(case.m), *case.m.shape), "start")
+    calls: list[tuple[Tensor, float]] = []
+    handle = case.prior.denoiser.register_forward_hook(
+        lambda _, args, __: calls.append((args[0], float(torch.as_tensor(args[1]).max())))
+    )
+    sampler(case.prior, case.m, case.rng(), start)
+    handle.remove()
+    x_t, sigma = calls[0]
+    spread = float((x_t.detach() - start).square().mean().sqrt())
+    return max(abs(sigma / first - 1), abs(spread / first - 1))
 
 
 @SAMPLERS.contract("error of the mean", tolerance=None)
 def error_of_the_mean(case: _Case) -> float | None:
     """The largest error of the mean of 4,000 draws in the basis that whitens the exact posterior,
     in standard deviations; about 0.05 for an exact sampler."""
-    if not case.sampler.prior:
+    if not case.sampler.uses_prior:
         return None
     return float(_whitened(case).mean(0).abs().max())
 
@@ -162,7 +183,7 @@ def error_of_the_mean(case: _Case) -> float | None:
 def error_of_the_covariance(case: _Case) -> float | None:
     """The largest distance from one of the eigenvalues of the covariance of 4,000 draws in the same
     basis; about 0.1 for an exact sampler."""
-    if not case.sampler.prior:
+    if not case.sampler.uses_prior:
         return None
     values = torch.linalg.eigvalsh(torch.cov(_whitened(case).T))
     return float((values - 1).abs().max())
@@ -179,13 +200,13 @@ def _whitened(case: _Case) -> Tensor:
     m = case.m[torch.zeros(_DRAWS, dtype=torch.long)]
     basis = torch.eye(d).reshape(d, *case.m.shape)
     A = case.m.A[torch.zeros(d, dtype=torch.long)](basis).flatten(1).T.double()
-    prior = case.denoiser.known_moments()
+    prior = case.prior.known_moments()
     C, mean = prior.cov.dense().double(), prior.mean.flatten().double()
     S = torch.diag(case.m.noise.var()[:1].expand_as(case.m.y[:1]).flatten().double())
     gain = C @ A.T @ torch.linalg.inv(A @ C @ A.T + S)
     centre, cov = mean + gain @ (case.m.y[0].flatten().double() - A @ mean), C - gain @ A @ C
     streams = Rng.keyed("contracts", "exact", items=range(_DRAWS))
-    x = case.sampler(case.denoiser, m, streams).flatten(1).double()
+    x = case.sampler(case.prior, m, streams).flatten(1).double()
     case.whitened = torch.linalg.solve_triangular(
         torch.linalg.cholesky(cov), (x - centre).T, upper=False
     ).T

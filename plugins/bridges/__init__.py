@@ -1,5 +1,7 @@
-"""Operators and networks of other libraries. Each is imported when it is used, and needs an extra
-of invem."""
+"""Operators and networks of other libraries.
+
+Each library is imported on use, and needs an extra of invem.
+"""
 
 from invem import hookimpl
 

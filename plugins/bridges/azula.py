@@ -1,4 +1,4 @@
-"""azula (https://azula.readthedocs.io): its denoisers, and its networks."""
+"""azula (https://azula.readthedocs.io): its denoisers and networks."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,17 +12,17 @@ from invem.errors import MissingExtra
 
 
 class _Identity:
-    """The schedule in which the time is the noise level: x_t = x + t z."""
+    """The schedule whose time is the noise level: x_t = x + t z."""
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), t
 
 
 class AzulaDenoiser(Denoiser):
-    """Any denoiser of azula, such as one that `azula.plugins.NAME.load_model` returns.
+    """A denoiser of azula, such as `azula.plugins.NAME.load_model` returns.
 
-    azula's denoisers find their coefficients from the schedule, which is replaced by alpha = 1,
-    sigma = t: no noise level is inverted.
+    azula's denoisers compute their coefficients from a schedule. It is replaced by alpha = 1, sigma
+    = t, so that no noise level is inverted.
 
     Args:
         denoiser: An `azula.denoise.Denoiser`; its schedule is replaced.
@@ -39,7 +39,7 @@ class AzulaDenoiser(Denoiser):
 
 
 class _Modulated(nn.Module):
-    """A network of azula with features of the noise level as its modulation."""
+    """A network of azula, modulated by features of the noise level."""
 
     def __init__(self, net: nn.Module, features: int, multiple: int) -> None:
         super().__init__()
@@ -69,15 +69,16 @@ def azula(
     features: Annotated[int, Ge(2)] = 64,
     options: dict[str, Any] = {},  # noqa: B006
 ) -> Denoiser:
-    """azula's UNet behind one of azula's denoisers (for signals of standard deviation 1). For its
-    trained ones: `AzulaDenoiser`.
+    """azula's UNet in one of azula's denoisers, for signals of standard deviation 1.
+
+    For its trained denoisers use `AzulaDenoiser`.
 
     Args:
         shape: (C, H, W).
         channels: The width of each level, from the finest.
-        blocks: Residual blocks a level.
+        blocks: Residual blocks per level.
         denoiser: The preconditioning, a class of `azula.denoise`.
-        features: Features of the noise level, an even number.
+        features: The number of features of the noise level, even.
         options: Further options of `azula.nn.unet.UNet`.
     """
     try:
@@ -91,7 +92,7 @@ def azula(
             f" {shape}"
         )
     if features % 2:
-        raise RecipeError(f"azula: features is an even number, got {features}")
+        raise RecipeError(f"azula: features must be even, got {features}")
     sizes = {
         "hid_channels": tuple(channels),
         "hid_blocks": (blocks,) * len(channels),

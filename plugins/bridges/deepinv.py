@@ -44,8 +44,10 @@ class _Each(Batched):
 
 
 class _Methods(nn.Module):
-    """Makes the methods of a physics callable with tensors in place of its own, which stay as they
-    are."""
+    """Makes the methods of a physics callable with other tensors in place of its own.
+
+    Its own tensors are not changed.
+    """
 
     def __init__(self, physics: nn.Module) -> None:
         super().__init__()
@@ -57,17 +59,17 @@ class _Methods(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Physics(Operator):
-    """A deepinv physics as A(x) = physics.A((x - low)/width): deepinv's signals lie in [0, 1], ours
-    in [low, low + width].
+    """A deepinv physics as A(x) = physics.A((x - low)/width).
 
-    Measurements of several parts become one vector, complex ones pairs of real numbers.
+    Signals of deepinv lie in [0, 1], those of invem in [low, low + width]. Measurements of several
+    parts are concatenated to a vector; complex numbers become pairs of real numbers.
 
     Attributes:
-        physics: The module; it is not changed by a call.
-        low: The smallest value of our signals.
-        width: The length of their range.
+        physics: The module; a call does not change it.
+        low: The smallest value of invem's signals.
+        width: The width of their range.
         parts: The shape of each part of a measurement, and whether it is complex.
-        several: Whether deepinv gives a list of parts.
+        several: Whether deepinv returns a list of parts.
         names: The tensors of the module, as its state names them: first those common to the batch,
             then those of each sample.
         common: The tensors that are common to the batch.
@@ -87,14 +89,14 @@ class Physics(Operator):
         return _flat(self._call("A", (x - self.low) / self.width))
 
     def _by_name(self) -> dict[str, Tensor]:
-        """The tensors of the module by name."""
+        """Returns the tensors of the module by name."""
         values = [held.value for held in self.common] + [held.value for held in self.each]
         return dict(zip(self.names, values, strict=True))
 
     def _call(self, method: str, x: Any) -> Any:
         tensors = {f"physics.{name}": value for name, value in self._by_name().items()}
-        # A shallow copy keeps what deepinv caches in a call, and the dtype that it casts to, out of
-        # the module.
+        # deepinv caches values and casts to a dtype in a call: a shallow copy keeps both out of the
+        # module.
         physics = copy.copy(self.physics)
         kind = getattr(physics, "dtype", None)
         if isinstance(kind, torch.dtype) and isinstance(x, Tensor):
@@ -122,8 +124,10 @@ class Physics(Operator):
 
 @dataclass(frozen=True, eq=False)
 class LinearPhysics(Physics, LinearOperator):
-    """A linear deepinv physics as A x = physics.A(x/width). deepinv's own measurements of the same
-    signals are A x + offset()."""
+    """A linear deepinv physics as A x = physics.A(x/width).
+
+    deepinv's own measurements of the same signals are A x + offset().
+    """
 
     @property
     def provides(self) -> frozenset[str]:
@@ -136,8 +140,7 @@ class LinearPhysics(Physics, LinearOperator):
         return _flat(self._call("A", x / self.width))
 
     def offset(self) -> Tensor:
-        """Returns physics.A of the signal that is zero to us, shape (B or 1, *measurement
-        shape)."""
+        """Returns physics.A of the zero signal of invem, shape (B or 1, *measurement shape)."""
         n = len(self.each[0].value) if self.each else 1
         like = (self.each or self.common)[0].value if self.names else torch.zeros(())
         dtype = like.dtype if like.is_floating_point() else torch.float32
@@ -163,7 +166,10 @@ class LinearPhysics(Physics, LinearOperator):
         return x * self.width
 
     def _basis(self) -> tuple[int, ...] | None:
-        """The shape of deepinv's spectral coordinates, where they are as many as the signal has."""
+        """Returns the shape of deepinv's spectral coordinates; None unless it fits the signal's.
+
+        Both must have the same number of entries.
+        """
         if not isinstance(self.physics, _deepinv().physics.DecomposablePhysics):
             return None
         spectrum = self._call("V_adjoint", torch.zeros(1, *self.shape))
@@ -196,8 +202,10 @@ def _flat(y: Any) -> Tensor:
 
 
 def _value(name: str, value: Any) -> Any:
-    """An option as deepinv takes it: a list of whole numbers is a tuple, any other list a tensor
-    (of an image, with a batch axis)."""
+    """Returns an option in the type that deepinv takes.
+
+    A list of integers becomes a tuple, any other list a tensor (of an image, with a batch axis).
+    """
     if not isinstance(value, list):
         return value
     if all(isinstance(entry, int) for entry in value):
@@ -223,8 +231,10 @@ def _options(kind: type) -> list[str]:
 
 
 def _build(owner: Any, name: str, options: dict[str, Any], more: dict[str, Any]) -> Any:
-    """Builds a class of deepinv, with those of the `more` options that it knows and was not
-    given."""
+    """Builds a class of deepinv from `options`.
+
+    Of the `more` options, it is given those that it knows and that `options` lacks.
+    """
     word = owner.__name__.rpartition(".")[2]
     kind = getattr(owner, name, None)
     if not inspect.isclass(kind):
@@ -233,7 +243,7 @@ def _build(owner: Any, name: str, options: dict[str, Any], more: dict[str, Any])
             f" '{name}'"
             f"{suggest(name, [n for n in dir(owner) if inspect.isclass(getattr(owner, n))])}"
         )
-    # deepinv hands unknown options up through **kwargs, and drops them at the end.
+    # deepinv passes unknown options up through **kwargs, and finally ignores them.
     known = {
         key: None for part in kind.__mro__ if "__init__" in vars(part) for key in _options(part)
     }
@@ -278,27 +288,27 @@ def physics(
     low: float = -1.0,
     high: float = 1.0,
 ) -> Operator:
-    """Any physics of deepinv, by the name of its class; without its noise and sensor models.
+    """A physics of deepinv, by the name of its class, without its noise and sensor models.
 
     Args:
         n: The number of operators.
         shape: The shape of one signal, without the batch axis.
-        rng: Drawn from for random physics and for the generator.
+        rng: Used by random physics and by the generator.
         physics: A class of `deepinv.physics`.
-        options: Its options; a list becomes a tensor, one of whole numbers a tuple. Sizes and
+        options: Its options. A list becomes a tensor, a list of integers a tuple. Sizes and the
             random generator are filled in.
-        generator: A class of `deepinv.physics.generator`, which draws parameters for each sample;
-            empty for none.
+        generator: A class of `deepinv.physics.generator`, which draws parameters per sample; empty
+            for none.
         generator_options: Its options.
-        low: The smallest value of our signals, which is 0 to deepinv.
-        high: The largest value of our signals, which is 1 to deepinv.
+        low: The smallest value of invem's signals, which is 0 in deepinv.
+        high: The largest value of invem's signals, which is 1 in deepinv.
     """
     if not low < high:
         raise RecipeError(f"deepinv: low must be less than high, got {low} and {high}")
     library = _deepinv()
     seed = int(torch.randint(2**31, (), generator=rng))
     sized = {"img_size": shape, "img_width": shape[-1], "device": "cpu"}
-    # Some classes of deepinv draw from the global generator, whatever they are given.
+    # Some classes of deepinv ignore the given generator and draw from the global one.
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)
         drawn: dict[str, Tensor] = {}
@@ -358,12 +368,13 @@ def physics(
 
 
 class DeepinvDenoiser(Denoiser):
-    """A denoiser of deepinv as D(x, sigma) = low + width den((x - low)/width, sigma/width): its
-    signals lie in [0, 1].
+    """A denoiser of deepinv as D(x, sigma) = low + width den((x - low)/width, sigma/width).
+
+    Signals of deepinv lie in [0, 1].
 
     Args:
         model: Any module with ``forward(x, sigma)``, sigma of shape (B,).
-        low: The smallest value of our signals.
+        low: The smallest value of invem's signals.
         high: The largest.
     """
 
@@ -377,7 +388,7 @@ class DeepinvDenoiser(Denoiser):
         return self.low + self.width * out
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all but the batch norms, which would mix the samples of a batch."""
+        """Sets the mode of all modules but batch norms, which would mix the samples of a batch."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -394,19 +405,20 @@ def denoiser(
     low: float = -1.0,
     high: float = 1.0,
 ) -> Denoiser:
-    """Any denoiser of deepinv, by the name of its class. Weights are drawn unless `options` names a
-    local file as `pretrained`.
+    """A denoiser of deepinv, by the name of its class.
+
+    Weights are random unless `options` names a local file as `pretrained`.
 
     Args:
         shape: The shape of one signal.
         model: A class of `deepinv.models` with ``forward(x, sigma)``.
         options: Its options. The number of channels is filled in.
-        low: The smallest value of our signals, which is 0 to deepinv.
-        high: The largest value of our signals, which is 1 to deepinv.
+        low: The smallest value of invem's signals, which is 0 in deepinv.
+        high: The largest value of invem's signals, which is 1 in deepinv.
     """
     if options.get("pretrained") == "download":
         raise RecipeError(
-            "deepinv: nothing is downloaded in a run; save the weights to a file and name it as"
+            "deepinv: nothing is downloaded in a run; save the weights to a file and name it in"
             " `pretrained`"
         )
     if len(shape) != 3:

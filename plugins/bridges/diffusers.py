@@ -14,20 +14,24 @@ from invem.errors import MissingExtra
 
 
 class DiffusersDenoiser(Denoiser):
-    """A network of a discrete-time scheduler as a denoiser of x_t = x + sigma z, sigma > 0.
+    """A network with a discrete-time scheduler as a denoiser of x_t = x + sigma z, sigma > 0.
 
-    The step t of the scheduler has the noise level sigma(t) = sqrt((1 -
-    alphas_cumprod)/alphas_cumprod); between two steps t is interpolated in log sigma, beyond the
-    ends it is the last. The network sees x_t/sqrt(1 + sigma^2), and its output is
+    Step t of the scheduler has the noise level sigma(t) = sqrt((1 -
+    alphas_cumprod)/alphas_cumprod). Between steps, t is interpolated in log sigma; beyond the ends,
+    it is the last. The network is given x_t/sqrt(1 + sigma^2). Its output is converted by its
+    prediction type:
 
-        epsilon        x_hat = x_t - sigma out sample         x_hat = out v_prediction   x_hat =
-        x_t/(1 + sigma^2) - sigma out/sqrt(1 + sigma^2)    (Salimans & Ho 2022, arXiv 2202.00512)
+        epsilon        x_hat = x_t - sigma out
+        sample         x_hat = out
+        v_prediction   x_hat = x_t/(1 + sigma^2) - sigma out/sqrt(1 + sigma^2)
+
+    The last is from Salimans & Ho 2022, arXiv 2202.00512.
 
     Args:
-        unet: A module with ``forward(sample, timestep)`` whose result has a `sample`, as
+        unet: A module with ``forward(sample, timestep)`` whose result has a `sample`, such as
             UNet2DModel.
-        scheduler: Anything with `alphas_cumprod`, (T,), and `config.prediction_type`.
-        multiple: The network needs heights and widths that are a multiple of it; others are padded
+        scheduler: Any object with `alphas_cumprod`, (T,), and `config.prediction_type`.
+        multiple: The network needs heights and widths that are multiples of it; others are padded
             and cropped.
     """
 
@@ -82,19 +86,20 @@ def diffusers(
     prediction: Literal["epsilon", "sample", "v_prediction"] = "v_prediction",
     betas: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear",
 ) -> Denoiser:
-    """A UNet2DModel of diffusers with its scheduler: new, or from a local directory. Nothing is
-    downloaded.
+    """A UNet2DModel of diffusers with its scheduler: new, or from a local directory.
+
+    Nothing is downloaded.
 
     Args:
         shape: (C, H, W).
-        path: A directory with `unet/` and `scheduler/`, as a pipeline saves them (safetensors); the
-            other options do not count then.
+        path: A directory with `unet/` and `scheduler/`, as a pipeline saves them (safetensors). It
+            replaces the other options.
         channels: The width of each level, from the finest.
-        blocks: Residual blocks a level.
+        blocks: Residual blocks per level.
         attention: The levels (0 = finest) with self-attention.
-        groups: Groups of the GroupNorm, which divide every width.
-        dropout: The share of activations dropped in training.
-        prediction: What the network predicts.
+        groups: The number of groups of the GroupNorm, which divides every width.
+        dropout: The fraction of activations dropped in training.
+        prediction: The prediction type of the network.
         betas: The noise schedule of a new DDPMScheduler, over 1,000 steps.
     """
     try:

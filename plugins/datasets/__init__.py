@@ -1,4 +1,4 @@
-"""Data sets that come with invem, by the name that a recipe uses."""
+"""The data sets of invem, by the name that a recipe uses."""
 
 from invem import hookimpl
 

@@ -17,7 +17,7 @@ class CIFAR10(Dataset):
     """Colour images in memory.
 
     Attributes:
-        records: One byte of label and 3,072 of image per row, shape (N, 3073), uint8.
+        records: One byte of label and 3,072 bytes of image per row, shape (N, 3073), uint8.
     """
 
     records: Tensor
@@ -45,7 +45,7 @@ def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
 
 @examples(_example)
 def cifar10(split: str, *, root: str = "data/cifar-10-batches-bin") -> CIFAR10:
-    """60,000 colour photographs of ten kinds of things, 32 x 32 pixels.
+    """60,000 colour photographs of ten classes, 32 x 32 pixels.
 
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009. Its
     licence is not stated, so invem does not download it.

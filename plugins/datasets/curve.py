@@ -1,5 +1,4 @@
-"""Points of a random smooth curve in a few dimensions: a prior that is far from Gaussian, with as
-many points as one likes."""
+"""Points on a random smooth curve: a low-dimensional prior far from Gaussian, of any size."""
 
 import math
 from dataclasses import dataclass
@@ -11,22 +10,22 @@ from torch import Tensor
 
 from invem import Dataset, Example, RecipeError, Rng
 
-_SMALLEST = 1e-3  # modes whose amplitude is below this share of the first one are left out
+_SMALLEST = 1e-3  # modes with an amplitude below this fraction of the first are left out
 _GRID = 2**14
 
 
 @dataclass(frozen=True, eq=False)
 class Curve(Dataset):
-    """Item i is drawn from (seed, split, i) alone, whenever and wherever it is asked for.
+    """Points on a curve; item i depends on (seed, split, i) alone.
 
     Attributes:
         split: "train" or "test".
         count: The number of points.
-        waves: Amplitude, frequency and phase, in turns, of each of K modes of each coordinate,
-            shape (3, dimension, K).
-        low: The least value of each coordinate before the scaling, shape (dimension,).
-        high: The greatest.
-        seed: Which points.
+        waves: Amplitude, frequency and phase, in turns, of the K modes of each coordinate, shape
+            (3, dimension, K).
+        low: The minimum of each coordinate before scaling, shape (dimension,).
+        high: The maximum of each.
+        seed: The seed of the points.
     """
 
     split: str
@@ -53,8 +52,7 @@ class Curve(Dataset):
 
 
 def _along(waves: Tensor, t: Tensor) -> Tensor:
-    """Returns the points of the unscaled curve at t, shape (B, dimension). t: (B,), between 0 and
-    1."""
+    """Returns the unscaled curve at t in [0, 1], shape (B, dimension). t: (B,)."""
     x = torch.zeros(len(t), waves.shape[1], dtype=t.dtype)
     for amplitude, frequency, phase in waves.unbind(-1):
         x += amplitude * torch.sin(2 * math.pi * (frequency * t[:, None] + phase))
@@ -70,21 +68,24 @@ def smooth_manifold(
     test: Annotated[int, Ge(1)] = 16384,
     seed: Annotated[int, Ge(0)] = 0,
 ) -> Curve:
-    """Draws points of one random smooth curve, its coordinates between -2 and 2.
+    """Draws points on one random smooth curve, with coordinates between -2 and 2.
 
-    The one-dimensional random manifold of F. Zenke and T. Vogels (Neural Computation 33, 2021):
-    coordinate i at t, uniform between 0 and 1, is sum_k a_ik k^-alpha sin(2 pi (k b_ik t + c_ik))
-    with a, b, c uniform between 0 and 1, over the modes k with k^-alpha >= 0.001. Each coordinate
-    is scaled to reach from -2 to 2 along the curve, as in DiEM (arXiv 2405.13712, section 5.1),
-    where alpha is 3, the dimension 5 and the points are 65,536.
+    This is the one-dimensional random manifold of F. Zenke and T. Vogels (Neural Computation 33,
+    2021). Coordinate i at t, uniform on [0, 1], is
+
+        sum_k a_ik k^-alpha sin(2 pi (k b_ik t + c_ik))
+
+    with a, b, c uniform on [0, 1], over the modes k with k^-alpha >= 0.001. Each coordinate is
+    scaled to range from -2 to 2 along the curve, as in DiEM (arXiv 2405.13712, section 5.1). DiEM
+    uses alpha 3, dimension 5 and 65,536 points.
 
     Args:
-        split: "train" or "test"; independent points of the same curve.
+        split: "train" or "test"; independent points on the same curve.
         dimension: The number of coordinates.
-        alpha: How fast the amplitudes fall: a large one makes a smooth curve.
+        alpha: The decay of the amplitudes; a larger one gives a smoother curve.
         train: The number of training points.
         test: The number of test points.
-        seed: Which curve, and which points of it.
+        seed: The seed of the curve and of its points.
     """
     if split not in ("train", "test"):
         raise RecipeError(f"split '{split}' is not one of: train, test")

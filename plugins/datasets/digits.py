@@ -1,4 +1,4 @@
-"""Real handwritten digits of 8 x 8 pixels: the data set of a first run, which needs no download."""
+"""Real handwritten digits of 8 x 8 pixels, for a first run without a download."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,19 +39,18 @@ class Digits(Dataset):
 
 
 def digits(split: str, *, pad: Annotated[int, Ge(0)] = 0) -> Digits:
-    """The 1,797 digits of the UCI optical recognition data that scikit-learn carries, in a fixed
-    order.
+    """The 1,797 UCI digits that scikit-learn includes, in a fixed order.
 
-    Source: E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998, doi:10.24432/C50P49,
-    CC BY 4.0.
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine
+    Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0.
 
     Args:
         split: "train" (1,500 digits) or "test" (the other 297).
-        pad: Pixels of background (-1) to add on each side, so that 8 + 2 pad pixels are high and
+        pad: Background pixels (-1) added on each side; images are then 8 + 2 pad pixels high and
             wide.
 
     Raises:
-        DataError: If the file that belongs to invem is missing or damaged.
+        DataError: If the file, which is part of invem, is missing or damaged.
     """
     if split not in ("train", "test"):
         raise RecipeError(f"split '{split}' is not one of: train, test")

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, or any other data set in the four idx files of MNIST."""
+"""Fashion-MNIST, or another data set in the four idx files of MNIST."""
 
 import gzip
 import zlib
@@ -24,7 +24,7 @@ class FashionMNIST(Dataset):
     Attributes:
         images: Shape (N, 28, 28), uint8.
         labels: Shape (N,), int64.
-        size: The height and width that are given out.
+        size: The height and width of the returned images.
     """
 
     images: Tensor
@@ -48,15 +48,16 @@ class FashionMNIST(Dataset):
 def fashion_mnist(
     split: str, *, root: str = "/usr/share/datasets/fashion-mnist", size: Literal[28, 16] = 28
 ) -> FashionMNIST:
-    """70,000 grey images of ten kinds of clothing.
+    """70,000 grey-scale images of ten classes of clothing.
 
-    Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747, MIT licence. It is the Debian package
+    Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747, MIT licence; the Debian package
     dataset-fashion-mnist.
 
     Args:
         split: "train" (60,000 images) or "test" (10,000, the files named t10k).
         root: The folder of the idx files, compressed (.gz) or not.
-        size: 28 as published; 16 for means over 2 x 2 pixels with one pixel of background around.
+        size: 28 as published; 16 for averages over 2 x 2 pixels, with a border of one background
+            pixel.
 
     Raises:
         DataError: If a file is missing, truncated or not in the idx format.

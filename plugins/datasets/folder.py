@@ -1,4 +1,4 @@
-"""A folder of one's own images."""
+"""A folder of the user's images."""
 
 import hashlib
 import math
@@ -26,8 +26,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 class Item(NamedTuple):
-    """One image: a file, a page of a TIFF file or a row of a .npy file, with its height and
-    width."""
+    """One image: a file, a page of a TIFF file or a row of a .npy file, with (height, width)."""
 
     name: str
     page: int
@@ -36,7 +35,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader:
-    """How a file becomes an image: the options of `folder` of the same names."""
+    """Turns files into images, with the options of `folder` of the same names."""
 
     root: Path
     size: int | None
@@ -96,8 +95,10 @@ class Reader:
 
     @contextmanager
     def _refusing(self, name: str) -> Iterator[None]:
-        """Turns whatever a decoder raises on a broken file (Pillow alone has ten kinds) into a
-        DataError."""
+        """Turns any error of a decoder on a broken file into a DataError.
+
+        Pillow alone raises ten kinds.
+        """
         try:
             yield
         except DataError as error:
@@ -110,16 +111,17 @@ class Reader:
 
     @contextmanager
     def _picture(self, name: str) -> Iterator[Image.Image]:
-        """Opens a picture, by file: given a name, Pillow 13 maps it into memory and garbles a
-        turned TIFF."""
+        """Opens a picture from a file object.
+
+        Given a name, Pillow 13 maps the file into memory and garbles a rotated TIFF.
+        """
         with warnings.catch_warnings(), open(self.root / name, "rb") as file:
             warnings.simplefilter("ignore")
             with Image.open(file, formats=("PNG", "JPEG", "TIFF")) as image:
                 yield image
 
     def _seek(self, image: Image.Image, page: int) -> tuple[int, int]:
-        """Goes to a page and returns its height and width as seen after rotation. Decodes
-        nothing."""
+        """Goes to a page and returns its height and width after rotation. Decodes nothing."""
         if page:
             image.seek(page)
         width, height = image.size
@@ -139,8 +141,7 @@ class Reader:
             )
 
     def _page(self, item: Item) -> tuple[Array, float | None]:
-        """Decodes a picture. Returns values as stored, shape (1 or 3, H, W), and the value of
-        white."""
+        """Decodes a picture to stored values, (1 or 3, H, W), and the value of white."""
         with self._picture(item.name) as picture:
             self._seek(picture, item.page)
             white = _white(picture)
@@ -180,7 +181,7 @@ class Reader:
         return np.memmap(self.root / name, dtype, "r", offset, shape, "F" if fortran else "C")
 
     def _row(self, item: Item) -> tuple[Array, float | None]:
-        """Reads a row of a .npy file. Returns the same as `_page`."""
+        """Reads a row of a .npy file; returns the same as `_page`."""
         row = self._memory(item.name)[item.page]
         return self._fit([_floats(band) for band in (row if row.ndim == 3 else row[None])]), _white(
             row.dtype
@@ -204,15 +205,15 @@ class Reader:
 
 @dataclass(frozen=True, eq=False)
 class Folder(Dataset):
-    """Images on disk, decoded when asked for.
+    """Images on disk, decoded on access.
 
     Attributes:
-        reader: How a file becomes an image.
+        reader: Turns a file into an image.
         items: The images of this split, in the order of their names.
         shape: The shape of one image.
         labels: Shape (N,), int64; or None.
         classes: The names of the labels.
-        skipped: The names of the files that were left out because they are broken.
+        skipped: The names of the broken files that were left out.
     """
 
     reader: Reader
@@ -262,40 +263,40 @@ def folder(
     pages: Literal["first", "all"] = "first",
     labels: bool = False,
 ) -> Folder:
-    """Reads the PNG, JPEG, TIFF and .npy files in a folder and in the folders inside it.
+    """Reads the PNG, JPEG, TIFF and .npy files in a folder and its subfolders.
 
     A .npy file holds (N, H, W) or (N, C, H, W) values and counts as N images. Files with other
-    extensions, and names that begin with a dot, are ignored. EXIF rotation is applied, colour
-    profiles are not; transparent pixels are laid on black; of an animation the first frame is
-    taken. Grey images of 16 bits keep their precision; Pillow reads colour images of 16 bits as 8
-    bits.
+    extensions, and names that begin with a dot, are ignored. EXIF rotation is applied; colour
+    profiles are not. Transparent pixels are composited on black. Of an animation, the first frame
+    is read. Grey-scale images of 16 bits keep their precision; Pillow reads colour images of 16
+    bits as 8 bits.
 
     Args:
         split: "train" or "test".
         root: The folder.
-        size: The height and width to resize to, in pixels; None for images that all have one size
-            already.
-        fit: "crop" takes the largest centred square, "resize" the whole image, whose aspect
-            changes. Either is then resized with a bicubic filter.
-        channels: 1 for grey (ITU-R 601 luma of colour images) or 3 for colour (grey images are
-            repeated).
-        test: The fraction held out for testing. A hash of its path says where an image goes, so it
-            stays there when others are added; pages of one file stay together, rows of a .npy file
-            are separate.
-        broken: "refuse" reads the headers at the start and stops at a broken file, then or when it
-            is decoded; "skip" decodes every file at the start and leaves out the broken ones,
+        size: The height and width to resize to, in pixels; None if all images have the same size.
+        fit: "crop" takes the largest centred square; "resize" takes the whole image and changes its
+            aspect ratio. Both then resize with a bicubic filter.
+        channels: 1 for grey-scale (ITU-R 601 luma of colour images) or 3 for colour (grey-scale
+            images are repeated).
+        test: The fraction held out for testing. A hash of its path assigns an image, so the
+            assignment stays when others are added. Pages of a file stay together; rows of a .npy
+            file are separate.
+        broken: "refuse" reads the headers at the start, and fails at a broken file then or when it
+            is decoded. "skip" decodes every file at the start and leaves out the broken ones,
             listed in `skipped`.
-        max_pixels: The largest image, in pixels, refused before it is decoded.
+        max_pixels: The largest number of pixels of an image; larger ones are refused before
+            decoding.
         low: The stored value that becomes -1; values below are clipped. 0 unless set.
-        high: The stored value that becomes 1; values above are clipped. 255 or 65535 unless set;
-            files of floating-point or 32-bit values need low and high.
-        pages: "first" page of a TIFF file, or "all" pages as images of their own.
+        high: The stored value that becomes 1; values above are clipped. 255 or 65535 unless set.
+            Floating-point and 32-bit files need low and high.
+        pages: The "first" page of a TIFF file, or "all" pages as separate images.
         labels: Whether the first folder below root names the class of an image.
 
     Raises:
-        DataError: If the folder is missing, holds no image for this split, a file is broken, or
+        DataError: If the folder is missing, it holds no image for this split, a file is broken, or
             sizes differ.
-        RecipeError: If low and high are needed or make no sense.
+        RecipeError: If low and high are needed or inconsistent.
     """
     if split not in ("train", "test"):
         raise RecipeError(f"split '{split}' is not one of: train, test")
@@ -379,8 +380,7 @@ def _class(name: str) -> str:
 
 
 def _white(kind: Image.Image | np.dtype[Any]) -> float | None:
-    """Returns the largest value that a picture or an array can store; None for floats and 32
-    bits."""
+    """Returns the largest value that a picture or array can store; None for floats and 32 bits."""
     if isinstance(kind, np.dtype):
         return None if kind.kind == "f" else float(np.iinfo(kind).max)
     if kind.mode.startswith("I;16") or (kind.mode == "I" and kind.format == "PNG"):

@@ -1,4 +1,4 @@
-"""Measurements that exist already, each with the operator and the noise that it was made with."""
+"""Existing measurements, each with its operator and noise."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ class Measurements(Dataset):
 
     Attributes:
         tensors: "y", shape (N, *measurement shape), and the tensors of operator and noise that
-            differ between observations, by their path ("A.mask", "noise.sigma"), each with N first.
+            differ between observations, by their path ("A.mask", "noise.sigma"), each of length N.
         shape: The shape of one signal.
     """
 
@@ -34,7 +34,7 @@ class Measurements(Dataset):
         return Example(self.tensors["y"][index])
 
     def measured(self, index: Tensor) -> dict[str, Tensor]:
-        """Returns y and the other tensors of some observations."""
+        """Returns y and the other tensors of the observations at `index`."""
         return {name: tensor[index] for name, tensor in self.tensors.items()}
 
 
@@ -54,12 +54,12 @@ def measurements(
     """Reads measurements from a safetensors file, for a recipe's `observations`.
 
     Args:
-        split: "train", or "test" for the last ones.
-        file: It holds `y` and, where the operator or the noise differs between observations, their
-            tensors under the names that they have in the `measurements/` of a run: `A.mask`,
-            `A.kernel`, `noise.sigma`, each with one entry for each observation.
-        shape: The shape of one signal, where it is not that of a measurement.
-        test: The share that is held out.
+        split: "train", or "test" for the last observations.
+        file: The file holds `y`, and the tensors of the operator or noise that differ between
+            observations. Their names are those in the `measurements/` of a run: `A.mask`,
+            `A.kernel`, `noise.sigma`, each with one entry per observation.
+        shape: The shape of one signal, if it differs from that of a measurement.
+        test: The fraction held out for testing.
 
     Raises:
         DataError: If the file is missing or damaged, or its tensors have different lengths.
@@ -78,7 +78,7 @@ def measurements(
     for name, tensor in tensors.items():
         if not tensor.ndim or len(tensor) != n:
             raise DataError(
-                f"{file}: {name} has the shape {tuple(tensor.shape)}, and there are {n}"
+                f"{file}: {name} has the shape {tuple(tensor.shape)}, but there are {n}"
                 " observations"
             )
         if not bool(tensor.isfinite().all()):

@@ -1,4 +1,4 @@
-"""Random ellipse phantoms: as many images as one likes, of any size, with nothing to download."""
+"""Random ellipse phantoms of any number and size, without a download."""
 
 import math
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ CHUNK = 64
 
 @dataclass(frozen=True, eq=False)
 class Phantoms(Dataset):
-    """Item i is drawn from (seed, split, i) alone, whenever and wherever it is asked for.
+    """Random ellipse phantoms; item i depends on (seed, split, i) alone.
 
-    An item is the sum of the intensities of the ellipses that cover a pixel, clipped to [0, 1] and
-    mapped to [-1, 1]. As in the phantom of L. Shepp and B. Logan (IEEE Trans. Nucl. Sci. 21, 1974)
-    the first ellipse is a large bright head; the others are smaller, darker or brighter, turned by
-    any angle and clipped to the head. The cover of a pixel is min(max(1/2 - d, 0), 1) with d the
-    signed distance to the edge in pixels, to first order k0 (k0 - 1) / k1 where k0^2 = (u/a)^2 +
-    (v/b)^2 and k1^2 = (u/a^2)^2 + (v/b^2)^2 in the frame of the ellipse.
+    A pixel is the sum of the intensities of the ellipses that cover it, clipped to [0, 1] and
+    mapped to [-1, 1]. As in the phantom of L. Shepp and B. Logan (IEEE Trans. Nucl. Sci. 21, 1974),
+    the first ellipse is a large bright head. The others are smaller, darker or brighter, rotated by
+    any angle and clipped to the head. The coverage of a pixel is min(max(1/2 - d, 0), 1), with d
+    the signed distance to the edge in pixels. To first order d is k0 (k0 - 1) / k1, where k0^2 =
+    (u/a)^2 + (v/b)^2 and k1^2 = (u/a^2)^2 + (v/b^2)^2 in the frame of the ellipse.
     """
 
     split: str
@@ -77,16 +77,16 @@ def synthetic(
     ellipses: Annotated[int, Ge(1)] = 6,
     seed: Annotated[int, Ge(0)] = 0,
 ) -> Phantoms:
-    """Draws random ellipse phantoms in the manner of Shepp and Logan.
+    """Draws random ellipse phantoms in the style of Shepp and Logan.
 
     Args:
         split: "train" or "test"; the two share no phantom.
         size: The height and width, in pixels.
-        channels: The number of channels; each ellipse has an intensity of its own in each.
+        channels: The number of channels. Each ellipse has a separate intensity per channel.
         train: The number of training images.
         test: The number of test images.
-        ellipses: The number of ellipses in an image, the head included.
-        seed: Which infinite sequence of phantoms.
+        ellipses: The number of ellipses per image, the head included.
+        seed: The seed of the phantoms.
     """
     if split not in ("train", "test"):
         raise RecipeError(f"split '{split}' is not one of: train, test")

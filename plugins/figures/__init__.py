@@ -1,4 +1,4 @@
-"""Figures of the report that come with invem."""
+"""The figures of invem's report."""
 
 from invem import hookimpl
 

@@ -8,7 +8,7 @@ _POINTS = 800
 
 
 class TrainingLoss(report.Figure):
-    """The logged training loss, all rounds in order; a long run is averaged over neighbours."""
+    """The logged training loss of all rounds in order; long runs are averaged over neighbours."""
 
     title = "Training loss"
     caption = (

@@ -6,7 +6,7 @@ from invem import report
 
 
 class Metrics(report.Figure):
-    """One curve per metric over the evaluated rounds, with its standard errors."""
+    """One curve per metric over the evaluated rounds, with standard errors."""
 
     title = "Metrics over the run"
     caption = (

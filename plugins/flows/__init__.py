@@ -1,5 +1,4 @@
-"""Flows between measurements and signals: stochastic interpolants, with the objectives that learn
-one and the sampler that runs it."""
+"""Flows between measurements and signals: stochastic interpolants, their objectives and sampler."""
 
 from invem import hookimpl
 

@@ -1,5 +1,4 @@
-"""Stochastic interpolants between signals and measurements: transport that is learned beside the
-prior, in one network."""
+"""Stochastic interpolants between signals and measurements, in one network with the prior."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -23,21 +22,20 @@ from invem.measurement import remeasure
 from invem.objective import MakeNetwork, Observing, edm_weight, noise_levels
 from invem.prior import Conditioning
 
-_T = 1e-3  # how near a uniform t comes to 0, where the weight is infinite
+_T = 1e-3  # the smallest t: the weight is infinite at 0
 
 
 class InterpolantConditioning(Conditioning):
-    """What a network that is a prior and an interpolant is given to know E[x | I_t], with
-    I_t = (1 - t) x + t x_1.
+    """The condition for E[x | I_t], of a network that is both a prior and an interpolant.
 
-    x_1 = source + jitter z is what was measured (`source`). The velocity of the interpolant is
-    E[x_1 - x | I_t] = (I_t - E[x | I_t])/t (Albergo & Vanden-Eijnden 2023, arXiv 2209.15571), so
-    that a rule for the probability flow over sigma integrates it over t. The network is called with
-    I_t in place of x_t and t in place of sigma.
+    I_t = (1 - t) x + t x_1, where x_1 = source + jitter z is made from the measurement (`source`).
+    The velocity of the interpolant is E[x_1 - x | I_t] = (I_t - E[x | I_t])/t (Albergo &
+    Vanden-Eijnden 2023, arXiv 2209.15571). So a rule for the probability flow over sigma integrates
+    it over t. The network is called with I_t in place of x_t and t in place of sigma.
 
     Args:
         jitter: The standard deviation of the noise that is added to the source.
-        informed: Whether the condition holds the measurement, or only says what kind it is.
+        informed: Whether the condition holds the measurement, or only which entries are measured.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"interpolant"})
@@ -51,8 +49,10 @@ class InterpolantConditioning(Conditioning):
         return y + self.jitter * rng.normal(*m.shape).to(y)
 
     def __call__(self, m: Measurement) -> Tensor:
-        """Returns [source or 1, shown], shape (B, 2, *shape): shown is 1 where something is
-        measured, A^T 1 where y is of another shape."""
+        """Returns [source or 1, shown], shape (B, 2, *shape).
+
+        shown is 1 where something is measured; A^T 1 if y has another shape than the signal.
+        """
         y = source(m)
         shown = torch.ones_like(y)
         if m.y.shape != y.shape:
@@ -61,13 +61,31 @@ class InterpolantConditioning(Conditioning):
             shown = m.A.seen.to(y).expand_as(y)
         return torch.stack([y if self.informed else torch.ones_like(y), shown], 1)
 
+    def evidence(
+        self, x_t: Tensor, sigma: Tensor, cond: Tensor, noise: float
+    ) -> tuple[Tensor, Tensor]:
+        # Without a condition it is E[x | x_t] that is asked for.
+        given = cond.flatten(2).any(2).any(1).reshape(-1, *[1] * (x_t.ndim - 1))
+        state, t, level = x_t.double(), sigma.double(), sigma.double() ** -2
+        y, shown = cond[:, 0].double(), cond[:, 1] > 0
+        jitter = (t * self.jitter) ** 2
+        known = ((1 - t) ** 2 / jitter).expand(state.shape)
+        value = (1 - t) * (state - t * y if self.informed else state) / jitter
+        if self.informed:
+            known, value = known + shown / noise**2, value + shown * y / noise**2
+        else:
+            # In a measured entry I_t = x + t (noise + jitter z): the coefficient of x is one.
+            measured = 1 / (t**2 * (noise**2 + self.jitter**2))
+            known = torch.where(shown, measured, known)
+            value = torch.where(shown, measured * state, value)
+        return torch.where(given, known, level), torch.where(given, value, level * state)
+
 
 def source(m: Measurement) -> Tensor:
-    """Returns what was measured as a signal, shape (B, *shape): y where it is of that shape,
-    otherwise A^T y.
+    """Returns the measurement as a signal, shape (B, *shape): y if it has that shape, else A^T y.
 
     Raises:
-        Unsupported: If it is not of that shape, and A has no adjoint.
+        Unsupported: If y has another shape and A has no adjoint.
     """
     if m.y.shape[1:] == torch.Size(m.shape):
         return m.y if m.A.seen is None else m.y * m.A.seen
@@ -81,18 +99,20 @@ def source(m: Measurement) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolating(Objective):
-    """E |b(I_t, t) - (x_1 - x)|^2 / d, b = (I_t - D(I_t, t))/t, that is E |D(I_t, t) - x|^2 / (t^2
-    d), for t uniform in (0, 1].
+    """A stochastic interpolant from measurement to signal, learned together with the prior.
 
-    x_1 is a new measurement of the signal, with operator and noise of a training observation that
-    is drawn at random (as `cond-dsm` has it), or, with probability `real`, the measurement that the
-    signal was drawn from. With probability `drop` it is E[x | x_t] that is learned, by denoising
-    score matching with the law and the weight of EDM (arXiv 2206.00364, table 1), so that the
-    network is a prior as well; the publications fit a second one.
+    The loss is E |b(I_t, t) - (x_1 - x)|^2 / d with b = (I_t - D(I_t, t))/t. This is E |D(I_t, t) -
+    x|^2 / (t^2 d), for t uniform in (0, 1].
+
+    x_1 is a new measurement of the signal, with operator and noise of a random training observation
+    (as in `cond-dsm`). With probability `real` it is the measurement that the signal was drawn
+    from. With probability `drop` the network learns E[x | x_t] instead, by denoising score matching
+    with the distribution and the weight of EDM (arXiv 2206.00364, table 1). So the network is also
+    a prior; the publications fit a second one.
 
     Attributes:
-        jitter: The standard deviation of the noise added to what was measured, in units of the
-            data: the flow from y alone is a function of y, and cannot be of the posterior's spread,
+        jitter: The standard deviation of the noise added to the source, in units of the data.
+            Without it the flow is a function of y: it could not have the variance of the posterior,
             nor fill in what y does not show.
         drop: The share of signals that the prior is learned from.
     """
@@ -142,13 +162,13 @@ class Interpolating(Objective):
     def _source(
         self, law: Measurement, own: Measurement | None, x: Tensor, real: Tensor, rng: Rng
     ) -> tuple[Tensor, Tensor]:
-        """Measures x anew by `law`, or takes its own measurement; returns source and condition.
+        """Returns source and condition, of new measurements of x or of its own measurements.
 
         Args:
             law: Operator and noise of the new measurements.
-            own: The measurements that x was drawn from, where there are any.
+            own: The measurements that x was drawn from, if any.
             x: Signals, shape (B, *shape).
-            real: Uniform numbers that decide which of the two it is, shape (B, 1, ...).
+            real: Uniform numbers that choose between the two, shape (B, 1, ...).
             rng: B streams.
         """
         conditioning = self._conditioning

@@ -16,18 +16,19 @@ from .interpolant import InterpolantConditioning
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolantFlow(PosteriorSampler):
-    """Integrates dI/dt = (I - E[x | I_t])/t from I_1, what was measured plus the jitter of the fit,
-    to I_0 = x.
+    """The flow of a stochastic interpolant, from the measurement I_1 to the signal I_0.
 
-    After `sfbd-omni` (arXiv 2512.17051) the draws are of p(x | y); after `scsi` (arXiv 2512.10857)
-    they have the law of x over all observations, and no step that ties one to its y but the start.
+    It integrates dI/dt = (I - E[x | I_t])/t. I_1 is the measurement plus the jitter of the
+    objective. After `sfbd-omni` (arXiv 2512.17051) the draws are of p(x | y). After `scsi` (arXiv
+    2512.10857) they have the distribution of x over all observations. Only the start ties a draw to
+    its y.
 
-    The steps are t = cos(pi k/(2 steps)), finer near 1, where a small jitter grows to the spread of
-    x.
+    The steps are t = cos(pi k/(2 steps)). They are finer near 1, where a small jitter grows to the
+    standard deviation of x.
 
     Attributes:
-        steps: Steps from t = 1 to 0 (SCSI: 64 equal ones of Euler's rule).
-        stepping: The rule.
+        steps: Steps from t = 1 to 0 (SCSI: 64 equal Euler steps).
+        stepping: The integration rule.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"interpolant", "signal"})

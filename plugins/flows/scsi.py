@@ -1,5 +1,4 @@
-"""Self-consistent stochastic interpolants: a restoration is learned that measures as the
-observations do."""
+"""Self-consistent stochastic interpolants: restorations that measure like the observations."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -11,27 +10,26 @@ from .interpolant import Interpolating
 
 @dataclass(frozen=True, kw_only=True)
 class SCSI(Interpolating):
-    """The M-step of self-consistent stochastic interpolants (SCSI, arXiv 2512.10857) for simulators
-    that can only be called: neither a derivative nor an adjoint is asked of A, nor a density of the
-    noise, where y is of the shape of the signals.
+    """The M-step of SCSI, self-consistent stochastic interpolants (arXiv 2512.10857).
 
-    The flow of the interpolant between x, the restorations of the round before, and their new
-    measurements takes the law of these back to that of x. It is then run on the true observations
-    (sampler `interpolant`). Where the measurements of the restorations have the law of the
-    observations, a round changes nothing; and for a law of y that only one law of x has, that is
-    the prior.
+    It is for simulators that can only be called. If y has the shape of the signals, it needs no
+    derivative or adjoint of A and no noise density.
 
-    The network is told where A measures (the published "latents"), and not y: a restoration is of
-    the law of x over all observations, and not of p(x | y) for one. Its spread given y comes from
-    the jitter alone. Published: noise of standard deviation gamma t (1 - t) along the way, here at
-    its end; one gradient step between restorations, here as many as `fit.steps`; restorations for a
-    second network, here the same.
+    x are the restorations of the round before. The flow of the interpolant maps the distribution of
+    their new measurements back to that of x. It is then run on the true observations (sampler
+    `interpolant`). If the measurements of the restorations are distributed as the observations, a
+    round changes nothing. If only one distribution of x gives that of y, it is the prior.
+
+    The network is given which entries A measures (the published "latents"), and not y. So a
+    restoration follows the distribution of x over all observations, not p(x | y). Its variance
+    given y comes from the jitter alone. Differences from the publication: noise of standard
+    deviation gamma t (1 - t) along the way, here at its end; one gradient step between
+    restorations, here `fit.steps`; a second network fitted to the restorations, here the same.
 
     Attributes:
-        simulated: The share of signals that go with a new measurement; the others go with the
-            observation that they were restored from.
-        jitter: The standard deviation of the noise added to what was measured, in units of the
-            data.
+        simulated: The share of signals paired with a new measurement. The others are paired with
+            the observation that they were restored from.
+        jitter: The standard deviation of the noise added to the source, in units of the data.
         drop: The share of signals that the prior is learned from.
     """
 

@@ -8,16 +8,17 @@ from .interpolant import Interpolating
 
 @dataclass(frozen=True, kw_only=True)
 class SFBDOmni(Interpolating):
-    """The M-step of SFBD-OMNI (arXiv 2512.17051) for corruptions that can only be sampled from:
-    flow matching, given y, from y and a little noise to x, on signals of the round before and new
-    measurements of them. The minimiser is E[x | I_t, y], and its flow draws p(x | y) under the
-    prior that the signals stand for, whatever the jitter (sampler `interpolant`), but for what the
-    network's condition does not tell: it is given y, or A^T y where that is of another shape, and
-    where something is measured.
+    """The M-step of SFBD-OMNI (arXiv 2512.17051), for corruptions that can only be sampled from.
 
-    The publication's weight lambda/(1 + lambda) of clean images is `fit.clean` (0.2 where the
-    corruption hides something for good, as blur does, 0 where it does not), its share gamma of
-    signals that are drawn anew is `refresh` of the phase (published: 0.002).
+    It is flow matching, given y, from y plus a little noise to x, on signals of the round before
+    and new measurements of them. The minimiser is E[x | I_t, y]. Its flow draws p(x | y) under the
+    distribution of the signals, for any jitter (sampler `interpolant`). The network is given y, or
+    A^T y if y has another shape, and which entries are measured. The draws are those given this
+    condition.
+
+    The publication's weight lambda/(1 + lambda) of clean images is `fit.clean`: 0.2 if the
+    corruption hides something for good, as blur does, and 0 if not. Its share gamma of signals that
+    are drawn anew is `refresh` of the phase (published: 0.002).
 
     Attributes:
         jitter: The standard deviation of the noise added to y, in units of the data.

@@ -1,4 +1,4 @@
-"""File formats that come with invem."""
+"""The file formats of invem."""
 
 from invem import hookimpl
 

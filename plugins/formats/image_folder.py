@@ -1,4 +1,4 @@
-"""A folder of images, as observations."""
+"""A folder of images as observations."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,15 @@ from invem.fileformat import Expected, FileFormat
 
 from ..datasets.folder import folder
 
-DATA_SET = "folder"  # whose options are used again where the run learned from one
+DATA_SET = "folder"  # its options apply again if the run learned from one
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(FileFormat):
-    """The images of a folder, read as the data set `folder` reads them: with the options of the
-    recipe where it learned from one."""
+    """The images of a folder, read as by the data set `folder`.
+
+    Its options are those of the recipe, if the run learned from such a data set.
+    """
 
     def accepts(self, path: Path) -> bool:
         return path.is_dir()

@@ -1,9 +1,9 @@
-"""NumPy's archives of arrays."""
+"""NumPy's .npz archives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -15,8 +15,7 @@ from invem.store import write_arrays
 class Npz(FileFormat):
     """Results as a .npz file, one array per name."""
 
-    def accepts(self, path: Path) -> bool:
-        return path.suffix == ".npz"
+    suffix: ClassVar[str] = ".npz"
 
     def write(self, path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         write_arrays(path, tensors)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,11 +16,12 @@ from invem.store import write
 
 @dataclass(frozen=True, kw_only=True)
 class Safetensors(FileFormat):
-    """A file that holds y, and under their paths ("A.mask", "noise.sigma") the tensors of operator
-    and noise that differ between observations."""
+    """A safetensors file with y, and the operator and noise tensors that differ per observation.
 
-    def accepts(self, path: Path) -> bool:
-        return path.suffix == ".safetensors"
+    The tensors are named by their paths ("A.mask", "noise.sigma").
+    """
+
+    suffix: ClassVar[str] = ".safetensors"
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
         try:

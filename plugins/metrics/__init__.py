@@ -1,4 +1,4 @@
-"""Metrics that come with invem, by the name that a recipe uses."""
+"""The metrics of invem, by the name that a recipe uses."""
 
 from invem import hookimpl
 

@@ -1,4 +1,4 @@
-"""Whether posterior draws spread as much as they err."""
+"""Calibration of posterior draws."""
 
 import math
 from collections.abc import Mapping
@@ -15,21 +15,22 @@ from invem.compare import inside, ranks
 @examples({"of": "spread-error"})
 @dataclass(frozen=True, kw_only=True)
 class Calibration(Metric):
-    """How often the truth lies in an interval of the draws, or how far draws are from each other
-    and from the truth. It needs the truth.
+    """Coverage of the truth by central intervals of the draws, or the spread-to-error ratio.
 
-    With K draws of the true posterior the rank of the truth among them is uniform on 0..K in every
-    entry. Rank r stands for all levels in [r, r + 1]/(K + 1), and its share in the central interval
-    counts, so that the expected value is `level` whatever K is: the definition of `coverage-90` of
-    `invem bench`. Few draws see little: where the truth is never among K < (1 + level)/(1 - level)
-    draws the value is 1 - (1 - level)(K + 1)/2, at K = 2 and level 0.9 thus 0.85. Calibrated on
-    average is not calibrated for each y: too narrow here and too wide there may cancel.
+    It needs the truth. With K draws from the true posterior, the rank of the truth among them is
+    uniform on 0..K in every entry. Rank r stands for all levels in [r, r + 1]/(K + 1), and the
+    fraction of these in the central interval counts. The expected value is then `level` for any K,
+    as in `coverage-90` of `invem bench`. Few draws limit the value: if the truth is never among K <
+    (1 + level)/(1 - level) draws, it is 1 - (1 - level)(K + 1)/2, thus 0.85 at K = 2 and level 0.9.
+    Calibration on average is not calibration for each y: draws too narrow for some y and too wide
+    for others may cancel.
 
     Attributes:
-        of: "coverage" is the share of entries whose truth lies in the central interval; `level` is
-            right, less is too narrow, more is too wide. "spread-error" is the mean squared distance
-            of two draws over that of a draw and the truth, a ratio of means over all observations,
-            as the ratio for each is biased; 1 is right for any K >= 2, less is too narrow.
+        of: "coverage" is the fraction of entries whose truth lies in the central interval. `level`
+            is ideal; less means that draws are too narrow. "spread-error" is the mean squared
+            distance of two draws over that of a draw and the truth. It is a ratio of means over all
+            observations, since the ratio per observation is biased. 1 is ideal for any K >= 2; less
+            is too narrow.
         level: The level of the interval.
     """
 
@@ -42,17 +43,16 @@ class Calibration(Metric):
         return self.level if self.of == "coverage" else 1.0
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns coverages, shape (N,), or the ratio, shape (); not a number where a draw has
-        values that are not finite.
+        """Returns coverages, shape (N,), or the ratio, shape (); NaN where a draw is not finite.
 
         Raises:
-            DataError: If there are fewer than two draws of each observation.
+            DataError: If there are fewer than two draws per observation.
         """
         if outcome.truth is None or outcome.draws is None:
             raise Unsupported("calibration needs the truth and posterior draws")
         if outcome.draws.shape[1] < 2:
             raise DataError(
-                "calibration needs at least two draws of each observation: set evaluate.draws"
+                "calibration needs at least two draws per observation: set evaluate.draws"
             )
         draws, truth = outcome.draws.flatten(2).double(), outcome.truth.flatten(1).double()
         if self.of == "spread-error":

@@ -1,4 +1,4 @@
-"""How well draws explain the measurement."""
+"""Consistency of draws with the measurement."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,17 +14,16 @@ CHUNK = 256
 
 @dataclass(frozen=True, kw_only=True)
 class DataMisfit(Metric):
-    """The root mean square of (y - A(x)) / sigma over all entries of y; sigma^2 is the variance of
-    the noise.
+    """The root mean square of (y - A(x)) / sigma over the entries of y.
 
-    The truth scores 1 but for 1/(4 m) with m entries, and so does a draw of the true posterior, as
-    the pair (x, y) has the same law. Entries that A hides hold nothing but noise, and count. A
-    value above 1 means that the measurement is contradicted; below 1, that noise is fitted. It says
-    nothing about what A hides.
+    sigma^2 is the variance of the noise. The truth scores 1 up to 1/(4 m), with m entries. So does
+    a draw from the true posterior, as the pair (x, y) has the same distribution. Entries that A
+    hides hold only noise, and count. A value above 1 contradicts the measurement; a value below 1
+    fits the noise. It says nothing about the part of x that A hides.
 
     Attributes:
-        of: "draw" for the average over draws of the misfit of each; "mean" for the misfit of the
-            mean of the draws, which is below 1 for a perfect posterior.
+        of: "draw" is the average over draws of the misfit of each. "mean" is the misfit of the mean
+            of the draws, which is below 1 for a perfect posterior.
     """
 
     of: Literal["draw", "mean"] = "draw"
@@ -44,11 +43,11 @@ class DataMisfit(Metric):
         return torch.cat([self._misfit(outcome.measurement[rows], x[rows]) for rows in chunks])
 
     def _misfit(self, m: Measurement, x: Tensor) -> Tensor:
-        """Returns the misfit of each of B observations, shape (B,). x: (B, K, *shape)."""
+        """Returns the misfit of each observation, shape (B,). x: (B, K, *shape)."""
         var = m.noise.var()
         if not bool((var > 0).all()):
             raise RecipeError(
-                "data-misfit counts in standard deviations of the noise, which is 0: leave the"
+                "data-misfit divides by the standard deviation of the noise, which is 0: leave the"
                 " metric out"
             )
         squares = torch.stack(

@@ -21,18 +21,20 @@ PROJECTED, ENTRIES = 8192, 2**27
 
 @dataclass(frozen=True, kw_only=True)
 class Frechet(Metric):
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) of the means and covariances of
-    features.
+    """Fréchet distance between samples and references, in a space of features.
 
-    The squared 2-Wasserstein distance of two Gaussians (D. Dowson and B. Landau, J. Multivar. Anal.
-    12, 1982), as in the FID of M. Heusel et al. (arXiv 1706.08500); computed in float64. Estimated
-    from finite sets it is biased upwards by an amount that depends on the features and falls as the
-    sets grow: compare values only when the numbers of samples and of references are equal.
+        |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)
 
-    "pixels" and "classifier" features are divided by one number, the root of their total variance
-    over the training images, so that 0 is perfect and 1 is the score of samples that are all equal
-    to the mean. "inception" values are not scaled, and comparable with published ones if the
-    weights, the reference images and the number of samples (50,000) are.
+    with the means m and covariances C of the features: the squared 2-Wasserstein distance of two
+    Gaussians (D. Dowson and B. Landau, J. Multivar. Anal. 12, 1982), as in the FID of M. Heusel et
+    al. (arXiv 1706.08500), in float64. Estimates from finite sets are biased upwards, by an amount
+    that depends on the features and decreases with the sizes. Compare values only for equal numbers
+    of samples and of references.
+
+    "pixels" and "classifier" features are divided by the root of their total variance over the
+    training images. 0 is then perfect, and samples that all equal the mean score 1. "inception"
+    values are not scaled. They compare with published ones if the weights, the reference images and
+    the number of samples (50,000) agree.
 
     Attributes:
         features: "pixels" are the leading principal components of the training images, not
@@ -74,8 +76,10 @@ class Frechet(Metric):
         return frozenset({"samples", "reference"} | more)
 
     def prepare(self, training: Example) -> dict[str, Tensor]:
-        """Finds the principal components or trains the classifier; at most 8,192 training images
-        are used."""
+        """Finds the principal components or trains the classifier.
+
+        It uses at most 8,192 training images.
+        """
         if self.features == "inception":
             return {}
         if training.x is None or len(training.x) < 2:
@@ -91,25 +95,29 @@ class Frechet(Metric):
         return _classifier(training.x[:CLASSIFIED], training.label[:CLASSIFIED])
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns the distance, shape (); not a number if a signal has values that are not
-        finite."""
+        """Returns the distance, shape (); NaN if a signal is not finite."""
         if outcome.samples is None or outcome.reference is None:
             raise Unsupported("frechet needs samples of the prior and reference signals")
         if min(len(outcome.samples), len(outcome.reference)) < 2:
             raise DataError("frechet needs at least two samples and two reference signals")
-        find = self._features(outcome, state)
+        find = self.feature_map(outcome.range, state)
         samples, reference = (
             torch.cat([find(x[i : i + CHUNK]).cpu().double() for i in range(0, len(x), CHUNK)])
             for x in (outcome.samples, outcome.reference)
         )
         return frechet_distance(samples, reference).float()
 
-    def _features(
-        self, outcome: Outcome, state: Mapping[str, Tensor]
+    def feature_map(
+        self, range_: tuple[float, float], state: Mapping[str, Tensor]
     ) -> Callable[[Tensor], Tensor]:
-        """Returns the map from signals (B, *shape) to features (B, F)."""
+        """Returns the map from signals (B, *shape) to features (B, F).
+
+        Args:
+            range_: The lowest and highest value of a signal.
+            state: What `prepare` returned.
+        """
         if self.features == "inception":
-            return _network(Path(self.weights).expanduser(), outcome.range)
+            return _network(Path(self.weights).expanduser(), range_)
         find = _project if self.features == "pixels" else _activations
         return lambda x: find(x.cpu(), state)
 
@@ -118,8 +126,8 @@ def _principal(x: Tensor, rank: int) -> dict[str, Tensor]:
     """Finds the leading principal components of signals (N, *shape) by subspace iteration.
 
     Returns:
-        The mean, shape (d,), and the components divided by the root of their total variance, shape
-            (d, rank).
+        The mean, shape (d,), and the components over the root of their total variance, shape (d,
+            rank).
     """
     flat = x[: max(min(PROJECTED, ENTRIES // x[0].numel()), 2)].flatten(1).cpu().double()
     mean = flat.mean(0)
@@ -146,11 +154,14 @@ def _project(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
 
 
 def _classifier(x: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Trains the small network by Adam, always from the same start. x: images (N, C, H, W), label:
-    (N,).
+    """Trains the small network with Adam from a fixed initialisation.
+
+    Args:
+        x: Images, (N, C, H, W).
+        label: Their classes, (N,).
 
     Returns:
-        Its weights, and under "scale" the root of the total variance of the features, shape ().
+        The weights, and under "scale" the root of the total variance of the features, shape ().
     """
     if x.ndim != 4:
         raise DataError("frechet with features: classifier is for images: choose features: pixels")
@@ -192,8 +203,7 @@ def _classifier(x: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 
 def _activations(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """Returns the activations before the last layer of the small network, shape (B, 64). x: (B, C,
-    H, W)."""
+    """Returns the activations before the last layer, shape (B, 64). x: (B, C, H, W)."""
     w = {name: tensor.to(x.device) for name, tensor in state.items()}
     x = relu(conv2d(x.float(), w["first.weight"], w["first.bias"], stride=2, padding=1))
     x = relu(conv2d(x, w["second.weight"], w["second.bias"], stride=2, padding=1))

@@ -1,4 +1,4 @@
-"""How many samples are copies of what the prior was fitted to."""
+"""The fraction of samples that copy training signals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ ENTRIES = 2**23
 
 @dataclass(frozen=True, kw_only=True)
 class Memorisation(Metric):
-    """The share of samples that are less than `ratio` times as far from the nearest training signal
-    as from the second nearest.
+    """The fraction of samples that are copies of a training signal.
 
-    The definition of T. Yoon et al., Diffusion Probabilistic Models Generalize when They Fail to
-    Memorize, 2023, with the Euclidean distance over all entries; a sample that equals a training
-    signal counts, whatever else is near. Where the signals have k intrinsic dimensions, a fresh
-    draw of their law counts with a probability of about ratio^k: nothing for images, but 1 in 243
-    on a manifold of 5. Training signals that come in groups of near copies, such as several draws
-    of one observation whose posterior is narrow, hide what is memorised: give one of each.
+    A copy is less than `ratio` times as far from the nearest training signal as from the second
+    nearest, in Euclidean distance over all entries (T. Yoon et al., Diffusion Probabilistic Models
+    Generalize when They Fail to Memorize, 2023). A sample equal to a training signal always counts.
+    If signals have k intrinsic dimensions, a fresh draw from their distribution counts with a
+    probability of about ratio^k: negligible for images, but 1 in 243 on a manifold of 5. Groups of
+    near copies in training, such as several draws from one narrow posterior, hide memorisation:
+    give one of each.
 
     Attributes:
-        ratio: The share below which a sample is a copy.
+        ratio: The ratio of distances below which a sample is a copy.
     """
 
     ratio: Annotated[float, Interval(gt=0, lt=1)] = 1 / 3
@@ -39,7 +39,7 @@ class Memorisation(Metric):
             DataError: If there are fewer than two training signals.
         """
         if outcome.samples is None or outcome.trained is None:
-            raise Unsupported("memorisation needs samples of the prior and what it was fitted to")
+            raise Unsupported("memorisation needs samples of the prior and its training signals")
         if len(outcome.trained) < 2:
             raise DataError("memorisation needs at least two training signals")
         samples, trained = (x.flatten(1).cpu().double() for x in (outcome.samples, outcome.trained))
@@ -52,9 +52,14 @@ class Memorisation(Metric):
         )
 
     def _copies(self, x: Tensor, trained: Tensor, size: Tensor) -> Tensor:
-        """Returns which of B samples are copies, shape (B,). x: (B, d), trained: (T, d), size: the
-        squared norms of those, (T,)."""
+        """Returns which of B samples are copies, shape (B,).
+
+        Args:
+            x: Samples, (B, d).
+            trained: Training signals, (T, d).
+            size: The squared norms of `trained`, (T,).
+        """
         near: Tensor = (size - 2 * x @ trained.T).topk(2, largest=False).indices
-        # The products above only choose: between near copies they have lost their digits.
+        # The products above only select: they lose precision between near copies.
         one, two = (x[:, None] - trained[near]).square().sum(2).sqrt().sort(1).values.unbind(1)
         return ((one < self.ratio * two) | (one == 0)).float()

@@ -1,4 +1,4 @@
-"""Distance between observations and what observations of the prior's samples would be."""
+"""Distance between real observations and observations simulated from the prior."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,32 +20,31 @@ WIDTH, BATCH, EPOCHS, STEPS = 128, 256, 20, 200
 @examples({"distance": "frechet"}, {"distance": "classifier"})
 @dataclass(frozen=True, kw_only=True)
 class ObservationDistance(Metric):
-    """How far the law of y under the prior is from the law of the observations, with no clean
-    signal.
+    """The distance between the distribution of y under the prior and that of the observations.
 
-    Samples are measured by operators and noise drawn anew. The observations are split at random
-    into halves, and the value is d(simulated, one half)/d(other half, that half), both averaged
-    over the halves of 4 splits, all sets of one size. The floor is 1, where nothing tells simulated
-    observations from those that exist, and it grows with the error of the prior. Only what the
-    operators and the noise let through is compared: two priors that they cannot tell apart score
-    the same. Entries of y that are noise alone are left out (zero in both sets). The splits depend
-    on the set of observations and not on their order.
+    It needs no clean signal. Samples are measured by operators and noise drawn anew. The
+    observations are split at random into halves. The value is d(simulated, one half)/d(other half,
+    that half), both averaged over the halves of 4 splits, with sets of one size. The floor is 1,
+    where simulated and real observations are indistinguishable; it grows with the error of the
+    prior. Two priors that the operators and the noise do not distinguish score the same. Entries of
+    y that are pure noise are left out (zero in both sets). The splits depend on the set of
+    observations, not on their order.
 
-    Chance moves the floor up and down, the more the fewer directions carry the variance: by a
-    standard deviation of 0.01 on masked, 0.05 on noisy and 0.15 on blurred Fashion-MNIST for
-    "sliced-wasserstein", 0.02, 0.1 and 0.35 for "frechet", with 4,096 observations each. The
-    distance of two halves falls with the number n of observations, as n^-1/2 or 1/n, and the ratio
-    of a wrong prior grows by as much: compare values of equal numbers only.
+    The floor fluctuates, more so if few directions carry the variance. Its standard deviation is
+    0.01 on masked, 0.05 on noisy and 0.15 on blurred Fashion-MNIST for "sliced-wasserstein", and
+    0.02, 0.1 and 0.35 for "frechet", with 4,096 observations each. The distance of two halves falls
+    with the number n of observations, as n^-1/2 or 1/n. The ratio of a wrong prior grows as much:
+    compare values for equal numbers only.
 
     Attributes:
-        distance: "sliced-wasserstein" is the root mean square over 256 directions (as the metric of
-            that name). "frechet" is that of the Gaussians of the 32 leading principal components of
-            the half that is compared with, which makes the other half and the simulated set equals;
-            it is a squared distance. "classifier" is a two-sample test (D. Lopez-Paz and M. Oquab
-            2017, arXiv 1610.06545) and no ratio: the accuracy on held-out observations of a small
-            network on 32 principal components, which was trained to tell the two sets apart. Its
-            floor is 0.5, and 1 is the worst. It alone sees more than moments and projections; the
-            standard deviation of the floor is about 0.35 over the root of the number of
+        distance: "sliced-wasserstein" is the root mean square over 256 directions, as in the metric
+            of that name. "frechet" is the squared distance of Gaussians in the 32 leading principal
+            components of the half that is compared with, so that the other half and the simulated
+            set are treated alike. "classifier" is a two-sample test (D. Lopez-Paz and M. Oquab
+            2017, arXiv 1610.06545) and no ratio. It is the accuracy on held-out observations of a
+            small network on 32 principal components, trained to tell the two sets apart. Its floor
+            is 0.5, and 1 is the worst. It alone sees more than moments and projections. The
+            standard deviation of its floor is about 0.35 over the root of the number of
             observations.
     """
 
@@ -58,8 +57,7 @@ class ObservationDistance(Metric):
         return 0.5 if self.distance == "classifier" else 1.0
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns the ratio or the accuracy, shape (); not a number if an observation has values
-        that are not finite.
+        """Returns the ratio or the accuracy, shape (); NaN if an observation is not finite.
 
         Raises:
             DataError: If there are fewer than 4 observations or 2 simulated ones.
@@ -93,7 +91,7 @@ class ObservationDistance(Metric):
         return over / under
 
     def _from(self, half: Tensor) -> Callable[[Tensor], Tensor]:
-        """Returns the distance of a set (n, m) from this one, (n, m)."""
+        """Returns the distance to `half`, (n, m), as a function of a set (n, m)."""
         if self.distance == "sliced-wasserstein":
             theta = directions(half.shape[1], PROJECTIONS, Rng.generator("observation-distance"))
             return lambda y: sliced_wasserstein(y, half, theta)
@@ -102,15 +100,19 @@ class ObservationDistance(Metric):
 
 
 def _informative(m: Measurement) -> Tensor:
-    """Returns y in an order of its own, zero where it is noise alone, shape (n, m), float64."""
+    """Returns y in canonical order, zero where it is pure noise, shape (n, m), float64."""
     y = m.y if m.A.seen is None else m.y * m.A.seen
     y = (torch.view_as_real(y) if y.is_complex() else y).flatten(1).cpu().double()
     return y[canonical(y)]
 
 
 def _accuracy(real: Tensor, simulated: Tensor) -> Tensor:
-    """Returns the accuracy on the half that a classifier was not trained on, of both halves. real:
-    (n, m), simulated: (k, m)."""
+    """Returns the accuracy of a classifier on held-out halves, averaged over both halves.
+
+    Args:
+        real: (n, m).
+        simulated: (k, m).
+    """
     n = min(len(real), len(simulated)) // 2
     rng = Rng.generator("observation-distance", "folds")
     folds = [
@@ -123,17 +125,18 @@ def _accuracy(real: Tensor, simulated: Tensor) -> Tensor:
         basis = basis / variance.mean().sqrt().clamp(min=torch.finfo(variance.dtype).tiny)
         train, test = (((y - mean) @ basis).float() for y in (both, held))
         sign = _classify(train, test).sign().double()
-        # A score of zero, as all are where there is one value alone, is half right.
+        # A score of zero is half right; all are zero if all observations are equal.
         right = right + (1 - sign[:n]).sum() / 2 + (1 + sign[n:]).sum() / 2
     return right / (4 * n)
 
 
 def _classify(train: Tensor, test: Tensor) -> Tensor:
-    """Trains a network of two hidden layers, always from the same start, to tell the first half of
-    `train` from the second.
+    """Trains a classifier of the first half of `train` against the second.
+
+    It has two hidden layers and a fixed initialisation.
 
     Returns:
-        Its scores of `test`, shape (N,): positive for the second half.
+        Its scores of `test`, shape (N,), positive for the second half.
     """
     rng = Rng.generator("observation-distance", "classifier")
     sizes = [train.shape[1], WIDTH, WIDTH, 1]

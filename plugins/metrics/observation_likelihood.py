@@ -33,30 +33,31 @@ _LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr
 @examples({"of": "network"})
 @dataclass(frozen=True, kw_only=True)
 class ObservationLikelihood(Metric):
-    """log p(y) of held-out observations under the prior, for each entry of y, with no clean signal.
+    """log p(y) of held-out observations under the prior, per entry of y.
 
-    It is what every exact round of EM raises, on its training observations. Entries that are noise
-    alone add a constant, whatever the prior: they are left out of the sum and of the count.
+    It needs no clean signal. Every exact round of EM raises it on the training observations.
+    Entries of pure noise add a constant for any prior. They are left out of the sum and of the
+    count.
 
-    The change of variables of "network" is eq. 39 of Y. Song et al., ICLR 2021, arXiv 2011.13456: d
+    "network" uses the change of variables of Y. Song et al., ICLR 2021, arXiv 2011.13456, eq. 39: d
     log p/d log sigma = tr J - d along dx/d log sigma = x - x_hat. The path does not depend on the
-    random vectors, so that they are drawn anew at each evaluation; they belong to y and not to its
-    place.
+    random vectors, so they are drawn anew at each evaluation. They depend on y, not on its index.
 
     Attributes:
-        of: "moments" is log N(y; A m, A C A^T + S) with the mean m and the covariance C of
-            `prior.moments`, for linear A and Gaussian noise: exact for a Gaussian prior. For a
-            network it is the likelihood of the Gaussian that it carries, which was fitted to the
-            same signals, and not of the network. "network" is log p_sigma(y) of the denoiser
-            itself, for observations of whole signals with white noise, by the probability flow from
-            the noise level of y up to 20, where the law is taken to be N(m, C + sigma^2 I), or N(0,
-            sigma^2 I) without moments. A denoiser that is no posterior mean has no density of its
-            own: the value is then that of the law from which the flow samples.
-        steps: Steps of the Runge-Kutta rule of fourth order in log sigma, each of 4 evaluations of
-            the network: 16 err by 1e-3 nats on Gaussians and mixtures.
-        probes: Random vectors for the trace of the Jacobian J at each evaluation (M. Hutchinson,
-            1990), each a vector-Jacobian product. The estimate is unbiased; with as many as there
-            are entries the trace is exact.
+        of: "moments" is log N(y; A m, A C A^T + S) with the mean m and covariance C of
+            `prior.moments`, for linear A and Gaussian noise. It is exact for a Gaussian prior. For
+            a network it is the likelihood of its moments, a Gaussian fitted to the same signals,
+            and not of the network. "network" is log p_sigma(y) of the denoiser itself, for
+            observations of whole signals with white noise. It integrates the probability flow from
+            the noise level of y up to 20, where the distribution is taken as N(m, C + sigma^2 I),
+            or N(0, sigma^2 I) without moments. A denoiser that is not a posterior mean has no
+            density of its own; the value is then that of the distribution from which the flow
+            samples.
+        steps: Steps of the fourth-order Runge-Kutta method in log sigma, with 4 evaluations of the
+            network each. With 16 the error is 1e-3 nats on Gaussians and mixtures.
+        probes: Random vectors for the trace of the Jacobian J per evaluation (M. Hutchinson, 1990),
+            each a vector-Jacobian product. The estimate is unbiased. With as many as entries the
+            trace is exact.
     """
 
     of: Literal["moments", "network"] = "moments"
@@ -72,12 +73,11 @@ class ObservationLikelihood(Metric):
         )
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns nats per entry that depends on x, shape (N,); zero for an observation that has
-        none.
+        """Returns nats per entry that depends on x, shape (N,); zero if an observation has none.
 
         Raises:
             Unsupported: If the operator is not linear, or has more than 1,024 entries, is no mask
-                and differs between observations; for "network", if it is not the identity or the
+                and differs between observations. For "network", if it is not the identity or the
                 noise has several levels in one observation.
             RecipeError: If the noise has variance 0 somewhere.
         """
@@ -86,7 +86,7 @@ class ObservationLikelihood(Metric):
         m = outcome.measurement
         if not bool((m.noise.var() > 0).all()):
             raise RecipeError(
-                "observation-likelihood is a density, and the noise is 0 somewhere: leave the"
+                "observation-likelihood needs a density, but the noise is 0 somewhere: leave the"
                 " metric out"
             )
         if self.of == "network":
@@ -104,8 +104,10 @@ class ObservationLikelihood(Metric):
         return torch.cat([self._climb(prior, y.to(device), sigma) for y, sigma in parts])
 
     def _climb(self, prior: Prior, y: Tensor, sigma: Tensor) -> Tensor:
-        """Integrates from `sigma`, (B,), up. y: (B, *shape); returns log p(y)/d, (B,), on the
-        CPU."""
+        """Integrates from `sigma`, (B,), upwards; returns log p(y)/d, (B,), on the CPU.
+
+        y: (B, *shape).
+        """
         top, d = Karras().sigma_max, y[0].numel()
         rng = Rng.keyed(
             "observation-likelihood",
@@ -134,8 +136,10 @@ class ObservationLikelihood(Metric):
         return (end + gained - d / 2 * math.log(2 * math.pi)) / d
 
     def _slope(self, prior: Prior, x: Tensor, u: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Returns x - x_hat, (B, *shape), and d - tr J, (B,), on the CPU, at the level exp(u). x:
-        (B, *shape), u: (B,)."""
+        """Returns x - x_hat, (B, *shape), and d - tr J, (B,), at the level exp(u).
+
+        The second is on the CPU. x: (B, *shape), u: (B,).
+        """
         d = x[0].numel()
         with torch.enable_grad():
             x_t = x.detach().requires_grad_()
@@ -157,8 +161,7 @@ class ObservationLikelihood(Metric):
 
 
 def _gaussian(prior: Gaussian, m: Measurement) -> Tensor:
-    """Returns log N(y; A mean, A C A^T + S) over the entries that are seen, divided by their
-    number, shape (N,)."""
+    """Returns log N(y; A mean, A C A^T + S) per measured entry, shape (N,)."""
     entrywise = bool(m.provides & {"mask", "identity"})
     size, d = m.y[0].numel(), prior.mean.numel()
     low = entrywise and 2 * prior.cov.factor.shape[1] < size
@@ -178,7 +181,7 @@ def _gaussian(prior: Gaussian, m: Measurement) -> Tensor:
         ).flatten(1)
         count = seen.sum(1)
         r = part.residual(prior.mean.expand(len(part), *prior.shape)).flatten(1)
-        # An entry that is not seen has a residual of 0 and a variance of 1, and adds log 1.
+        # A masked entry has residual 0 and variance 1, and adds log 1.
         var = torch.where(seen != 0, part.noise.var().expand_as(part.y).flatten(1), 1.0)
         if common is not None:
             value = _dense(r, common, var[:1] if bool((var == var[:1]).all()) else var)
@@ -215,8 +218,13 @@ def _spread(prior: Gaussian, m: Measurement) -> Tensor:
 
 
 def _dense(r: Tensor, cov: Tensor, var: Tensor) -> Tensor:
-    """Returns log N(r; 0, cov + diag(var)) but for the power of 2 pi, shape (B,). r: (B, m), cov:
-    (1 or B, m, m), var: (1 or B, m)."""
+    """Returns log N(r; 0, cov + diag(var)) without the power of 2 pi, shape (B,).
+
+    Args:
+        r: (B, m).
+        cov: (1 or B, m, m).
+        var: (1 or B, m).
+    """
     try:
         root = torch.linalg.cholesky(cov + torch.diag_embed(var))
     except _LinAlgError:
@@ -232,8 +240,13 @@ def _dense(r: Tensor, cov: Tensor, var: Tensor) -> Tensor:
 
 
 def _low_rank(r: Tensor, diag: Tensor, factor: Tensor) -> Tensor:
-    """Returns the same of diag(D) + F F^T by Woodbury, shape (B,). r: (B, m), D: (1 or B, m), F: (1
-    or B, m, k)."""
+    """Returns log N(r; 0, diag(D) + F F^T) without the power of 2 pi, by Woodbury, shape (B,).
+
+    Args:
+        r: (B, m).
+        diag: D, (1 or B, m).
+        factor: F, (1 or B, m, k).
+    """
     scaled = factor / diag[..., None]
     root = torch.linalg.cholesky(
         scaled.mT @ factor + torch.eye(factor.shape[2], dtype=r.dtype, device=r.device)

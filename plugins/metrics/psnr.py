@@ -12,13 +12,14 @@ from invem import Metric, Outcome, Unsupported
 
 @dataclass(frozen=True, kw_only=True)
 class PSNR(Metric):
-    """20 log10(peak) - 10 log10(mean squared error); the peak is the width of the range. Nothing is
-    clipped.
+    """20 log10(peak) - 10 log10(mean squared error), where the peak is the width of the range.
+
+    Nothing is clipped.
 
     Attributes:
-        of: "mean" for the mean of the K posterior draws, the estimate with the least squared error;
-            "draw" for the average over draws of the ratio of each. A perfect posterior scores about
-            3 dB less by "draw". Never the best of K.
+        of: "mean" is for the mean of the K posterior draws, the estimate with the least squared
+            error. "draw" is the average over draws of the ratio of each, where a perfect posterior
+            scores about 3 dB less. It is never the best of K.
     """
 
     of: Literal["mean", "draw"] = "mean"

@@ -1,4 +1,4 @@
-"""Whether the E-step returns, on simulated observations, what they were simulated from."""
+"""Self-consistency of the posterior sampler on simulated observations."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,29 +18,29 @@ CHUNK, SWAPS = 512, 32
 @examples({"of": "spectrum"}, {"of": "marginals"})
 @dataclass(frozen=True, kw_only=True)
 class SelfConsistency(Metric):
-    """The posterior sampler on observations whose law is known: x of the prior, y ~ p(y | x), x' =
-    sampler(y). It needs no clean signal.
+    """Tests the sampler on simulated data: x from the prior, y ~ p(y | x), x' = sampler(y).
 
-    Given y, an exact sampler makes x' and x independent draws of one posterior: (x', y) has the law
-    of (x, y), and swapping x' and x changes nothing. EM learns from such x', so that a fault here
-    compounds over rounds. It says nothing of how good the prior is. The samples stand for the
-    prior: where the unconditional sampler is at fault, that shows too.
+    It needs no clean signal. Given y, an exact sampler makes x' and x independent draws from the
+    same posterior. (x', y) then has the distribution of (x, y), and swapping x' and x changes
+    nothing. EM learns from such x', so errors compound over rounds. It does not measure the quality
+    of the prior. The samples stand for the prior, so an error of the unconditional sampler also
+    shows.
 
-    "spectrum" and "marginals" are compared with their mean over 32 random swaps of x' and x within
-    pairs, which have the same law under an exact sampler: the expected value is then exactly 0 for
-    any number of pairs, and by chance it may be negative.
+    "spectrum" and "marginals" subtract their mean over 32 random swaps of x' and x within pairs.
+    Swaps have the same distribution under an exact sampler, so the expected value is exactly 0 for
+    any number of pairs. By chance it may be negative.
 
-    The ranks of simulation-based calibration (S. Talts et al. 2018, arXiv 1804.06788) are not among
-    these: with one draw of each posterior the rank is whether x' < x, which too wide and too narrow
-    posteriors leave at one half.
+    The ranks of simulation-based calibration (S. Talts et al. 2018, arXiv 1804.06788) are not used.
+    With one draw per posterior the rank is whether x' < x, which is one half on average for too
+    wide and too narrow posteriors alike.
 
     Attributes:
-        of: "residual" is the mean of |y - A(x')|^2/sigma^2 over the entries of y that depend on x;
-            1 is right, less fits noise, more contradicts y. "spectrum" is the largest |eigenvalue -
+        of: "residual" is the mean of |y - A(x')|^2/sigma^2 over the entries of y that depend on x.
+            1 is ideal, less fits noise, more contradicts y. "spectrum" is the largest |eigenvalue -
             1| of C^-1 C', the covariances of x and x' in the `rank` leading principal directions of
             both together, less the mean over swaps. "marginals" is the largest Kolmogorov-Smirnov
-            distance between x and x' along these directions, less the mean over swaps: it sees the
-            mean too, and the weights of modes.
+            distance between x and x' along these directions, less the mean over swaps. It also sees
+            the mean and the weights of modes.
         rank: The number of directions, at most an eighth of the number of pairs.
     """
 
@@ -60,9 +60,10 @@ class SelfConsistency(Metric):
         return 1.0 if self.of == "residual" else 0.0
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns mean squared residuals in variances of the noise, one for each y that sees
-        anything, shape (at most n,), or a deviation, shape (), which is not a number if a draw is
-        not finite.
+        """Returns mean squared residuals, shape (at most n,), or a deviation, shape ().
+
+        Residuals are in units of the noise variance, one per y with an entry that depends on x. A
+        deviation is NaN if a draw is not finite.
 
         Raises:
             RecipeError: If the noise has variance 0 somewhere.
@@ -98,15 +99,17 @@ class SelfConsistency(Metric):
 
 
 def _residual(m: Measurement, x: Tensor) -> Tensor:
-    """Returns the mean square of the residual over the entries that are seen, one value for each y
-    that has any. x: (n, *shape)."""
+    """Returns the mean squared residual over measured entries, per y that has any.
+
+    x: (n, *shape).
+    """
     values = []
     for start in range(0, len(x), CHUNK):
         part, draw = m[start : min(start + CHUNK, len(x))], x[start : start + CHUNK]
         var = part.noise.var()
         if not bool((var > 0).all()):
             raise RecipeError(
-                "self-consistency counts in standard deviations of the noise, which is 0: leave"
+                "self-consistency divides by the standard deviation of the noise, which is 0: leave"
                 " `of: residual` out"
             )
         squares = (part.residual(draw).abs().square() / var).flatten(1).sum(1)
@@ -119,8 +122,10 @@ def _residual(m: Measurement, x: Tensor) -> Tensor:
 
 
 def _excess(pairs: Tensor, rank: int, deviation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Returns the deviation of x' from x less its mean over swaps within pairs, shape (). pairs: x
-    and x', (n, 2, d)."""
+    """Returns the deviation of x' from x less its mean over swaps within pairs, shape ().
+
+    pairs: x and x', (n, 2, d).
+    """
     pairs = pairs[canonical(pairs.sum(1))]
     _, basis, variance = principal(pairs.flatten(0, 1), rank)
     kept = variance > 1e-12 * variance[:1]
@@ -134,8 +139,10 @@ def _excess(pairs: Tensor, rank: int, deviation: Callable[[Tensor, Tensor], Tens
 
 
 def _spectrum(x: Tensor, other: Tensor) -> Tensor:
-    """Returns the largest |eigenvalue - 1| of C^-1 C', shape (); infinite if C is singular. x,
-    other: (n, r)."""
+    """Returns the largest |eigenvalue - 1| of C^-1 C', shape (); infinite if C is singular.
+
+    x, other: (n, r).
+    """
     size = (x.shape[1], x.shape[1])
     root, fault = torch.linalg.cholesky_ex(torch.cov(x.T).reshape(size))
     if int(fault):
@@ -147,8 +154,10 @@ def _spectrum(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _marginals(x: Tensor, other: Tensor) -> Tensor:
-    """Returns the largest Kolmogorov-Smirnov distance of a coordinate, shape (). x, other: (n,
-    r)."""
+    """Returns the largest Kolmogorov-Smirnov distance of a coordinate, shape ().
+
+    x, other: (n, r).
+    """
     both = torch.cat([x, other])
     order = both.argsort(0)
     step = torch.where(order < len(x), 1.0, -1.0).double() / len(x)

@@ -11,46 +11,44 @@ from torch import Tensor
 
 from invem import Metric, Outcome, Unsupported
 
-ENTRIES = 2**18  # of the matrix of all pairs that are in memory at once
-PAIRS = 2**23  # that a plan without its negligible pairs may have
-# Pairs with less than exp(-REACH) times the mass that independence gives them are negligible.
+ENTRIES = 2**18  # entries of the matrix of all pairs in memory at once
+PAIRS = 2**23  # the maximum of non-negligible pairs in a plan
+# A pair is negligible below exp(-REACH) times its mass in the independent plan.
 REACH = 30.0
-COARSE = 2e-2  # how far marginals may be off while epsilon falls
+COARSE = 2e-2  # the tolerance of the marginals while epsilon falls
 TRUST = 3.0  # how far a Newton step may change the logarithm of the mass of a pair
 PASSES, STEPS, ITERATIONS = 200, 20, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sinkhorn(Metric):
-    """OT(a, b) - OT(a, a)/2 - OT(b, b)/2, where OT is the entropic cost of transport between two
-    sets of points of equal weights,
+    """Debiased Sinkhorn divergence between samples and references.
 
-        OT(a, b) = min_P <P, C> + epsilon KL(P | a b^T),   C_ij = |x_i - y_j|^2:
+        OT(a, b) - OT(a, a)/2 - OT(b, b)/2,
+        OT(a, b) = min_P <P, C> + epsilon KL(P | a b^T),   C_ij = |x_i - y_j|^2
 
-    the debiased divergence of J. Feydy et al. (AISTATS 2019, arXiv 1810.08278, eq. 3). The cost is
-    the squared distance, not half of it, as in the code of DiEM (arXiv 2405.13712), whose epsilon
-    is 0.001. The value is in squared units of the data, summed over pixels: a translation by c has
-    |c|^2, whatever epsilon is, and as epsilon falls the value tends to the squared 2-Wasserstein
-    distance. Two sets drawn from one law have a value above 0 that falls with their sizes: compare
-    values of equal sizes only. (The published number is <P, C> between 16,384 samples and as many
-    true points, less that between two sets of true points, and at least 1e-6.)
+    for two sets of points with equal weights (J. Feydy et al., AISTATS 2019, arXiv 1810.08278, eq.
+    3). The cost is the squared distance, not half of it, as in the code of DiEM (arXiv 2405.13712),
+    whose epsilon is 0.001. The value is in squared units of the data, summed over pixels. A
+    translation by c gives |c|^2 for any epsilon. As epsilon falls, the value tends to the squared
+    2-Wasserstein distance. Two sets from one distribution have a value above 0 that falls with
+    their sizes: compare values for equal sizes only. (The published number is <P, C> between 16,384
+    samples and as many true points, less that between two sets of true points, and at least 1e-6.)
 
-    Computed in float64, in the logarithmic domain, without a matrix of all pairs. Epsilon falls
-    from the squared diameter by factors of 4, with an iteration of Sinkhorn at each level. Once
-    enough pairs are negligible they are left out (as by B. Schmitzer, SIAM J. Sci. Comput. 41,
-    2019), and Newton's method on the semi-dual finishes a level, where plain iterations would take
-    a number that grows with (diameter)^2/epsilon. It ends when an iteration on all pairs finds the
-    marginals right.
+    It is computed in float64, in the log domain, without a matrix of all pairs. Epsilon falls from
+    the squared diameter by factors of 4, with one Sinkhorn iteration per level. Once enough pairs
+    are negligible, they are left out (as by B. Schmitzer, SIAM J. Sci. Comput. 41, 2019), and
+    Newton's method on the semi-dual finishes a level. The number of plain iterations would grow
+    with (diameter)^2/epsilon. It ends when an iteration on all pairs confirms the marginals.
 
     Attributes:
         epsilon: The regularisation, in squared units of the data; null is a hundredth of the
             variance of the reference, summed over pixels.
-        samples: The number of points of each set that are compared, the first ones; the work is
-            quadratic in it.
-        clip: Points with a coordinate whose absolute value is not below it are left out first, in
-            units of the data (DiEM: 3), which flatters a prior that has some; null keeps them.
-        tol: How far the marginals of the plan may be off, as the sum of their absolute differences
-            from weights that sum to 1.
+        samples: The number of points compared per set, the first ones; the cost is quadratic in it.
+        clip: Points with a coordinate of absolute value at or above it are removed first, in units
+            of the data (DiEM: 3), which favours a prior that has some. null keeps them.
+        tol: The tolerance of the marginals of the plan: the sum of absolute differences from
+            weights that sum to 1.
     """
 
     epsilon: Annotated[float, Gt(0)] | None = None
@@ -60,9 +58,11 @@ class Sinkhorn(Metric):
     needs: ClassVar[frozenset[str]] = frozenset({"samples", "reference"})
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
-        """Returns the divergence in squared units of the data, shape (); not a number if no point
-        is left, a point is not finite, or the marginals are not right after 200 passes over all
-        pairs."""
+        """Returns the divergence in squared units of the data, shape ().
+
+        It is NaN if no point is left, a point is not finite, or the marginals do not converge in
+        200 passes over all pairs.
+        """
         if outcome.samples is None or outcome.reference is None:
             raise Unsupported("sinkhorn needs samples of the prior and reference signals")
         x, y = (self._points(z) for z in (outcome.samples, outcome.reference))
@@ -86,12 +86,11 @@ class Sinkhorn(Metric):
 
 
 def symmetric(x: Tensor, epsilon: float, tol: float) -> Tensor:
-    """Returns f with OT(a, a) = 2 mean(f), shape (N,), not numbers if it does not converge. x: (N,
-    d), float64.
+    """Returns f with OT(a, a) = 2 mean(f), shape (N,); NaN if it does not converge.
 
-    The mean of an iterate and its image converges in a few iterations, from zero (Feydy et al.,
-    section 3.1). Both together are dual feasible, so that the error of the value is of second order
-    in `tol`.
+    x: (N, d), float64. The mean of an iterate and its image converges in a few iterations from zero
+    (Feydy et al., section 3.1). Both together are dual feasible, so the error of the value is of
+    second order in `tol`.
     """
     f = torch.zeros(len(x), dtype=x.dtype)
     for _ in range(PASSES):
@@ -103,14 +102,15 @@ def symmetric(x: Tensor, epsilon: float, tol: float) -> Tensor:
 
 
 def transport(x: Tensor, y: Tensor, epsilon: float, tol: float) -> tuple[Tensor, Tensor]:
-    """Returns the potentials f, g of OT(a, b) = mean(f) + mean(g), shapes (N,) and (M,), not
-    numbers if they do not converge.
+    """Returns the potentials f, (N,), and g, (M,), of OT(a, b) = mean(f) + mean(g).
+
+    They are NaN if they do not converge.
 
     Args:
         x: Points, shape (N, d), float64.
         y: Points, shape (M, d), float64.
         epsilon: The regularisation.
-        tol: How far the marginals may be off.
+        tol: The tolerance of the marginals.
     """
     g = torch.zeros(len(y), dtype=x.dtype)
     for level in _levels(x, y, epsilon):
@@ -135,8 +135,7 @@ def _levels(x: Tensor, y: Tensor, epsilon: float) -> list[float]:
 
 
 def _factors(x: Tensor, y: Tensor, g: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Returns matrices whose product is (g_j - |x_i - y_j|^2 + |x_i|^2)/epsilon, shapes (N, d + 1)
-    and (d + 1, M)."""
+    """Returns (N, d + 1) and (d + 1, M) factors of (g_j - |x_i - y_j|^2 + |x_i|^2)/epsilon."""
     right = torch.cat([2 / epsilon * y.T, ((g - y.square().sum(1)) / epsilon)[None]])
     return torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1), right
 
@@ -151,16 +150,18 @@ def _softmin(x: Tensor, y: Tensor, g: Tensor, epsilon: float) -> Tensor:
 
 
 def _off(g: Tensor, image: Tensor, epsilon: float) -> float:
-    """How far one marginal is off where the other is right, by what an iteration makes of the
-    potential."""
+    """Returns the error of one marginal where the other is exact.
+
+    It follows from the change of the potential in an iteration.
+    """
     return float(torch.expm1(((g - image) / epsilon).clamp(max=100)).abs().mean())
 
 
 class _Plan:
-    """P_ij = exp((f_i + g_j - C_ij)/epsilon)/(N M) without its negligible pairs, in the order of
-    rows and in that of columns.
+    """P_ij = exp((f_i + g_j - C_ij)/epsilon)/(N M) without its negligible pairs.
 
-    Where the others are too many for the memory, `sparse` is False and nothing else is there.
+    It is stored by rows and by columns. If too many pairs remain for the memory, `sparse` is False
+    and there are no other attributes.
     """
 
     def __init__(self, x: Tensor, y: Tensor, f: Tensor, g: Tensor, epsilon: float) -> None:
@@ -188,7 +189,7 @@ class _Plan:
         self.set((log - math.log(self.n * self.m)).exp())
 
     def set(self, values: Tensor) -> None:
-        """Takes other values, and scales the rows to sum to 1/N."""
+        """Sets the values, with rows scaled to sum to 1/N."""
         self.values = values / (self.n * _sums(values, self.row_ends))[self.rows]
         self.by_col = self.values[self.order]
         self.col_sums = _sums(self.by_col, self.col_ends)
@@ -203,17 +204,16 @@ class _Plan:
 
 
 def _sums(values: Tensor, ends: Tensor) -> Tensor:
-    """Returns the sums of the stretches of a vector that end before these places."""
+    """Returns the sums of the segments of a vector that end before `ends`."""
     total = torch.cat([values.new_zeros(1), values.cumsum(0)])
     return total[ends].diff(prepend=total[:1])
 
 
 def _newton(x: Tensor, y: Tensor, f: Tensor, g: Tensor, epsilon: float, tol: float) -> Tensor:
-    """Improves g on the pairs that are not negligible; returns it as it is where these are too
-    many.
+    """Improves g on the non-negligible pairs; returns it unchanged if these are too many.
 
-    The semi-dual mean_i log(N sum_j P_ij exp(v_j)) - mean(v) of the plan P is minimised by Newton's
-    method with a backtracking line search, its system solved by conjugate gradients.
+    Newton's method with a backtracking line search minimises the semi-dual mean_i log(N sum_j P_ij
+    exp(v_j)) - mean(v) of the plan P. Conjugate gradients solve its system.
     """
     plan = _Plan(x, y, f, g, epsilon)
     v = torch.zeros_like(g)
@@ -241,8 +241,10 @@ def _newton(x: Tensor, y: Tensor, f: Tensor, g: Tensor, epsilon: float, tol: flo
 
 
 def _solve(product: Callable[[Tensor], Tensor], b: Tensor, diagonal: Tensor) -> Tensor:
-    """Solves a positive semi-definite system to a tenth of its residual by conjugate gradients with
-    a diagonal preconditioner."""
+    """Solves a positive semi-definite system to a tenth of its residual.
+
+    It uses conjugate gradients with a diagonal preconditioner.
+    """
     x, r, p = torch.zeros_like(b), b, b / diagonal
     first = last = float((r * p).sum())
     for _ in range(ITERATIONS):

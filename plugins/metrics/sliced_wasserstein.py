@@ -13,20 +13,19 @@ from invem.compare import directions, sliced_wasserstein
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedWasserstein(Metric):
-    """The root mean square over directions of the 2-Wasserstein distance between the projections of
-    two sets.
+    """The root mean square over directions of the 2-Wasserstein distance of projections.
 
     Directions are unit vectors, orthogonal within groups of d (M. Rowland et al., AISTATS 2019,
-    arXiv 1903.03784), which leaves the mean over directions as it is and lowers its variance. As
-    the mean of <theta, v>^2 is |v|^2 / d, the value is in units of the data per pixel: adding c to
-    every pixel of one set makes it about c (exactly c if d divides `projections`). Sets of
-    different sizes are compared by their quantile functions, linear between order statistics. Two
-    sets drawn from one law have a value above 0 that falls with their sizes: compare values of
-    equal sizes only.
+    arXiv 1903.03784). This keeps the mean over directions and lowers its variance. The mean of
+    <theta, v>^2 is |v|^2 / d, so the value is in units of the data per pixel: adding c to every
+    pixel of one set makes it about c (exactly c if d divides `projections`). Sets of different
+    sizes are compared by their quantile functions, linear between order statistics. Two sets from
+    one distribution have a value above 0 that falls with their sizes: compare values for equal
+    sizes only.
 
     Attributes:
         projections: The number of directions.
-        seed: Which directions.
+        seed: The seed of the directions.
     """
 
     projections: Annotated[int, Ge(1)] = 256

@@ -15,16 +15,16 @@ CHUNK = 256
 
 @dataclass(frozen=True, kw_only=True)
 class SSIM(Metric):
-    """Mean structural similarity, Z. Wang et al. (IEEE Trans. Image Process. 13, 2004), eq. 13, in
-    [-1, 1].
+    """Mean structural similarity, in [-1, 1].
 
-    K1 = 0.01, K2 = 0.03, dynamic range L = width of the range of signals, Gaussian window of 11 x
-    11 pixels with a standard deviation of 1.5 pixels, averaged over the windows that fit in the
-    image and over channels. An image less than 11 pixels high or wide gets the largest odd window
+    It is eq. 13 of Z. Wang et al. (IEEE Trans. Image Process. 13, 2004), with K1 = 0.01, K2 = 0.03,
+    and the dynamic range L the width of the range of signals. The Gaussian window has 11 x 11
+    pixels and a standard deviation of 1.5 pixels. The average is over the windows that fit in the
+    image, and over channels. An image less than 11 pixels high or wide gets the largest odd window
     that fits.
 
     Attributes:
-        of: "mean" for the mean of the K posterior draws, "draw" for the average over draws of the
+        of: "mean" is for the mean of the K posterior draws, "draw" is the average over draws of the
             similarity of each.
     """
 

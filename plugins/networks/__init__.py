@@ -1,4 +1,4 @@
-"""Score networks that come with invem, by the name that a recipe uses."""
+"""The networks of invem, by the name that a recipe uses."""
 
 from invem import hookimpl
 

@@ -1,4 +1,4 @@
-"""A convolutional network that sees no further than a patch."""
+"""A convolutional network with a small receptive field."""
 
 from typing import Annotated
 
@@ -11,18 +11,19 @@ from invem import RecipeError
 
 
 class ConvNet(nn.Module):
-    """Convolutions at full resolution with residual connections, each modulated by the noise level,
-    and nothing that would bring in the rest of the image: no pooling, no attention, no
-    normalisation. An output sees 1 + sum (k - 1) pixels in each direction, so that an image holds
-    as many examples as pixels, and few images teach it what is true of patches.
+    """Full-resolution residual convolutions with a small receptive field.
+
+    Each block is modulated by the noise level. There is no pooling, attention or normalisation, so
+    an output sees only 1 + sum (k - 1) pixels in each direction. Each pixel of an image is then a
+    training example, and few images suffice to learn the distribution of patches.
 
     Args:
         shape: (C, H, W).
-        kernels: The edge of each convolution, odd; the first enters, the others are added to what
-            they act on.
-        width: The channels between them.
-        condition: Tensors of the signal's shape that the network is given beside x_t, for a
-            conditional objective.
+        kernels: The width of each convolution, odd. The first maps the input; the others are
+            residual.
+        width: The number of hidden channels.
+        condition: The number of tensors of the signal's shape that a conditional objective gives
+            with x_t.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class ConvNet(nn.Module):
         nn.init.constant_(self.leave.bias, 0.0)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Maps (B, C, H, W), c_noise (B,) and cond (B, condition, C, H, W), zeros if None, to (B,
-        C, H, W)."""
+        """Maps (B, C, H, W), c_noise (B,) and cond (B, condition, C, H, W) to (B, C, H, W).
+
+        `cond` is zero if None.
+        """
         if self.condition:
             given = (
                 x.new_zeros(len(x), self.condition, *x.shape[1:])

@@ -1,4 +1,4 @@
-"""A multilayer perceptron, for vectors and for small images."""
+"""A multilayer perceptron, for vectors and small images."""
 
 import math
 from typing import Annotated
@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Residual blocks of two linear layers on the flattened signal, each modulated by the noise
-    level.
+    """A residual multilayer perceptron on the flattened signal.
+
+    A block has two linear layers and is modulated by the noise level.
 
     Args:
         shape: The shape of one signal.
         width: The width of the hidden layers.
         depth: The number of residual blocks.
-        condition: Tensors of the signal's shape that the network is given beside x_t, for a
-            conditional objective.
+        condition: The number of tensors of the signal's shape that a conditional objective gives
+            with x_t.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class MLP(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Maps (B, *shape), c_noise (B,) and cond (B, condition, *shape), zeros if None, to (B,
-        *shape)."""
+        """Maps (B, *shape), c_noise (B,) and cond (B, condition, *shape) to (B, *shape).
+
+        `cond` is zero if None.
+        """
         angle = c_noise[:, None] * self.get_buffer("frequencies")
         level = self.level(torch.cat([angle.cos(), angle.sin()], 1))
         flat = x.flatten(1)

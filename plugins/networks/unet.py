@@ -18,22 +18,23 @@ from invem import RecipeError
 
 
 class UNet(nn.Module):
-    """A U-Net of residual blocks with GroupNorm, each modulated by the noise level (Ho et al. 2020,
-    arXiv 2006.11239; scale and shift as in Nichol & Dhariwal 2021, arXiv 2102.09672). Any number of
-    channels and any size.
+    """A U-Net of residual blocks with GroupNorm, each modulated by the noise level.
+
+    It follows Ho et al. 2020 (arXiv 2006.11239), with scale and shift as in Nichol & Dhariwal 2021
+    (arXiv 2102.09672). It takes any number of channels and any size.
 
     Args:
         shape: (C, H, W).
         channels: The width of each level, from the finest; each further level halves the
             resolution.
-        blocks: Residual blocks a level.
+        blocks: Residual blocks per level.
         attention: The levels (0 = finest) whose blocks are followed by self-attention.
-        heads: Attention heads.
-        dropout: The share of activations dropped in training.
-        patch: The edge of the square patches that the input is cut into; 2 computes at half the
+        heads: The number of attention heads.
+        dropout: The fraction of activations dropped in training.
+        patch: The width of the square patches into which the input is cut; 2 computes at half the
             resolution.
-        condition: Tensors of the signal's shape that the network is given beside x_t, for a
-            conditional objective.
+        condition: The number of tensors of the signal's shape that a conditional objective gives
+            with x_t.
     """
 
     def __init__(
@@ -90,8 +91,10 @@ class UNet(nn.Module):
         nn.init.constant_(self.leave.bias, 0.0)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Maps (B, C, H, W), c_noise (B,) and cond (B, condition, C, H, W), zeros if None, to (B,
-        C, H, W)."""
+        """Maps (B, C, H, W), c_noise (B,) and cond (B, condition, C, H, W) to (B, C, H, W).
+
+        `cond` is zero if None.
+        """
         height, width = x.shape[-2:]
         if self.condition:
             given = (
@@ -130,7 +133,7 @@ def _halve(h: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Two convolutions with a residual connection, then self-attention where there are heads."""
+    """Two convolutions with a residual connection, then self-attention if `heads` is not 0."""
 
     def __init__(self, before: int, after: int, level: int, dropout: float, heads: int) -> None:
         super().__init__()

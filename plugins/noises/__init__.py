@@ -1,4 +1,4 @@
-"""Noise laws that come with invem, by the name that a recipe uses."""
+"""The noise models of invem, by the name that a recipe uses."""
 
 from invem import hookimpl
 

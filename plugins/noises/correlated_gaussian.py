@@ -1,4 +1,4 @@
-"""Gaussian noise that is correlated between the entries of a measurement."""
+"""Gaussian noise with correlations between the entries of a measurement."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from invem.linalg import DPLR
 
 @dataclass(frozen=True, eq=False)
 class CorrelatedGaussian(NoiseModel):
-    """y = A(x) + D^1/2 z + F z', of covariance D + F F^T, the same for all observations.
+    """y = A(x) + D^1/2 z + F z', with covariance D + F F^T, the same for all observations.
 
     Attributes:
         cov: The covariance of the flattened noise.
@@ -59,20 +59,20 @@ def correlated_gaussian(
     along: Literal["rows", "columns"] = "rows",
     file: str | None = None,
 ) -> CorrelatedGaussian:
-    """Adds white noise and stripes: an offset for each row or column of the measurement, as
-    read-out electronics leave it; or noise of any covariance of low rank plus diagonal, from a
-    file.
+    """Adds white noise and stripes, or Gaussian noise with a covariance from a file.
+
+    A stripe is an offset per row or column of the measurement, as from read-out electronics. A
+    covariance from a file is of low rank plus diagonal.
 
     Args:
-        n: The number of observations; the law is the same for all.
+        n: The number of observations; the noise is the same for all.
         shape: The shape of one measurement.
         rng: Not used.
         sigma: The standard deviation of the white noise, in units of the data.
         stripes: The standard deviation of the offsets, in units of the data.
-        along: Whether the "rows" share an offset or the "columns"; a measurement that is a vector
-            has one for all entries.
+        along: Whether "rows" or "columns" share an offset; all entries of a vector share one.
         file: A .npz file with `diag`, shape (m,), and `factor`, shape (m, r), for measurements of m
-            entries; `sigma` and `stripes` do not count then.
+            entries. It replaces `sigma` and `stripes`.
 
     Raises:
         DataError: If the file cannot be read.

@@ -50,13 +50,13 @@ def gaussian(
     Args:
         n: The number of observations.
         shape: The shape of one measurement.
-        rng: The source of the levels, where they vary.
-        sigma: The standard deviation, in units of the data (images span 2 units, from -1 to 1); or
-            two, between which it is drawn uniformly on a logarithmic scale.
-        per: Whether a drawn level is that of a "sample" or of each "pixel".
+        rng: Draws the noise levels, where they vary.
+        sigma: The standard deviation, in units of the data (images span 2 units, from -1 to 1). Two
+            values are a range, from which it is drawn uniformly on a logarithmic scale.
+        per: Whether a level is drawn per "sample" or per "pixel".
 
     Raises:
-        RecipeError: If the two levels are not in order or one of them is zero.
+        RecipeError: If the two levels are not in order or one is zero.
     """
     if not isinstance(sigma, list):
         return Gaussian(torch.full((n, *[1] * len(shape)), float(sigma)))

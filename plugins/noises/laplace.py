@@ -12,7 +12,7 @@ from invem import NoiseModel
 
 @dataclass(frozen=True, eq=False)
 class Laplace(NoiseModel):
-    """y = A(x) + b e, e with density exp(-|e|)/2.
+    """y = A(x) + b e, where e has density exp(-|e|)/2.
 
     Attributes:
         scale: b, in units of the data, shape (B, 1, ...).
@@ -32,13 +32,13 @@ class Laplace(NoiseModel):
 def laplace(
     n: int, shape: tuple[int, ...], rng: Generator, *, scale: Annotated[float, Gt(0)] = 0.05
 ) -> Laplace:
-    """Adds noise with heavy tails.
+    """Adds Laplace noise, which has heavy tails.
 
     Args:
         n: The number of observations.
         shape: The shape of one measurement.
         rng: Not used.
-        scale: The mean absolute deviation, in units of the data; the standard deviation is 1.41
-            times as much.
+        scale: The mean absolute deviation, in units of the data. The standard deviation is 1.41
+            times it.
     """
     return Laplace(torch.full((n, *[1] * len(shape)), scale))

@@ -1,4 +1,4 @@
-"""Photon counting."""
+"""Poisson noise of photon counts."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,13 +9,14 @@ from torch import Generator, Tensor
 
 from invem import NoiseModel, examples
 
-FLOOR = 1e-3  # photons: below it the rate is taken as constant, so that the logarithm stays finite
+FLOOR = 1e-3  # photons; the rate is constant below it, so that the logarithm stays finite
 
 
 @dataclass(frozen=True, eq=False)
 class Poisson(NoiseModel):
-    """y = 2 k/peak - 1 with k ~ Poisson(peak (A(x) + 1)/2): counts of photons, brought back to the
-    range of the data.
+    """y = 2 k/peak - 1 with k ~ Poisson(peak (A(x) + 1)/2).
+
+    k counts photons; y is mapped back to the range of the data.
 
     Attributes:
         peak: The mean count of a pixel of value 1, shape (B, 1, ...).
@@ -41,12 +42,14 @@ class Poisson(NoiseModel):
 def poisson(
     n: int, shape: tuple[int, ...], rng: Generator, *, peak: Annotated[float, Gt(0)] = 100.0
 ) -> Poisson:
-    """Counts photons. Values of -1 are dark and of 1 give `peak` photons on average.
+    """Replaces each value by a photon count (Poisson noise).
+
+    On average, a value of -1 gives none and a value of 1 gives `peak` photons.
 
     Args:
         n: The number of observations.
         shape: The shape of one measurement.
         rng: Not used: the peak is the same for all.
-        peak: The mean count of the brightest pixel; a dim image has few.
+        peak: The mean count of the brightest pixel. A low peak is a dim image.
     """
     return Poisson(torch.full((n, *[1] * len(shape)), peak))

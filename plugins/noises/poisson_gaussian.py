@@ -1,4 +1,4 @@
-"""Photon counting and read-out noise."""
+"""Poisson noise of photon counts, with Gaussian read-out noise."""
 
 import math
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ class PoissonGaussian(NoiseModel):
     """y = 2 k/peak - 1 + sigma z with k ~ Poisson(peak (A(x) + 1)/2).
 
     The density has no closed form. `log_prob` is that of a Gaussian with the same mean and
-    variance, which depend on A(x) (Foi et al. 2008); it is good above some ten photons, or where
-    sigma peak/2 is above one.
+    variance, which depend on A(x) (Foi et al. 2008). It is accurate above some ten photons, or
+    where sigma peak/2 exceeds one.
 
     Attributes:
         peak: The mean count of a pixel of value 1, shape (B, 1, ...).
-        sigma: The standard deviation of the read-out, in units of the data, shape (B, 1, ...).
+        sigma: The standard deviation of the read-out noise, in units of the data, shape (B, 1,
+            ...).
     """
 
     peak: Tensor
@@ -58,7 +59,7 @@ def poisson_gaussian(
         shape: The shape of one measurement.
         rng: Not used.
         peak: The mean count of the brightest pixel.
-        sigma: The standard deviation of the read-out, in units of the data.
+        sigma: The standard deviation of the read-out noise, in units of the data.
     """
     ones = torch.ones(n, *[1] * len(shape))
     return PoissonGaussian(peak * ones, sigma * ones)

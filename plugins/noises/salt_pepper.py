@@ -1,4 +1,4 @@
-"""Salt and pepper: broken pixels."""
+"""Salt-and-pepper noise: broken pixels."""
 
 import math
 from dataclasses import dataclass
@@ -13,13 +13,12 @@ from invem import NoiseModel
 
 @dataclass(frozen=True, eq=False)
 class SaltPepper(NoiseModel):
-    """Each entry is, with probability p, replaced by -1 or 1, and otherwise measured with a little
-    Gaussian noise.
+    """Each entry is replaced by -1 or 1 with probability p; Gaussian noise is added to all.
 
     Attributes:
         p: The probability, shape (B, 1, ...).
-        sigma: The standard deviation of the noise of the entries, broken ones too, in units of the
-            data, shape (B, 1, ...).
+        sigma: The standard deviation of the Gaussian noise, of replaced entries too, in units of
+            the data, shape (B, 1, ...).
     """
 
     p: Tensor
@@ -50,13 +49,13 @@ def salt_pepper(
     p: Annotated[float, Interval(gt=0, lt=1)] = 0.1,
     sigma: Annotated[float, Gt(0)] = 0.05,
 ) -> SaltPepper:
-    """Replaces a share of the entries by black or white.
+    """Replaces a fraction of the entries by black or white.
 
     Args:
         n: The number of observations.
         shape: The shape of one measurement.
         rng: Not used.
-        p: The share of the broken entries.
+        p: The fraction of broken entries.
         sigma: The standard deviation of the noise of all entries, in units of the data.
     """
     ones = torch.ones(n, *[1] * len(shape))

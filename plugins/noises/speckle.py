@@ -12,8 +12,9 @@ from invem import NoiseModel, examples
 
 @dataclass(frozen=True, eq=False)
 class Speckle(NoiseModel):
-    """(y + 1)/2 = g (A(x) + 1)/2 with g ~ Gamma(looks, 1/looks), of mean one: the intensity of
-    radar or ultrasound, averaged over looks.
+    """(y + 1)/2 = g (A(x) + 1)/2 with g ~ Gamma(looks, 1/looks), of mean one.
+
+    This is the intensity of radar or ultrasound, averaged over looks.
 
     Attributes:
         looks: The number of looks L, shape (B, 1, ...); the variance of g is 1/L.
@@ -25,8 +26,7 @@ class Speckle(NoiseModel):
         return ((clean + 1) / 2).clamp(min=1e-3)
 
     def sample(self, clean: Tensor, rng: Generator) -> Tensor:
-        # The sum of L exponential variables, so that the stream of the generator is all there is to
-        # the draw.
+        # A sum of L exponential variables, so that the draw depends on `rng` alone.
         looks = int(self.looks.max())
         u = torch.rand(looks, *clean.shape, generator=rng, dtype=torch.float64).to(clean)
         kept = torch.arange(looks, device=clean.device).reshape(-1, *[1] * clean.ndim) < self.looks
@@ -55,6 +55,6 @@ def speckle(
         n: The number of observations.
         shape: The shape of one measurement.
         rng: Not used.
-        looks: How many independent looks are averaged; one is fully developed speckle.
+        looks: The number of independent looks that are averaged; 1 is fully developed speckle.
     """
     return Speckle(torch.full((n, *[1] * len(shape)), float(looks)))

@@ -1,4 +1,4 @@
-"""Ambient Diffusion: what is measured is predicted from less of it."""
+"""Ambient Diffusion: the measured pixels are predicted from fewer of them."""
 
 import math
 from dataclasses import dataclass
@@ -23,46 +23,50 @@ from invem import (
 from invem.denoiser import Wrapper, level
 from invem.objective import MakeNetwork, edm_weight, noise_levels
 
-_HIDDEN = 1e6  # the noise level that a hidden pixel counts as
+_HIDDEN = 1e6  # the noise level of a hidden pixel, in place of infinity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ambient(Objective):
-    """E w |S (D(M x_t, sigma, M) - y)|^2 / d for masks S that differ between observations (Ambient
-    Diffusion, Daras et al. 2023, arXiv 2305.19256, eq. 3.2): M hides a share `delta` of what S
-    shows too, and the network, which is given M x_t and M, predicts all that is measured. Where
-    each pixel is, given M, at times among those that S shows, the minimiser is E[x | M x_t, M] in
-    all pixels. What no S that contains M shows stays undetermined: a pixel that no observation
-    shows, the other half where S are halves.
+    """Ambient Diffusion (arXiv 2305.19256), for masks S that differ between observations.
+
+    Daras et al. 2023, eq. 3.2. The loss is
+
+        E w |S (D(M x_t, sigma, M) - y)|^2 / d.
+
+    M shows the pixels of S except a share `delta`. The network is given M x_t and M and predicts
+    all measured pixels. If, given M, S shows each pixel in some observations, the minimiser is E[x
+    | M x_t, M] in all pixels. A pixel that no S containing M shows stays undetermined: one that no
+    observation shows, or the other half if S are halves.
 
     With noise s_y in y, x_t = y + sqrt(sigma^2 - s_y^2) z for sigma > s_y. In the pixels of M the
     residual is that of Ambient Tweedie (Daras et al. 2024, arXiv 2404.10177), a D + (1 - a) x_t - y
-    with a = 1 - s_y^2/sigma^2: the noise of y is a part of that of x_t, and the mean of y given x_t
-    is not that of x. Of a pixel that M hides the noise is independent of what the network is given,
-    and D - y is without bias as it is; the corrected residual would be too, with the noise s_y^2/a
-    in place of s_y^2. Nothing is learned of levels below s_y: there the network extrapolates.
+    with a = 1 - s_y^2/sigma^2. There the noise of y is a part of the noise of x_t, so that E[y |
+    x_t] is not E[x | x_t]. In a pixel that M hides, the noise is independent of the input of the
+    network, and D - y is unbiased. The corrected residual would be unbiased too, with the noise
+    s_y^2/a in place of s_y^2. Nothing is learned of levels below s_y: there the network
+    extrapolates.
 
-    The law and the weight of sigma are those of EDM (arXiv 2206.00364, table 1), the law cut off
+    The distribution and the weight of sigma are those of EDM (arXiv 2206.00364, table 1), truncated
     below at s_y. A departure: a hidden pixel has the weight, and in `AmbientDenoiser` the scale, of
-    an infinite level. The published code gives it those of sigma, which where sigma is small asks
-    the network for outputs of order 1/sigma with weights of order 1/sigma^2.
+    an infinite level. The published code uses those of sigma. At small sigma that asks the network
+    for outputs of order 1/sigma with weights of order 1/sigma^2.
 
-    `target: given` is Measurement Score-based Diffusion (MSM, Park et al. 2025, arXiv 2505.11853):
-    the loss is on the pixels of M alone, and the network denoises what it is given and fills in
-    nothing. With `delta: 0` M is all of S, as published. What MSM does below s_y, by SURE, is not
-    done.
+    `target: given` is Measurement Score-based Diffusion (MSM, Park et al. 2025, arXiv 2505.11853).
+    The loss is on the pixels of M alone: the network denoises them and fills in nothing. With
+    `delta: 0` M is all of S, as published. The SURE term of MSM below s_y is left out.
 
-    Clean images are fitted with masks of independent pixels, each of the density of one of the
+    Clean images are fitted with masks of independent pixels. Each has the density of one of the
     denoiser's masks.
 
     Attributes:
         delta: The share of the measured pixels that the network is not given.
-        target: Whether the loss is on all pixels that are measured ("seen") or on those alone that
-            the network is given ("given").
-        masks: The masks over which the stored denoiser averages (`AmbientDenoiser`), one call of
-            the network each; with `target: given` there are more if these do not show every pixel.
-        p_mean: The mean of log sigma before it is cut off, sigma in units of the data.
-        p_std: Its standard deviation.
+        target: Whether the loss is on all measured pixels ("seen") or only on those that the
+            network is given ("given").
+        masks: The number of masks over which the stored denoiser averages (`AmbientDenoiser`), one
+            network call each. With `target: given` there are more if these do not show every pixel.
+        p_mean: The mean of log sigma before truncation, sigma in units of the data.
+        p_std: The standard deviation of log sigma before truncation.
     """
 
     delta: Annotated[float, Interval(ge=0, lt=1)] = 0.1
@@ -103,8 +107,10 @@ class Ambient(Objective):
         return seen * (rng.uniform(*seen.shape[1:]).to(seen) >= self.delta)
 
     def _like_those_of(self, model: Denoiser, x: Tensor, rng: Rng) -> Tensor:
-        """Returns masks of independent pixels, each of the density of one of the model's masks, or
-        of 1 - delta if it has none."""
+        """Returns masks of independent pixels, each with the density of one of the model's masks.
+
+        The density is 1 - delta if the model has no masks.
+        """
         if not isinstance(model, AmbientDenoiser) or not len(model.masks):
             return self._fewer(torch.ones_like(x), rng)
         known = model.masks
@@ -113,8 +119,10 @@ class Ambient(Objective):
         return (rng.uniform(*known.shape[1:]).to(x) < density).to(x)
 
     def _chosen(self, m: Measurement) -> Tensor:
-        """Returns masks of the law of M, shape (K, ...): of some hundreds, each time the one that
-        shows most of what is not yet shown."""
+        """Returns masks distributed as M, shape (K, ...).
+
+        They are chosen greedily among some hundreds: each shows most of what the ones before hide.
+        """
         generator = Rng.generator("ambient", len(m))
         few = max(self.masks, min(512, 2**24 // math.prod(m.shape)))
         seen = _seen(m[torch.randperm(len(m), generator=generator)[:few].to(m.y.device)]).cpu()
@@ -131,19 +139,19 @@ class Ambient(Objective):
 
 
 class AmbientDenoiser(Wrapper):
-    """The mean of E[x | M x_t, M] over K masks M: a stand-in for E[x | x_t], which masked data do
-    not teach.
+    """The mean of E[x | M x_t, M] over K masks M.
 
-    Each pixel is averaged over the masks that show it, and over all where none does. Those that
-    hide it know nothing of its x_t, and to average over them too takes more variance from the
-    samples the more masks there are. One mask is the sampler of Ambient Diffusion (arXiv
-    2305.19256, eq. 3.3), and the average over those that show a pixel that of MSM (arXiv
-    2505.11853), which draws new masks at each step. Hidden pixels are set to the mean of the
-    moments, so that the network sees zeros.
+    It stands for E[x | x_t], which cannot be learned from masked data. Each pixel is averaged over
+    the masks that show it, or over all if none does. Masks that hide a pixel know nothing of its
+    x_t. Averaging over them too would take variance from the samples, more with more masks.
+
+    One mask is the sampler of Ambient Diffusion (arXiv 2305.19256, eq. 3.3). The average over the
+    masks that show a pixel is that of MSM (arXiv 2505.11853), which draws new masks at each step.
+    Hidden pixels are set to the mean of the moments, so that the network sees zeros.
 
     Args:
-        network: The network, which is given one mask, 1 where x_t is shown.
-        masks: Shape (K, ...), broadcastable to (K, *shape); empty where they are loaded afterwards.
+        network: The network. It is given one mask, 1 where x_t is shown.
+        masks: Shape (K, ...), broadcastable to (K, *shape); empty if they are loaded afterwards.
     """
 
     masks: Tensor
@@ -153,8 +161,10 @@ class AmbientDenoiser(Wrapper):
         self.register_buffer("masks", masks)
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        """Returns the mean over the masks, or with `cond`, shape (B, 1, *shape), what the network
-        predicts with that mask."""
+        """Returns the mean over the masks, shape (B, *shape).
+
+        With `cond`, one mask of shape (B, 1, *shape), returns the prediction given that mask.
+        """
         if cond is not None:
             return self._one(x_t, sigma, cond[:, 0])
         masks = [mask.to(x_t).expand(x_t.shape) for mask in self.masks]
@@ -183,5 +193,5 @@ def _seen(m: Measurement) -> Tensor:
 
 
 def _hide(x: Tensor, mask: Tensor, mean: Tensor) -> Tensor:
-    """Returns x with the mean in the pixels that the mask does not show."""
+    """Returns x with the mean in the pixels that the mask hides."""
     return torch.where(mask > 0, x, mean.to(x))

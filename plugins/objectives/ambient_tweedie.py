@@ -10,47 +10,52 @@ from torch import Tensor
 from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, examples
 from invem.objective import edm_weight, matching, noise_levels
 
-_REACH = 2.0  # the consistency term begins at levels between that of the data and so many times it
+_REACH = 2.0  # the consistency term begins at most at this multiple of the noise of the data
 
 
 @examples({"consistency": 1.0, "branch_steps": 2})
 @dataclass(frozen=True, kw_only=True)
 class AmbientTweedie(Objective):
-    """E w |a D(x_t, sigma) + (1 - a) x_t - y|^2 / d with x_t = y + sqrt(sigma^2 - s_n^2) e and a =
-    1 - s_n^2/sigma^2, at levels sigma above the noise s_n of the observation (Ambient Tweedie,
-    Daras et al. 2024, arXiv 2404.10177). A level for each observation, so that images of several
-    qualities are learned from together (Ambient-o, arXiv 2506.10038), clean ones by s_n = 0 (arXiv
-    2411.02780).
+    """Ambient Tweedie (arXiv 2404.10177): denoising score matching on noisy observations.
 
-    a D + (1 - a) x_t is E[y | x_t] where D is E[x | x_t]; the gradient is a^2 times that of the
-    loss on the clean signals. The law and the weight of sigma are those of EDM (arXiv 2206.00364,
-    table 1), the law cut off below at s_n; the code of arXiv 2411.02780 moves what is below to s_n
-    itself, where a = 0 and nothing is learned.
+    Daras et al. 2024. With the noise s_n of the observation, at levels sigma above it, the loss is
 
-    The loss does not depend on D below s_n. There `consistency` adds w (D' - D).(D'' - D) / d,
-    whose mean is w |E[D(x_s, s) | x_t] - D(x_t, sigma)|^2 / d: D along the true reverse diffusion
-    is a martingale. D' and D'' are two independent branches: x_s is reached from one x_t by
-    `branch_steps` ancestral steps of the network itself, through which no gradient flows. The
-    product is that of the released code; the square of the mean of a few branches (arXiv
-    2411.02780) adds their variance. sigma is log-uniform between s_n and 2 s_n, because nothing
-    fixes D at s_n itself, and s log-uniform between `end` and s_n, so that every level is asked
-    for. Each step has the right mean and lacks the variance of x given x_t: a bias of order
-    1/branch_steps, and none on a Gaussian, where D is linear.
+        E w |a D(x_t, sigma) + (1 - a) x_t - y|^2 / d
 
-    D(x_t, sigma) is a goal through which no gradient flows either, as in the released code without
-    its option `with_grad`. In that of arXiv 2411.02780 one flows, which moves D above s_n, where
-    a^2 is small, to agree with what is below; on a mixture in one dimension that made samples worse
-    than no such term.
+    with x_t = y + sqrt(sigma^2 - s_n^2) e and a = 1 - s_n^2/sigma^2. Each observation has its own
+    level, so that images of several qualities are learned together (Ambient-o, arXiv 2506.10038),
+    clean ones with s_n = 0 (arXiv 2411.02780).
+
+    a D + (1 - a) x_t is E[y | x_t] if D is E[x | x_t]. The gradient is a^2 times that of the loss
+    on the clean signals. The distribution and the weight of sigma are those of EDM (arXiv
+    2206.00364, table 1), truncated below at s_n. The code of arXiv 2411.02780 moves lower levels to
+    s_n itself, where a = 0 and nothing is learned.
+
+    The loss does not depend on D below s_n. There `consistency` adds w (D' - D).(D'' - D) / d, with
+    mean w |E[D(x_s, s) | x_t] - D(x_t, sigma)|^2 / d: along the true reverse diffusion D is a
+    martingale. D' and D'' are two independent branches. `branch_steps` ancestral steps of the
+    network, without gradient, take one x_t to x_s. The product is that of the released code; the
+    square of the mean of a few branches (arXiv 2411.02780) adds their variance.
+
+    sigma is log-uniform between s_n and 2 s_n, because nothing fixes D at s_n itself. s is
+    log-uniform between `end` and s_n, so that every level is evaluated. Each step has the right
+    mean but lacks the variance of x given x_t. The bias is of order 1/branch_steps, and zero for a
+    Gaussian, where D is linear.
+
+    D(x_t, sigma) is a target without gradient, as in the released code without its option
+    `with_grad`. In the code of arXiv 2411.02780 a gradient flows through it. That moves D above
+    s_n, where a^2 is small, towards its values below. On a mixture in one dimension samples were
+    then worse than without the term.
 
     Attributes:
-        p_mean: The mean of log sigma before it is cut off, sigma in units of the data.
-        p_std: Its standard deviation.
-        consistency: The weight of the consistency term; 0 leaves D below s_n to chance, so that
+        p_mean: The mean of log sigma before truncation, sigma in units of the data.
+        p_std: The standard deviation of log sigma before truncation.
+        consistency: The weight of the consistency term. With 0, D below s_n is arbitrary, and
             samples must stop there.
-        branch_steps: Reverse steps of each branch of the consistency term: 2 branch_steps - 1 calls
-            of the network without gradient, beside two with.
-        end: The lowest level of the consistency term, in units of the data. Observations with less
-            noise are left out of it.
+        branch_steps: Reverse steps of each branch of the consistency term: 2 branch_steps - 1
+            network calls without gradient, and two with.
+        end: The lowest level of the consistency term, in units of the data. It skips observations
+            with less noise.
     """
 
     p_mean: float = -1.2
@@ -90,8 +95,10 @@ class AmbientTweedie(Objective):
         )
 
     def _consistency(self, model: Denoiser, m: Measurement, least: Tensor, rng: Rng) -> Tensor:
-        """Returns an unbiased estimate of w |E[D(x_s, s) | x_t] - D(x_t, sigma)|^2 / d, w the
-        weight at sigma, shape (B,)."""
+        """Returns an unbiased estimate of w |E[D(x_s, s) | x_t] - D(x_t, sigma)|^2 / d, shape (B,).
+
+        w is the weight at sigma.
+        """
         noisy = least > self.end
         floor = least.clamp(min=self.end)
         up, down = (
@@ -115,8 +122,7 @@ class AmbientTweedie(Objective):
     def _reverse(
         self, model: Denoiser, x_t: Tensor, x_hat: Tensor, sigma: Tensor, end: Tensor, rng: Rng
     ) -> Tensor:
-        """Steps from sigma to `end`, levels (B, 1, ...), at equal ratios; x_hat is D(x_t,
-        sigma)."""
+        """Steps from sigma to `end`, levels (B, 1, ...), at equal ratios; x_hat = D(x_t, sigma)."""
         ratio = (end / sigma) ** (1 / self.branch_steps)
         for k in range(self.branch_steps):
             x_hat = model(x_t, sigma) if k else x_hat
@@ -129,6 +135,6 @@ class AmbientTweedie(Objective):
 
 
 def _noisier(y: Tensor, least: Tensor, sigma: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-    """Returns x_t at sigma, made of y at `least`, and a = 1 - least^2/sigma^2."""
+    """Returns x_t at level sigma, from y at level `least`, and a = 1 - least^2/sigma^2."""
     more = (sigma**2 - least**2).clamp(min=0)
     return y + more.sqrt() * rng.normal_like(y), more / sigma**2

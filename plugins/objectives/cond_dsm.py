@@ -1,4 +1,4 @@
-"""Conditional denoising score matching: the network learns the posterior itself."""
+"""Conditional denoising score matching: the network learns the posterior directly."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -14,29 +14,26 @@ from invem.prior import LinearConditioning
 
 @dataclass(frozen=True, kw_only=True)
 class CondDSM(Objective):
-    """E w |D(x + sigma z, sigma, y') - x|^2 / d with y' ~ p(y | x), the M-step of DiffEM
-    (Hosseintabar et al. 2025, arXiv 2510.12691).
+    """Conditional denoising score matching, the M-step of DiffEM (arXiv 2510.12691).
 
-    Each draw x is measured anew. The minimiser is E[x | x_t, c'], c' what `conditioning` makes of
-    y', under the prior that the draws stand for, and the next E-step is the reverse diffusion with
-    it (sampler `conditional`). The network is given A^T y' and A^T 1 (`conditioning`); the
-    published one is given y' alone. The law and the weight of sigma are those of EDM (arXiv
-    2206.00364, table 1).
+    Hosseintabar et al. 2025. The loss is E w |D(x + sigma z, sigma, y') - x|^2 / d with y' ~ p(y |
+    x): each draw x is measured anew. The network is given c' = [A^T y', A^T 1] (`conditioning`);
+    the published one is given y' alone. The minimiser is E[x | x_t, c'] under the distribution of
+    the draws. The next E-step is the reverse diffusion with it (sampler `conditional`). The
+    distribution and the weight of sigma are those of EDM (arXiv 2206.00364, table 1).
 
-    Operator and noise are those of a training observation that is drawn at random, not of the one
-    that x was drawn from: what that one hides is, in x, what the prior of the round before said of
-    it. A network that is told the mask would learn to say so again, and where operators differ
-    between observations EM would not move at all. Granted clean images are measured in the same
-    way.
+    Operator and noise are those of a random training observation, not of the one that x was drawn
+    from. What the latter hides was filled in by the prior of the round before. A network given the
+    same mask would learn to reproduce that prior, and EM would not move at all if operators differ
+    between observations. Clean images are measured in the same way.
 
     With probability `drop` the network is given zeros, as if nothing had been measured, and learns
-    E[x | x_t] (classifier-free, Ho & Salimans 2022, arXiv 2207.12598): one network is the prior
-    too, where DiffEM fits a second one.
+    E[x | x_t] (classifier-free, Ho & Salimans 2022, arXiv 2207.12598). So one network is also the
+    prior. DiffEM fits a second one.
 
     Attributes:
-        drop: The share of draws whose measurement is withheld. With 0 the network is no prior: its
-            samples, and other samplers than `conditional` with guidance 1, ask what it never
-            learned.
+        drop: The share of draws whose measurement is withheld. With 0 the network is not a prior:
+            do not sample from it, and use no sampler but `conditional` with guidance 1.
         p_mean: The mean of log sigma, sigma in units of the data.
         p_std: The standard deviation of log sigma.
     """

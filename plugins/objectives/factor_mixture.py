@@ -1,5 +1,4 @@
-"""A mixture of factor analysers in closed form: a warm start with many modes, for images, that
-needs no clean image."""
+"""A mixture of factor analysers in closed form: a warm start for images without clean ones."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -20,28 +19,28 @@ LLOYD = 15
 
 @dataclass(frozen=True, kw_only=True)
 class FactorMixtureMoments(ClosedFormObjective):
-    """One iteration of stochastic EM on a mixture of factor analysers (Z. Ghahramani & G. Hinton,
-    CRG-TR-96-1, 1996).
+    """One iteration of stochastic EM on a mixture of factor analysers (CRG-TR-96-1).
 
-    From measurements y = A x + n, linear with Gaussian noise, the E-step is one exact draw of
-    signal and component for each (stochastic EM, G. Celeux & J. Diebolt 1985), so that its
-    Monte-Carlo error does not shrink from round to round; from signals it is the exact probability
-    of each component. The M-step is factor analysis in each component, with a diagonal that is
-    common to all: one iteration of its fixed point a round, three in the first.
+    Z. Ghahramani & G. Hinton 1996. From measurements y = A x + n, linear with Gaussian noise, the
+    E-step draws signal and component exactly, once per measurement (stochastic EM, G. Celeux & J.
+    Diebolt 1985). Its Monte-Carlo error does not shrink from round to round. From signals, the
+    E-step is the exact probability of each component. The M-step is factor analysis in each
+    component, with a diagonal common to all: one iteration of its fixed point per round, three in
+    the first.
 
-    It goes on from a mixture of as many components and factors. From any other prior it begins with
-    what it is given, signals or draws under the prior (under its Gaussian, if it is not a mixture
-    of factor analysers), sorted into components by k-means: a few rounds of gaussian-moments before
-    it are the cheaper part of the work. For operators that differ between observations and are no
-    masks, a system as large as y is solved for each: choose a small `batch`.
+    It continues from a mixture with as many components and factors. From any other prior it begins
+    with the signals, or with draws under the prior (under its Gaussian, if it is not a mixture of
+    factor analysers), sorted into components by k-means. A few rounds of gaussian-moments before it
+    are a cheap start. For operators that differ between observations and are no masks, a system as
+    large as y is solved per observation: choose a small `batch`.
 
     Attributes:
-        components: The number of components, at most that of the examples.
-        rank: The number of factors of each.
-        pool: How many examples the covariance pooled over all components counts for in that of
-            each: the fewer, the more each component is left to its own.
-        floor: The smallest variance that the diagonal leaves to an entry, as a share of the mean
-            variance of the prior.
+        components: The number of components, at most the number of examples.
+        rank: The number of factors of each component.
+        pool: The number of examples that the covariance pooled over all components counts for in
+            that of each. Fewer make components more independent.
+        floor: The smallest variance of an entry in the diagonal, as a share of the mean variance of
+            the prior.
     """
 
     components: Annotated[int, Ge(1)] = 20
@@ -81,8 +80,10 @@ class FactorMixtureMoments(ClosedFormObjective):
     def _draw(
         self, prior: Prior, before: FactorMixture | None, example: Example, rng: Rng
     ) -> tuple[Tensor, Tensor | None]:
-        """The E-step: returns signals, shape (B, *shape), and the probability of each component of
-        the mixture before, shape (B, K), if there is one."""
+        """The E-step: returns signals, (B, *shape), and probabilities of the components, (B, K).
+
+        The components are those of the mixture before; None if there is none.
+        """
         x, m = example.x, example.measurement
         if x is not None:
             return x, None if before is None else before.shares_of(x)
@@ -97,8 +98,14 @@ class FactorMixtureMoments(ClosedFormObjective):
     def _step(
         self, x: Tensor, share: Tensor, rank: int, diag: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The M-step. x: (N, d), share: (N, K), diag: that of the mixture before; returns weights,
-        means, factors and diag."""
+        """The M-step: returns weights, means, factors and diag.
+
+        Args:
+            x: Signals, shape (N, d).
+            share: Probabilities of the components, shape (N, K).
+            rank: The number of factors.
+            diag: That of the mixture before.
+        """
         count = share.sum(0)
         weights = (count + 1e-3) / (count + 1e-3).sum()
         middle = x.mean(0)
@@ -133,8 +140,10 @@ class FactorMixtureMoments(ClosedFormObjective):
 
 
 def _means(x: Tensor, components: int) -> Tensor:
-    """Sorts signals into components by k-means (Lloyd), from the first of them. x: (N, d); returns
-    one-hot shares (N, K)."""
+    """Sorts signals into components by k-means (Lloyd); returns one-hot shares (N, K).
+
+    It begins with the first signals as centres. x: (N, d).
+    """
     centres = x[:components]
     for _ in range(LLOYD):
         share = torch.nn.functional.one_hot(torch.cdist(x, centres).argmin(1), components).to(x)

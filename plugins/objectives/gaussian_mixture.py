@@ -1,5 +1,4 @@
-"""A mixture of Gaussians in closed form: a prior with many modes, for signals of few dimensions,
-from measurements alone."""
+"""A mixture of Gaussians in closed form, for signals of few dimensions, from measurements alone."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -15,31 +14,30 @@ from invem.batched import wide
 from invem.prior import ClosedForm
 
 LARGEST = 256  # entries of a signal
-ENTRIES = 2**23  # of the largest tensor of an E-step
+ENTRIES = 2**23  # entries of the largest tensor of an E-step
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianMixture(ClosedFormObjective):
-    """EM on a mixture of Gaussians with full covariances (A. Dempster, N. Laird and D. Rubin, J.
-    Royal Stat. Soc. B 39, 1977).
+    """EM on a mixture of Gaussians with full covariances, for signals of few dimensions.
 
-    From measurements y = A x + n, linear with Gaussian noise, responsibilities and the first two
-    moments of p(x | y, k) are exact, and the M-step has them in place of draws: an iteration never
-    lowers the likelihood of the measurements (but for `floor`). From signals it is EM for a mixture
-    of what is given.
+    A. Dempster, N. Laird and D. Rubin, J. Royal Stat. Soc. B 39, 1977. From measurements y = A x +
+    n, linear with Gaussian noise, responsibilities and the first two moments of p(x | y, k) are
+    exact. The M-step uses them in place of draws, so that an iteration never lowers the likelihood
+    of the measurements (but for `floor`). From signals it is EM on the signals.
 
-    It goes on from a mixture of as many components. From any other prior it begins with the
-    Gaussian of the prior's moments, whose posterior draws for the first observations are the first
-    means; with signals, with their own Gaussian and the first of them. The work grows with the
-    components, the observations and the cube of the entries of y, and the covariances have d^2
-    entries each: for signals of a few dozen entries.
+    It continues from a mixture with as many components. From any other prior it begins with the
+    Gaussian of the prior's moments. Its posterior draws for the first observations are the initial
+    means. From signals it begins with their own Gaussian and the first of them. The cost grows with
+    the components, the observations and the cube of the entries of y. Each covariance has d^2
+    entries. So it is for signals of a few dozen entries.
 
     Attributes:
-        components: The number of components, at most that of the examples.
-        iterations: Iterations of EM in a round.
-        spread: The first covariance of each component, as a share of the covariance of the
+        components: The number of components, at most the number of examples.
+        iterations: Iterations of EM per round.
+        spread: The initial covariance of each component, as a share of the covariance of the
             Gaussian.
-        floor: What is added to each variance in an iteration, as a share of the mean variance of
+        floor: A term added to each variance in every iteration, as a share of the mean variance of
             the prior, so that no component shrinks to a point.
     """
 
@@ -101,7 +99,7 @@ class GaussianMixture(ClosedFormObjective):
         return Mixture(weights, first, cov.expand(components, -1, -1).contiguous())
 
     def _step(self, prior: Mixture, batches: Iterable[tuple[Example, Rng]]) -> Mixture:
-        """One iteration of EM, its sums in float64."""
+        """One iteration of EM, with sums in float64."""
         mean, cov = wide(prior.means.flatten(1)), wide(prior.covs)
         count, first, second = (
             torch.zeros_like(wide(prior.weights)),
@@ -144,16 +142,17 @@ class GaussianMixture(ClosedFormObjective):
         )
 
     def _lift(self, whole: Tensor) -> Tensor:
-        """Returns what is added to a covariance: a share of the mean variance of the whole
-        prior."""
+        """Returns the term that is added to a covariance: a share of the prior's mean variance."""
         return (self.floor * whole.diagonal().mean() + 1e-12) * torch.eye(
             len(whole), dtype=whole.dtype, device=whole.device
         )
 
 
 def _linear(example: Example, prior: Mixture) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields A (B, m, d), y (B, m) and the noise's variance (B, m), of a few examples at a time; of
-    signals, A = I, y = x and 0."""
+    """Yields A (B, m, d), y (B, m) and the noise variance (B, m), for a few examples at a time.
+
+    For signals, A = I, y = x and the variance is 0.
+    """
     x, m, components = example.x, example.measurement, len(prior.weights)
     if x is not None:
         flat = wide(x.flatten(1))

@@ -1,4 +1,4 @@
-"""A Gaussian prior in closed form: the warm start that needs no clean image."""
+"""A Gaussian prior in closed form: a warm start without clean images."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,18 +14,17 @@ from invem.prior import ClosedForm
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianMoments(ClosedFormObjective):
-    """One EM iteration on a Gaussian prior with covariance diag(D) + F F^T (the initialisation of
-    DiEM, arXiv 2405.13712, appendix).
+    """One EM iteration on a Gaussian prior with covariance diag(D) + F F^T.
 
-    From measurements, the E-step is an exact draw of the Gaussian posterior for each (Matheron's
-    rule); from signals there is none. The M-step is the maximum-likelihood factor analysis of what
-    was drawn.
+    It is the initialisation of DiEM (arXiv 2405.13712, appendix). From measurements, the E-step is
+    an exact posterior draw for each (Matheron's rule). From signals there is no E-step. The M-step
+    is maximum-likelihood factor analysis of the draws.
 
     Attributes:
         rank: The number of factors F; 64 if null. Not with `shrink`, whose covariance has all.
-        shrink: For a few signals (granted clean images): the share of the covariance of a smooth
-            field in theirs (`Gaussian.shrunk_to_smooth_field`), between 0 and 1, or "auto"; null is
-            factor analysis. For signals of at most 4,096 entries.
+        shrink: For a small clean subset: the share of the covariance of a smooth field in the
+            estimate (`Gaussian.shrunk_to_smooth_field`), between 0 and 1, or "auto". null is factor
+            analysis. For signals of at most 4,096 entries.
     """
 
     rank: Annotated[int, Ge(0)] | None = None

@@ -1,4 +1,4 @@
-"""GSURE: Stein's estimate of the denoising error in what an operator lets through."""
+"""GSURE: Stein's estimate of the denoising error in the range of an operator."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -14,31 +14,32 @@ from invem.objective import edm_weight, matching, noise_levels
 @examples({"seen": 0.5})
 @dataclass(frozen=True, kw_only=True)
 class GSURE(Objective):
-    """E w sum_i P_i [(f_i - ybar_i)^2 + 2 k_i^2 df_i/du_i - k_i^2] / (seen d) in the singular basis
-    of A = U S V^T, for linear A and Gaussian noise of one level for an observation
-    (GSURE-Diffusion, Kawar et al. 2023, arXiv 2305.13128).
+    """GSURE-Diffusion (arXiv 2305.13128), for linear A with an SVD and Gaussian noise of one level.
 
-    ybar = U^T y / s is V^T x with noise of standard deviation k = sigma_y/s. At a level sigma the
-    coordinates with k_i <= sigma are seen, P_i = 1, and u_i = ybar_i + sqrt(sigma^2 - k_i^2) e_i;
-    the others are hidden and u_i = sigma e_i. The network is given x_t = V u, and f = V^T D(x_t,
-    sigma). u_i holds the noise of ybar_i with slope one, so that by Stein's lemma the bracket is
-    without bias for (f_i - (V^T x)_i)^2: the mean is the error in what is seen, and it may be
-    negative. In the published coordinate sqrt(abar) x_t the coefficient of the divergence is 2 k^2
-    sqrt(abar); the released code has 2 (1 - abar) 1e-4, which has another minimiser.
+    Kawar et al. 2023. In the singular basis of A = U S V^T the loss is
 
-    The network is not told which coordinates are hidden: where all are seen its minimiser is E[x |
-    x_t]; where some are, it is the mean of coordinate i over those that see i, given an x_t whose
-    hidden coordinates are noise about zero.
+        E w sum_i P_i [(f_i - ybar_i)^2 + 2 k_i^2 df_i/du_i - k_i^2] / (seen d).
 
-    The law and the weight w of sigma are those of EDM (arXiv 2206.00364, table 1), the law cut off
-    below at the least k of the observation. The divergence takes one Hutchinson probe.
+    ybar = U^T y / s is V^T x with noise of standard deviation k = sigma_y/s. At a level sigma, the
+    coordinates with k_i <= sigma are seen: P_i = 1 and u_i = ybar_i + sqrt(sigma^2 - k_i^2) e_i.
+    The others are hidden and u_i = sigma e_i. The network is given x_t = V u, and f = V^T D(x_t,
+    sigma). u_i holds the noise of ybar_i with slope one. By Stein's lemma, the bracket is then
+    unbiased for (f_i - (V^T x)_i)^2: its mean is the error in the seen coordinates, though it may
+    be negative. In the published coordinate sqrt(abar) x_t, the coefficient of the divergence is 2
+    k^2 sqrt(abar). The released code has 2 (1 - abar) 1e-4, which has another minimiser.
+
+    The network is not given the set of hidden coordinates. If all are seen, its minimiser is E[x |
+    x_t]. Otherwise it is the mean of coordinate i over the observations that see i, given an x_t
+    whose hidden coordinates are noise around zero.
+
+    The distribution and the weight w of sigma are those of EDM (arXiv 2206.00364, table 1),
+    truncated below at the least k of the observation. The divergence uses one Hutchinson probe.
 
     Attributes:
         seen: The share of coordinates that are seen, E[P], by which the loss is divided: `keep` of
-            a random mask. The loss of a measurement then counts for as much as that of a clean
-            image.
-        p_mean: The mean of log sigma before it is cut off, sigma in units of the data.
-        p_std: Its standard deviation.
+            a random mask. The loss of a measurement then counts as much as that of a clean image.
+        p_mean: The mean of log sigma before truncation, sigma in units of the data.
+        p_std: The standard deviation of log sigma before truncation.
     """
 
     seen: Annotated[float, Interval(gt=0, le=1)] = 1.0

@@ -1,5 +1,4 @@
-"""Posterior refinement: what a prior in closed form leaves out is learned from a few clean
-images."""
+"""Posterior refinement: a few clean images correct the posterior mean of a prior in closed form."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
@@ -26,33 +25,34 @@ from invem.measurement import remeasure
 from invem.objective import MakeNetwork, Observing, edm_weight, matching, noise_levels
 from invem.prior import ClosedForm, Conditioning, closed_form
 
-_FEW = 256  # measurements from which the scale of the residual is taken
+_FEW = 256  # measurements from which the standard deviation of the residual is estimated
 _PRIOR = "prior_"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refine(Objective):
-    """E w |D(x + sigma z, sigma, [mu(y'), A^T y']) - x|^2 / d with y' ~ p(y | x) and mu(y') = E[x |
-    y'] under the prior that the round begins with, a Gaussian or a mixture. The minimiser is E[x |
-    x_t, mu(y'), A^T y'], or with a network that sees patches the best function of a patch of these,
-    and the sampler `conditional` draws with it.
+    """Conditional diffusion of the residual of a prior in closed form, for a small clean subset.
 
-    It is a conditional diffusion of the residual x - mu (stochastic refinement, Whang et al. 2022,
-    arXiv 2112.02475), with two differences: the first estimate is the posterior mean of a prior
-    that EM learned from the observations in closed form, and what is learned on top of it can come
-    from few clean images (`on: clean`), each measured anew in every step. mu holds what the image
-    is as a whole; what is left is fine detail, of which each image has as many examples as it has
-    patches. That asks for a network that sees no further than a patch (`convnet`): one that sees
-    the whole image learns the few images by heart. A prior that was fitted to the same clean images
-    knows them a little too well: mu is nearer to them than to others.
+    The loss is E w |D(x + sigma z, sigma, [mu(y'), A^T y']) - x|^2 / d with y' ~ p(y | x). mu(y') =
+    E[x | y'] under the prior at the start of the round, a Gaussian or a mixture. The minimiser is
+    E[x | x_t, mu(y'), A^T y']. For a network that sees patches, it is the best function of a patch
+    of these. The sampler `conditional` draws with it.
 
-    Operator and noise are those of a training observation that is drawn at random (as `cond-dsm`
-    has it). Where they are the same for all, mu costs little; where they differ a system is solved
-    for each image of a batch, which for masks of 256 pixels and a large mixture takes seconds a
-    step. Without a condition the denoiser is the prior in closed form, unchanged, and so is what an
-    evaluation of the phase says: a prior for all that `conditional` knows is fitted to its draws,
-    in a phase of its own. The law and the weight of sigma are those of EDM (arXiv 2206.00364, table
-    1), the weight with the standard deviation of x - mu as the prior has it.
+    The method is stochastic refinement (Whang et al. 2022, arXiv 2112.02475) with two differences.
+    The first estimate is the posterior mean of a prior that EM learned from the observations in
+    closed form. And the network can learn from few clean images (`on: clean`), each measured anew
+    in every step. mu holds the global structure of the image. The residual is fine detail, of which
+    each image has as many examples as patches. So use a network that sees no more than a patch
+    (`convnet`): one that sees the whole image memorises the few images. If the prior was fitted to
+    the same clean images, mu is closer to them than to others.
+
+    Operator and noise are those of a random training observation (as in `cond-dsm`). If they are
+    the same for all, mu costs little. Otherwise a system is solved for each image of a batch, which
+    takes seconds per step for masks of 256 pixels and a large mixture. Without a condition the
+    denoiser is the prior in closed form, unchanged. An evaluation of the phase therefore shows that
+    prior. To obtain a prior from `conditional`, fit one to its draws in a later phase. The
+    distribution and the weight of sigma are those of EDM (arXiv 2206.00364, table 1). The weight
+    uses the standard deviation of x - mu under the prior.
 
     Attributes:
         p_mean: The mean of log sigma, sigma in units of the data.
@@ -75,7 +75,7 @@ class Refine(Objective):
         m = refined.chosen(rng.uniform(1)[:, 0], batch.measurement)
         if m is None:
             raise RecipeError(
-                "refine measures signals anew, and was given no measurement that says how"
+                "refine measures signals anew, and was given no operator and noise to do so"
             )
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             cond = refined.condition_of(remeasure(m.to(x.device), x, rng)).to(x)
@@ -102,18 +102,17 @@ class Refine(Objective):
 
 
 class RefinedDenoiser(Observing):
-    """A prior in closed form, and beside it a network that knows E[x | x_t, mu, A^T y], mu = E[x |
-    y] under that prior.
+    """A prior in closed form, with a network for E[x | x_t, mu, A^T y], mu = E[x | y].
 
-    With a condition it is mu + q F((x_t - mu)/q, sigma/q), with q such that the residual x - mu has
-    the standard deviation that the network is scaled to. Without one it is E[x | x_t] under the
+    With a condition it is mu + q F((x_t - mu)/q, sigma/q). q scales the residual x - mu to the
+    standard deviation that the network expects. Without a condition it is E[x | x_t] under the
     prior in closed form.
 
     Args:
         network: The network, F.
-        exact: The prior in closed form; None where it is loaded afterwards.
-        residual: The standard deviation of x - mu as the prior has it, in units of the data.
-        observations: The training measurements, while it is trained.
+        exact: The prior in closed form; None if it is loaded afterwards.
+        residual: The standard deviation of x - mu under the prior, in units of the data.
+        observations: The training measurements, during training.
     """
 
     spread: Tensor
@@ -130,7 +129,7 @@ class RefinedDenoiser(Observing):
         self.register_buffer("spread", torch.tensor(max(residual, 1e-3)))
         for name, tensor in {} if exact is None else exact.tensors().items():
             self.register_buffer(_PRIOR + name.replace(".", "-"), tensor)
-        # Where all observations share operator and noise, what these alone decide is kept.
+        # If all observations share operator and noise, the factorisations are computed once.
         self._common = observations is not None and observations.shares_operator_and_noise
         self._exact: list[Gaussian | Mixture | FactorMixture] = []
         self._conditioned: list[Conditioned] = []
@@ -154,7 +153,7 @@ class RefinedDenoiser(Observing):
         return float(self.spread)
 
     def condition_of(self, m: Measurement) -> Tensor:
-        """Returns [mu, A^T y], shape (B, 2, *shape), of training measurements made anew."""
+        """Returns [mu, A^T y], shape (B, 2, *shape), for new measurements of training signals."""
         exact = self.exact
         if not self._common or not isinstance(exact, FactorMixture):
             return _estimate(exact, m)
@@ -193,6 +192,13 @@ class _Estimate(Conditioning):
 
     def __call__(self, m: Measurement) -> Tensor:
         return _estimate(self.refined.exact, m)
+
+    def evidence(
+        self, x_t: Tensor, sigma: Tensor, cond: Tensor, noise: float
+    ) -> tuple[Tensor, Tensor]:
+        # mu is a function of y and of the mask, and adds nothing to them.
+        y, level = cond[:, 1].double(), sigma.double() ** -2
+        return level + (y != 0) / noise**2, level * x_t.double() + y / noise**2
 
 
 def _estimate(exact: ClosedForm, m: Measurement) -> Tensor:

@@ -1,5 +1,4 @@
-"""Restoration score distillation: a generator of one step, from a prior that was learned from
-corrupted observations."""
+"""Restoration score distillation: a one-step generator from a prior learned from observations."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -16,45 +15,46 @@ from invem.objective import MakeNetwork, ParameterGroup, edm_weight, matching, n
 
 @dataclass(frozen=True, kw_only=True)
 class RSD(Objective):
-    """Distils the prior that the round begins with, the teacher f, into a generator x = G(z) of one
-    call, so that the laws of x + sigma z' and of the teacher agree at every level sigma above
-    `least` (restoration score distillation, arXiv 2505.13377, by score identity distillation, arXiv
-    2404.04057). A second network g learns E[x | x_t] under the generator's own law, by denoising
-    score matching on its signals, and is the denoiser that posterior samplers then use. With D =
-    f(x_t) - g(x_t) and x_t = G(z) + sigma z' the generator descends
+    """Restoration score distillation (arXiv 2505.13377) of the prior into a one-step generator.
+
+    It uses score identity distillation (arXiv 2404.04057). The prior at the start of the round is
+    the teacher f. The generator x = G(z) is fitted so that x + sigma z' has the same distribution
+    as under the teacher, at every level sigma above `least`. A second network g learns E[x | x_t]
+    under the generator by denoising score matching on its signals. Posterior samplers then use g as
+    the denoiser. With D = f(x_t) - g(x_t) and x_t = G(z) + sigma z' the generator descends
 
         w ((1 - alpha) |D|^2 + D.(g(x_t) - G(z))) / d.
 
-    For alpha = 0 its mean is w |D|^2 / d where g is exact, the Fisher divergence of the two laws at
-    sigma. Gradients run through f, g and x_t to G alone: that g follows G is left out. On a
-    Gaussian alpha = 1 moves mean and spread towards those of the teacher wherever they are; alpha =
-    1.2, as published, does so faster where G is too narrow, and away from them where it is far too
-    wide (`tests/test_distillation.py` has both).
+    For alpha = 0 and an exact g its mean is w |D|^2 / d, the Fisher divergence of the two
+    distributions at sigma. Gradients flow through f, g and x_t to G alone; the dependence of g on G
+    is ignored. On a Gaussian, alpha = 1 always moves mean and standard deviation towards those of
+    the teacher. The published alpha = 1.2 is faster if G is too narrow, and moves away from them if
+    it is far too wide (`tests/test_distillation.py` has both).
 
-    A teacher that knows E[x | x_t] only above the noise of the data, as `ambient-tweedie` without
-    its consistency term learns it, is enough: the laws of x + sigma z' at levels above it decide
-    that of x. That is where samples of the generator can be better than those of its teacher, whose
-    reverse diffusion must go on to levels that it knows nothing of: give that noise as `least`.
+    A teacher that knows E[x | x_t] only above the noise of the data is enough, such as
+    `ambient-tweedie` without its consistency term. The distributions of x + sigma z' at those
+    levels determine that of x. Give that noise as `least`. Samples of the generator can then be
+    better than those of the teacher, whose reverse diffusion must use levels that it did not learn.
 
-    Other than published: g is fitted to the generator's signals themselves and not to what A makes
-    of them, which has the same minimiser where the teacher is E[x | x_t] (after dsm,
-    ambient-tweedie, EM), and less variance; the networks take their steps at once, g faster
-    (`pace`), and not in turn; the weight is that of EDM, a function of sigma alone, and not the
-    error of each sample, which depends on what it weighs.
+    Three differences from the publication. g is fitted to the generator's signals, not to
+    measurements of them; if the teacher is E[x | x_t] (after dsm, ambient-tweedie, EM), the
+    minimiser is the same and the variance lower. The networks take their steps together, g faster
+    (`pace`), and not in turn. The weight is that of EDM, a function of sigma alone, and not the
+    error of each sample, which depends on the quantity it weights.
 
-    The observations are not looked at: all that is known of them is in the teacher. G(z) = net(mean
-    + s z, s) with s = `init_sigma`; both networks are like the teacher's, and begin with its
-    weights where it is one.
+    The observations are not used: the teacher holds all that is known of them. G(z) = net(mean + s
+    z, s) with s = `init_sigma`. Both networks are like the teacher's, and start from its weights if
+    it is a network.
 
     Attributes:
-        alpha: How much of |D|^2 is taken off.
-        init_sigma: s, the noise level that the generator is called with, in units of the data (2.5,
+        alpha: The share of |D|^2 that is subtracted.
+        init_sigma: s, the noise level at which the generator is called, in units of the data (2.5,
             as in arXiv 2404.04057).
-        least: The lowest level at which the teacher is asked, in units of the data.
+        least: The lowest level at which the teacher is evaluated, in units of the data.
         pace: The learning rate of the generator as a share of that of the denoiser, which must keep
             up with it.
-        p_mean: The mean of log sigma before it is cut off at `least`, sigma in units of the data.
-        p_std: Its standard deviation.
+        p_mean: The mean of log sigma before truncation at `least`, sigma in units of the data.
+        p_std: The standard deviation of log sigma before truncation.
     """
 
     alpha: Annotated[float, Ge(0)] = 1.0
@@ -104,13 +104,13 @@ class RSD(Objective):
 
 
 class Distilled(Denoiser):
-    """A generator of one step, and beside it the denoiser of its distribution.
+    """A one-step generator and the denoiser of its distribution.
 
     Args:
         student: E[x | x_t] under the distribution of the generator.
         generator: G, as a function of mean + s z and s.
-        init_sigma: s, the noise level that the generator is called with, in units of the data.
-        teacher: What is distilled; None where weights are loaded afterwards.
+        init_sigma: s, the noise level at which the generator is called, in units of the data.
+        teacher: The denoiser that is distilled; None if weights are loaded afterwards.
     """
 
     init_sigma: Tensor
@@ -126,12 +126,12 @@ class Distilled(Denoiser):
         self.student, self.generator = student, generator
         self.mean = student.mean
         self.register_buffer("init_sigma", torch.tensor(init_sigma))
-        # In a list, so that it is no part of what is trained and stored.
+        # In a list, so that the module does not register, train or store it.
         self._taught = [] if teacher is None else [teacher]
 
     @property
     def teacher(self) -> Denoiser | None:
-        """What is distilled."""
+        """The denoiser that is distilled."""
         return self._taught[0] if self._taught else None
 
     @property

@@ -1,4 +1,4 @@
-"""SURE-Score: Stein's estimate of the denoising error, and score matching on what was denoised."""
+"""SURE-Score: Stein's estimate of the denoising error, and score matching on denoised signals."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -14,22 +14,25 @@ from invem.objective import edm_weight, matching, noise_levels
 @examples({"through": False}, {"score": 0.0})
 @dataclass(frozen=True, kw_only=True)
 class SUREScore(Objective):
-    """w(s_n) SURE(h)/d + score E w(sigma) |D(h + sigma z, sigma) - h|^2 / d with h = D(y, s_n), s_n
-    the noise of the observation (SURE-Score, Aali et al. 2023, arXiv 2305.01166).
+    """SURE-Score (arXiv 2305.01166), for A = I and Gaussian noise of one level.
 
-    SURE(h) = |h - y|^2 + 2 s_n^2 div h - d s_n^2 is without bias for |h - x|^2 (Stein 1981), so
-    that the first term is that of denoising score matching at one level, and may be negative; div h
-    by one Hutchinson probe and an exact product with the Jacobian (the released code takes a
-    difference). The second term learns all levels from h, which is the mean of x given y and not x:
-    what is learned lacks the covariance of x given y. The weights and the law of sigma are those of
-    EDM (arXiv 2206.00364, table 1), which puts both terms on one scale; published are 1, and
+    Aali et al. 2023. With h = D(y, s_n) and s_n the noise of the observation, the loss is
+
+        w(s_n) SURE(h)/d + score E w(sigma) |D(h + sigma z, sigma) - h|^2 / d.
+
+    SURE(h) = |h - y|^2 + 2 s_n^2 div h - d s_n^2 is unbiased for |h - x|^2 (Stein 1981). So the
+    first term is denoising score matching at one level. It may be negative. div h uses one
+    Hutchinson probe and an exact Jacobian product (the released code takes a difference). The
+    second term learns all levels from h, which is E[x | y] and not x: the result lacks the
+    covariance of x given y. The weights and the distribution of sigma are those of EDM (arXiv
+    2206.00364, table 1), which puts both terms on one scale. The publication has the weight 1, and
     1/sigma^2 on a grid.
 
     Attributes:
         score: The weight of the second term; 0 fits the level s_n alone.
-        through: Whether the gradient of the second term flows into h too, as published: h is then
-            drawn to what is easily denoised, which narrows it further. If not, the first term alone
-            makes h.
+        through: Whether the gradient of the second term flows into h too, as published. h then
+            moves to signals that are easy to denoise, which narrows it further. If not, the first
+            term alone determines h.
         p_mean: The mean of log sigma, sigma in units of the data.
         p_std: The standard deviation of log sigma.
     """

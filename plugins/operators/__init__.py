@@ -1,4 +1,4 @@
-"""Forward operators that come with invem, by the name that a recipe uses."""
+"""The forward operators of invem, by the name that a recipe uses."""
 
 from invem import hookimpl
 

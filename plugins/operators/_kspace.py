@@ -1,5 +1,7 @@
-"""Fourier space: the orthonormal transform of complex images as two channels, and the masks of
-accelerated MRI."""
+"""The orthonormal Fourier transform of complex images, and the masks of accelerated MRI.
+
+A complex image has two channels, its real and its imaginary part.
+"""
 
 import torch
 from torch import Generator, Tensor
@@ -10,8 +12,7 @@ __all__ = ["fourier", "fourier_adjoint", "kspace_mask"]
 
 
 def fourier(x: Tensor) -> Tensor:
-    """Returns the centred orthonormal 2-D Fourier transform. x: (..., 2, H, W), real and imaginary
-    part."""
+    """Returns the centred orthonormal 2-D Fourier transform of x, shape (..., 2, H, W)."""
     z = torch.view_as_complex(x.movedim(-3, -1).contiguous())
     z = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(z, (-2, -1)), norm="ortho"), (-2, -1))
     return torch.view_as_real(z).movedim(-1, -3)
@@ -39,18 +40,17 @@ def kspace_mask(
     """Draws n Cartesian masks, shape (n, 1, H, W), zero frequency at the centre.
 
     Args:
-        name: The operator, for messages.
+        name: The name of the operator, for messages.
         n: The number of masks.
         size: (H, W).
-        rng: Their source.
-        acceleration: One over the share that is measured, the centre included.
-        centre: The share that is always measured.
+        rng: Draws the masks.
+        acceleration: One over the fraction that is measured, the centre included.
+        centre: The fraction that is always measured.
         pattern: "random", "equispaced" or "variable".
         lines: "columns" or "points".
 
     Raises:
-        RecipeError: If the centre alone is more than is to be measured, or points are to be
-            equispaced.
+        RecipeError: If the centre alone exceeds 1/acceleration, or points are to be equispaced.
     """
     height, width = size
     if pattern == "equispaced" and lines == "points":
@@ -71,7 +71,7 @@ def kspace_mask(
         mask = ((torch.arange(total) + offset) % acceleration == 0).float()
         mask[:, inner] = 1
     else:
-        # The largest keys of Efraimidis and Spirakis: a weighted draw without replacement.
+        # The largest keys of Efraimidis and Spirakis are a weighted draw without replacement.
         weight = (
             torch.ones(total)
             if pattern == "random"

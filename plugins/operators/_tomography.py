@@ -12,14 +12,14 @@ __all__ = ["Geometry", "backproject", "project", "strip_integrals"]
 
 
 class Geometry(NamedTuple):
-    """Where the beams go.
+    """The directions of the beams and the detectors.
 
     Attributes:
         size: The height and the width of the image, in pixels.
-        angles: The directions of the beams, or the positions of the source, in radians.
-        detectors: Their number. Parallel beams: one pixel wide each. Fan: equiangular over the
-            circle around the image.
-        distance: The distance of the source from the centre in pixels, or None for parallel beams.
+        angles: The directions of the beams, or the angles of the source, in radians.
+        detectors: The number of detectors. Parallel beams: each one pixel wide. Fan: equiangular
+            over the circle around the image.
+        distance: The distance from the source to the centre in pixels; None for parallel beams.
     """
 
     size: int
@@ -29,8 +29,10 @@ class Geometry(NamedTuple):
 
 
 def project(geometry: Geometry, x: Tensor) -> Tensor:
-    """Returns the line integrals, shape (B, C, angles, detectors), in units of the data times the
-    width of the image. x: (B, C, H, H)."""
+    """Returns the line integrals of x, (B, C, H, H), as (B, C, angles, detectors).
+
+    They are in units of the data times the width of the image.
+    """
     b, c = x.shape[:2]
     y: Tensor = _Product.apply(x.reshape(b * c, -1), geometry, False)  # type: ignore[no-untyped-call]
     return y.reshape(b, c, len(geometry.angles), geometry.detectors)
@@ -44,8 +46,10 @@ def backproject(geometry: Geometry, y: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """x M^T or x M with the sparse matrix M of a geometry: sparse products have neither a rule for
-    vmap nor one for compilation."""
+    """x M^T or x M with the sparse matrix M of a geometry.
+
+    Sparse products of PyTorch support neither vmap nor compilation.
+    """
 
     @staticmethod
     def forward(x: Tensor, geometry: Geometry, back: bool) -> Tensor:
@@ -76,8 +80,10 @@ class _Product(torch.autograd.Function):
 
 
 def _area(t: Tensor, wide: Tensor, narrow: Tensor) -> Tensor:
-    """Returns the area of a unit pixel left of t, for the trapezoid that is its projection: base 2
-    wide, top 2 narrow."""
+    """Returns the area of a unit pixel left of t.
+
+    The projection of the pixel is a trapezoid: base 2 wide, top 2 narrow.
+    """
     height = 1 / (wide + narrow)
     slope = (wide - narrow).clamp(min=1e-9)
     t = t.clamp(-wide, wide)
@@ -93,12 +99,11 @@ def _area(t: Tensor, wide: Tensor, narrow: Tensor) -> Tensor:
 def strip_integrals(
     geometry: Geometry, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Returns the sparse matrix (angles * detectors, size * size) of a geometry and its transpose,
-    in CSR layout.
+    """Returns the sparse matrix of a geometry and its transpose, in CSR layout.
 
-    An entry is the area of a pixel in a strip over the width of the strip, over the size of the
-    image: the integral along the strip, in units of the width of the image. It is kept for the last
-    eight geometries.
+    Its shape is (angles * detectors, size * size). An entry is the area of a pixel in a strip, over
+    the width of the strip and the size of the image: the integral along the strip, in units of the
+    width of the image. The last eight geometries are cached.
     """
     size, angles, detectors, distance = geometry
     at = torch.arange(size, dtype=torch.float64) - (size - 1) / 2

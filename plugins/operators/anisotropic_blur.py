@@ -25,17 +25,17 @@ def anisotropic_blur(
     size: Annotated[int, Interval(ge=1, le=255)] = 9,
     boundary: Literal["reflect", "circular", "zero", "valid"] = "reflect",
 ) -> LinearOperator:
-    """Blurs each image with an elliptic Gaussian kernel, turned by an angle of its own.
+    """Blurs each image with an elliptic Gaussian kernel at its own angle.
 
     Args:
         n: The number of observations.
         shape: (C, H, W).
-        rng: The source of the angles.
+        rng: Draws the angles.
         std: The standard deviations along the two axes of the ellipse, in pixels.
-        angle: The angle of the first axis in radians, or a random one for each observation.
-        size: The width of the kernel, in pixels, odd.
-        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or
-            nothing.
+        angle: The angle of the first axis, in radians; None draws one per observation.
+        size: The width of the kernel in pixels, odd.
+        boundary: The padding: mirrored ("reflect"), periodic ("circular"), "zero" or none
+            ("valid").
 
     Raises:
         RecipeError: If the size is even or too large.

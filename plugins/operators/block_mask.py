@@ -1,4 +1,4 @@
-"""Block inpainting: square patches are measured with some probability."""
+"""Block inpainting: each square patch is measured with some probability."""
 
 from typing import Annotated
 
@@ -18,15 +18,14 @@ def block_mask(
     keep: Annotated[float, Interval(gt=0, le=1)] = 0.5,
     size: Annotated[int, Ge(1)] = 4,
 ) -> Mask:
-    """Measures each square patch with probability `keep`, a new mask for each observation.
+    """Measures each square patch with probability `keep`.
 
     Args:
         n: The number of observations.
         shape: (C, H, W).
-        rng: The source of the masks.
+        rng: Draws a mask per observation.
         keep: The probability that a patch is measured.
-        size: The edge of a patch, in pixels; patches at the right and the lower border may be
-            smaller.
+        size: The edge of a patch in pixels. Patches at the right and lower borders may be smaller.
 
     Raises:
         RecipeError: If a patch is larger than the image.

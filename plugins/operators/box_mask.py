@@ -1,4 +1,4 @@
-"""Box inpainting: a rectangle of each image is hidden, or alone measured."""
+"""Box inpainting: a square of each image is hidden, or only the square is measured."""
 
 from typing import Annotated, Literal
 
@@ -20,15 +20,15 @@ def box_mask(
     place: Literal["random", "centre"] = "random",
     hide: Literal["inside", "outside"] = "inside",
 ) -> Mask:
-    """Hides a square box of each image, at a random place for each observation or at the centre.
+    """Hides a square box of each image, at a random place or at the centre.
 
     Args:
         n: The number of observations.
         shape: (C, H, W).
-        rng: The source of the places.
+        rng: Draws the places.
         size: The edge of the box, in pixels.
-        place: "random" for each observation, or the "centre" of the image.
-        hide: Whether the pixels "inside" the box are hidden or those "outside".
+        place: "random" per observation, or the "centre" of the image.
+        hide: Whether the pixels "inside" or "outside" the box are hidden.
 
     Raises:
         RecipeError: If the box is larger than the image.

@@ -1,4 +1,4 @@
-"""One operator after another."""
+"""The composition of operators."""
 
 import torch
 from torch import Generator
@@ -20,19 +20,19 @@ def _half(n: int, shape: tuple[int, ...], rng: Generator) -> Operator:
 
 @examples({"of": [_mask, _half, _mask]}, {"of": [_mask]})
 def in_turn(n: int, shape: tuple[int, ...], rng: Generator, *, of: list[OperatorLaw]) -> Operator:
-    """Applies operators one after the other. In a recipe, ``operator: [first, second]`` is short
-    for it.
+    """Applies operators one after the other.
+
+    In a recipe, ``operator: [first, second]`` is short for it.
 
     Args:
         n: The number of observations.
-        shape: The shape of one signal, which the first operator measures; the next measures its
-            measurement.
-        rng: The source of each.
+        shape: The shape of one signal. The first operator measures it; each further one measures
+            the measurement before it.
+        rng: Draws each operator.
         of: The operators, in the order in which they act.
 
     Raises:
-        RecipeError: If the list is empty, or an operator cannot measure what the one before
-            returns.
+        RecipeError: If the list is empty, or an operator does not take the measurement before it.
     """
     if not of:
         raise RecipeError("chain: of is empty")

@@ -14,7 +14,7 @@ class Clip(Operator):
     """A(x) = min(max(gain x, -1), 1).
 
     Attributes:
-        gain: How far the signals are beyond the range.
+        gain: The amplification before clipping.
     """
 
     gain: float

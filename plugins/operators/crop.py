@@ -1,4 +1,4 @@
-"""The centre of each image."""
+"""Cropping: the centre of each image is measured."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from invem.operator import image_shape
 def crop(
     n: int, shape: tuple[int, ...], rng: Generator, *, size: Annotated[int, Ge(1)]
 ) -> Separable:
-    """Measures the square at the centre of each image.
+    """Measures the central square of each image.
 
     Args:
         n: The number of observations; the operator is the same for all.

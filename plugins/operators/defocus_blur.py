@@ -23,16 +23,18 @@ def defocus_blur(
     size: Annotated[int, Interval(ge=1, le=255)] = 9,
     boundary: Literal["reflect", "circular", "zero", "valid"] = "reflect",
 ) -> LinearOperator:
-    """Blurs each image with a uniform disc, whose edge is anti-aliased over one pixel.
+    """Blurs each image with a uniform disc.
+
+    Its edge is anti-aliased over one pixel.
 
     Args:
         n: The number of observations; the blur is the same for all.
         shape: (C, H, W).
         rng: Not used.
         radius: The radius of the disc, in pixels.
-        size: The width of the kernel, in pixels, odd.
-        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or
-            nothing.
+        size: The width of the kernel in pixels, odd.
+        boundary: The padding: mirrored ("reflect"), periodic ("circular"), "zero" or none
+            ("valid").
 
     Raises:
         RecipeError: If the size is even or too large.

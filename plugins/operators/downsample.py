@@ -1,4 +1,4 @@
-"""Downsampling: super-resolution undoes it."""
+"""Downsampling, the forward operator of super-resolution."""
 
 from typing import Annotated, Literal
 
@@ -20,8 +20,10 @@ def _cubic(t: Tensor) -> Tensor:
 
 
 def _matrix(size: int, factor: int, method: str) -> Tensor:
-    """Returns the weights of the pixels in each measurement, shape (size / factor, size), rows that
-    sum to one."""
+    """Returns the weights of the pixels in each measurement, shape (size / factor, size).
+
+    Each row sums to one.
+    """
     centre = (torch.arange(size // factor, dtype=torch.float64) + 0.5) * factor - 0.5
     if method == "average":
         weights = ((torch.arange(size) - centre[:, None]).abs() < factor / 2).double()
@@ -48,15 +50,15 @@ def downsample(
     factor: Annotated[int, Ge(1)] = 2,
     method: Literal["average", "bicubic"] = "average",
 ) -> Separable:
-    """Reduces each image by a whole factor.
+    """Downsamples each image by an integer factor.
 
     Args:
         n: The number of observations; the operator is the same for all.
         shape: (C, H, W); H and W are multiples of the factor.
         rng: Not used.
-        factor: By how much.
-        method: "average" of the pixels that become one, or the anti-aliased "bicubic" kernel, as
-            wide as the factor times four, with the image mirrored at its borders.
+        factor: The factor.
+        method: "average" over the pixels that become one, or an anti-aliased "bicubic" kernel,
+            which is 4 factor wide and mirrors the image at its borders.
 
     Raises:
         RecipeError: If the factor does not divide the size.

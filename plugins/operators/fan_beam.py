@@ -16,8 +16,7 @@ from ._tomography import Geometry, backproject, project
 
 @dataclass(frozen=True, eq=False)
 class FanBeam(LinearOperator):
-    """A x = the means of x over the narrow wedges between a source and equiangular detectors, for
-    each position of the source.
+    """A x = the means of x over narrow wedges between the source and equiangular detectors.
 
     Attributes:
         geometry: The positions of the source, its distance, and the detectors.
@@ -47,8 +46,9 @@ def fan_beam(
     distance: Annotated[float, Gt(0.75)] = 2.0,
     detectors: Annotated[float, Interval(gt=0, le=4)] = 1.5,
 ) -> FanBeam:
-    """Projects each image from a source that goes around it (fan-beam tomography with an arc of
-    equiangular detectors).
+    """Projects each image from a source that moves around it (fan-beam tomography).
+
+    The equiangular detectors lie on an arc.
 
     Args:
         n: The number of observations; the operator is the same for all.
@@ -56,9 +56,8 @@ def fan_beam(
         rng: Not used.
         angles: The number of positions of the source.
         limit: The range of positions, in degrees; 360 is a full turn.
-        distance: The distance of the source from the centre, in units of the height of the image.
-        detectors: Detectors for each pixel of the height of the image; they cover the circle around
-            it.
+        distance: The distance from the source to the centre, in units of the height of the image.
+        detectors: Detectors per pixel of the height of the image. They cover the circle around it.
 
     Raises:
         RecipeError: If the images are not square.

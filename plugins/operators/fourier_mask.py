@@ -1,4 +1,4 @@
-"""Accelerated single-coil MRI: a mask in Fourier space."""
+"""Accelerated single-coil MRI: sampling in Fourier space."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -15,8 +15,9 @@ from ._kspace import fourier, fourier_adjoint, kspace_mask
 
 @dataclass(frozen=True, eq=False)
 class FourierMask(LinearOperator):
-    """A x = mask * F x for complex images, real and imaginary part as two channels; F is
-    orthonormal, zero frequency at the centre.
+    """A x = mask * F x for complex images, with real and imaginary part as two channels.
+
+    F is orthonormal, with the zero frequency at the centre.
 
     Attributes:
         mask: 1 where a frequency is measured, shape (B, 1, H, W).
@@ -53,7 +54,7 @@ class FourierMask(LinearOperator):
 
 @dataclass(frozen=True, eq=False)
 class RealFourierMask(LinearOperator):
-    """A x = mask * F x for real images of one channel; the measurement is complex, two channels.
+    """A x = mask * F x for real images of one channel; y is complex, as two channels.
 
     Attributes:
         mask: 1 where a frequency is measured, shape (B, 1, H, W).
@@ -79,22 +80,20 @@ def fourier_mask(
     pattern: Literal["random", "equispaced", "variable"] = "random",
     lines: Literal["columns", "points"] = "columns",
 ) -> LinearOperator:
-    """Measures a part of the Fourier coefficients of each image (Cartesian MRI with one coil), a
-    new mask for each observation.
+    """Measures a part of the Fourier coefficients of each image (Cartesian single-coil MRI).
 
     Args:
         n: The number of observations.
         shape: (2, H, W) for complex images, real and imaginary part; (1, H, W) for real ones.
-        rng: The source of the masks.
-        acceleration: One over the share of the frequencies that is measured.
-        centre: The share of the frequencies that are always measured, at the centre.
-        pattern: How the others are chosen: at "random", "equispaced" from a random offset, or with
+        rng: Draws a mask per observation.
+        acceleration: One over the fraction of the frequencies that is measured.
+        centre: The fraction of the frequencies that is always measured, at the centre.
+        pattern: How the others are sampled: at "random", "equispaced" from a random offset, or with
             a "variable" density that falls with the square of the distance from the centre.
-        lines: Whether whole "columns" are measured, or single "points".
+        lines: Whether whole "columns" or single "points" are sampled.
 
     Raises:
-        RecipeError: If the images have more than two channels, or `pattern` equispaced is asked for
-            with points.
+        RecipeError: If the images have more than two channels, or points are to be equispaced.
     """
     channels, height, width = image_shape("fourier-mask", shape)
     if channels > 2:

@@ -44,8 +44,9 @@ class Gain(LinearOperator):
 def gain(
     n: int, shape: tuple[int, ...], rng: Generator, *, gain: Annotated[float, Gt(0)] = 1.0
 ) -> Gain:
-    """Measures the signal times a factor: the sensitivity of a device, to be calibrated in a chain
-    with other operators.
+    """Measures the signal times a factor.
+
+    The factor is the sensitivity of a device. It can be calibrated in a chain with other operators.
 
     Args:
         n: The number of observations; the gain is the same for all.

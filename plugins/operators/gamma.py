@@ -11,8 +11,9 @@ from invem import Operator
 
 @dataclass(frozen=True, eq=False)
 class Gamma(Operator):
-    """A(x) = 2 u^gamma - 1 with u = (x + 1)/2, clipped to [0.0001, 1] so that the slope stays
-    finite.
+    """A(x) = 2 u^gamma - 1 with u = (x + 1)/2.
+
+    u is clipped to [0.0001, 1], so that the derivative stays finite.
 
     Attributes:
         gamma: The exponent.

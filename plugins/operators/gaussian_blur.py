@@ -44,21 +44,21 @@ def gaussian_blur(
     size: Annotated[int, Interval(ge=1, le=255)] = 9,
     boundary: Literal["reflect", "circular", "zero", "valid"] = "reflect",
 ) -> Separable:
-    """Blurs each channel with a truncated Gaussian kernel that sums to one. A Gaussian is
-    separable: A x = R x C^T.
+    """Blurs each channel with a truncated Gaussian kernel that sums to one.
+
+    The kernel is separable: A x = R x C^T.
 
     Args:
         n: The number of observations; the blur is the same for all.
         shape: (C, H, W).
         rng: Not used.
         std: The standard deviation of the kernel, in pixels.
-        size: The width of the kernel, in pixels, odd.
-        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or
-            nothing, so that the measurement is smaller by size - 1.
+        size: The width of the kernel in pixels, odd.
+        boundary: The padding: mirrored ("reflect"), periodic ("circular"), "zero", or none
+            ("valid"), which makes the measurement smaller by size - 1.
 
     Raises:
-        RecipeError: If the size is even, reaches beyond the mirrored image, or the signal is not an
-            image.
+        RecipeError: If the size is even or too large for mirroring, or the signal is not an image.
     """
     _, height, width = image_shape("gaussian-blur", shape)
     if size % 2 == 0:

@@ -1,4 +1,4 @@
-"""Grey images of colour signals."""
+"""Grey-scale images of colour signals."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from invem.operator import SVD, image_shape
 
 @dataclass(frozen=True, eq=False)
 class Mixing(LinearOperator):
-    """A x = w^T x at each pixel: one weighted sum of the channels.
+    """A x = w^T x at each pixel: a weighted sum of the channels.
 
     Attributes:
         weights: w, shape (C,).
@@ -42,8 +42,9 @@ class Mixing(LinearOperator):
 
 
 def grayscale(n: int, shape: tuple[int, ...], rng: Generator) -> Mixing:
-    """Measures the luma of colour images (ITU-R 601: 0.299 red + 0.587 green + 0.114 blue); of two
-    or more than three channels, the mean.
+    """Measures the luma of colour images (ITU-R 601).
+
+    It is 0.299 red + 0.587 green + 0.114 blue for three channels, and the mean of any other number.
 
     Args:
         n: The number of observations.

@@ -1,4 +1,4 @@
-"""The single-pixel camera: sub-sampled Hadamard patterns."""
+"""The single-pixel camera: subsampled Hadamard patterns."""
 
 import math
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from invem.operator import SVD, image_shape
 
 
 def _hadamard(x: Tensor) -> Tensor:
-    """The orthonormal Walsh-Hadamard transform along the last axis, its own inverse. The length is
-    a power of two."""
+    """The orthonormal Walsh-Hadamard transform along the last axis, its own inverse.
+
+    The length is a power of two.
+    """
     n = x.shape[-1]
     z, step = x, 1
     while step < n:
@@ -26,10 +28,10 @@ def _hadamard(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SubsampledHadamard(LinearOperator):
-    """A x = (H x)[index], for each channel.
+    """A x = (H x)[index] for each channel, H the orthonormal Walsh-Hadamard transform.
 
     Attributes:
-        order: An order of the d = H W patterns, of which the first m are measured, shape (B, d).
+        order: A permutation of the d = H W patterns; the first m are measured, shape (B, d).
         measurements: m.
     """
 
@@ -79,16 +81,16 @@ def hadamard(
     share: Annotated[float, Interval(gt=0, le=1)] = 0.25,
     order: Literal["random", "first"] = "random",
 ) -> SubsampledHadamard:
-    """Measures a share of the Walsh-Hadamard coefficients of each channel, the constant pattern
-    always among them (Duarte et al. 2008).
+    """Measures a part of the Walsh-Hadamard coefficients of each channel.
+
+    The constant pattern is always among them (Duarte et al. 2008).
 
     Args:
         n: The number of observations.
         shape: (C, H, W), H times W a power of two.
-        rng: The source of the patterns.
-        share: The number of measurements as a share of the number of pixels.
-        order: "random" patterns for each observation, or the "first" ones of the natural order for
-            all.
+        rng: Draws the patterns.
+        share: The number of measurements as a fraction of the number of pixels.
+        order: "random" patterns per observation, or the "first" ones of the natural order for all.
 
     Raises:
         RecipeError: If the number of pixels is not a power of two.

@@ -22,8 +22,8 @@ def half_mask(
     Args:
         n: The number of observations.
         shape: (C, H, W).
-        rng: The source of the sides, where they are random.
-        side: The half that is hidden; "random" draws it for each observation.
+        rng: Draws the sides, where they are random.
+        side: The hidden half; "random" draws it per observation.
     """
     _, height, width = image_shape("half-mask", shape)
     row, column = (

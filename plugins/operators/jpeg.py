@@ -27,8 +27,9 @@ LUMINANCE = (
 class Quantised(Operator):
     """A(x) = D^T q round(D x / q) on blocks of 8 x 8 pixels, D the orthonormal cosine transform.
 
-    The slope of rounding is zero almost everywhere and of no use: `vjp` takes it for one ("straight
-    through"), which makes it the identity, and automatic differentiation of the call agrees.
+    The derivative of rounding is zero almost everywhere and useless. `vjp` takes it to be one
+    ("straight through"), which makes `vjp` the identity. Automatic differentiation of the call
+    agrees.
 
     Attributes:
         table: q, in units of the data, shape (8, 8).
@@ -67,17 +68,18 @@ def jpeg(
     *,
     quality: Annotated[int, Interval(ge=1, le=100)] = 30,
 ) -> Quantised:
-    """Quantises the cosine coefficients of each channel with the luminance table of JPEG (ITU-T
-    T.81, annex K).
+    """Quantises the cosine coefficients of each channel with the luminance table of JPEG.
+
+    The table is that of ITU-T T.81, annex K.
 
     Args:
         n: The number of observations; the operator is the same for all.
         shape: (C, H, W), H and W multiples of 8.
         rng: Not used.
-        quality: 1 to 100, scaled as the library of the Independent JPEG Group does.
+        quality: 1 to 100, scaled as in the library of the Independent JPEG Group.
 
     Raises:
-        RecipeError: If the size is no multiple of 8.
+        RecipeError: If the size is not a multiple of 8.
     """
     _, height, width = image_shape("jpeg", shape)
     if height % 8 or width % 8:

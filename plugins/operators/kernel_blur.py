@@ -1,4 +1,4 @@
-"""Blur by kernels from a file: a measured point-spread function."""
+"""Blur by kernels from a file, such as a measured point-spread function."""
 
 from pathlib import Path
 from typing import Literal
@@ -31,12 +31,12 @@ def kernel_blur(
     Args:
         n: The number of observations.
         shape: (C, H, W).
-        rng: The source of the choice, where the file holds several kernels.
-        file: A .npy file with one kernel (h, w), or several (N, h, w), of which each observation
-            gets a random one; h and w odd.
+        rng: Draws the kernels, where the file holds several.
+        file: A .npy file with one kernel (h, w), or several (N, h, w), one of which is drawn per
+            observation; h and w odd.
         normalise: Whether each kernel is divided by its sum. If not, it must sum to one.
-        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or
-            nothing.
+        boundary: The padding: mirrored ("reflect"), periodic ("circular"), "zero" or none
+            ("valid").
 
     Raises:
         DataError: If the file is missing or cannot be read.

@@ -24,13 +24,13 @@ def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> M
     Args:
         n: The number of observations.
         shape: (C, H, W).
-        rng: The source of the choice, where the file holds several masks.
-        file: A PNG or TIFF image, or a .npy file with one mask (H, W), or with several (N, H, W),
-            of which each observation gets a random one.
+        rng: Draws the masks, where the file holds several.
+        file: A PNG or TIFF image, or a .npy file with one mask (H, W) or several (N, H, W), one of
+            which is drawn per observation.
 
     Raises:
         DataError: If the file is missing or cannot be read.
-        RecipeError: If its shape is not that of the images, or nothing is measured.
+        RecipeError: If its shape is not that of the images, or a mask measures nothing.
     """
     _, height, width = image_shape("mask-file", shape)
     path = Path(file).expanduser()

@@ -1,4 +1,4 @@
-"""Motion blur: the camera moved along a random path."""
+"""Motion blur: the camera moves along a random path."""
 
 import math
 from typing import Annotated, Literal
@@ -24,19 +24,20 @@ def motion_blur(
     size: Annotated[int, Interval(ge=1, le=255)] = 15,
     boundary: Literal["reflect", "circular", "zero", "valid"] = "reflect",
 ) -> LinearOperator:
-    """Blurs each image along a path of its own: a point that goes at constant speed in a direction
-    that does a random walk.
+    """Blurs each image along its own random path.
+
+    A point moves at constant speed in a direction that follows a random walk.
 
     Args:
         n: The number of observations.
         shape: (C, H, W).
-        rng: The source of the paths.
-        length: The length of the path, in pixels; what leaves the kernel counts at its border.
+        rng: Draws the paths.
+        length: The length of the path, in pixels. Points that leave the kernel count at its border.
         turn: The standard deviation of the change of direction over the whole path, in radians; 0
-            is a straight line.
-        size: The width of the kernel, in pixels, odd.
-        boundary: What lies beyond the border: the mirrored image, the opposite side, zeros, or
-            nothing.
+            gives a straight line.
+        size: The width of the kernel in pixels, odd.
+        boundary: The padding: mirrored ("reflect"), periodic ("circular"), "zero" or none
+            ("valid").
 
     Raises:
         RecipeError: If the size is even or too large.
@@ -45,7 +46,7 @@ def motion_blur(
     direction = first + (turn / POINTS**0.5 * torch.randn(n, POINTS, generator=rng)).cumsum(1)
     path = length / POINTS * torch.stack([direction.sin(), direction.cos()], 2).cumsum(1)
     path = (path - path.mean(1, keepdim=True) + size // 2).clamp(0, size - 1)
-    # Each point is shared among its four pixels by bilinear weights.
+    # Bilinear weights distribute each point over its four pixels.
     corner = path.floor().clamp(max=max(size - 2, 0))
     part = path - corner
     kernel = torch.zeros(n, size * size)

@@ -33,12 +33,14 @@ class MultiCoilMRI(LinearOperator):
 
     @cached_property
     def _phased(self) -> tuple[Tensor, Tensor]:
-        """Coils and mask times the phases that centre both sides of the transform, in place of two
-        shifts of every image."""
+        """Coils and mask times the phases that centre both sides of the transform.
+
+        They replace two shifts of every image.
+        """
         turns = []
         for n in self.shape[1:]:
             k = torch.arange(n, device=self.mask.device)
-            # Exact whole turns first: for an even n the phases are then +1 and -1.
+            # Whole turns are removed exactly: for an even n the phases are then +1 and -1.
             inner, outer = ((n // 2 * j % n).double() / n for j in (k, k - n // 2))
             turns.append((inner, outer))
         (row, row_out), (column, column_out) = turns
@@ -65,8 +67,10 @@ class MultiCoilMRI(LinearOperator):
 
 
 def _birdcage(coils: int, height: int, width: int) -> Tensor:
-    """Simulates a birdcage: coils on a circle of 1.5 times the half width, whose field falls with
-    the distance and turns with the angle."""
+    """Simulates the coils of a birdcage, on a circle of 1.5 times the half width.
+
+    Their field falls with the distance and turns with the angle.
+    """
     angle = 2 * math.pi * torch.arange(coils)[:, None, None] / coils
     row, column = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
     dy, dx = row - 1.5 * angle.sin(), column - 1.5 * angle.cos()
@@ -87,22 +91,21 @@ def multi_coil_mri(
     pattern: Literal["random", "equispaced", "variable"] = "equispaced",
     lines: Literal["columns", "points"] = "columns",
 ) -> MultiCoilMRI:
-    """Measures a part of the Fourier coefficients of what each coil of a simulated birdcage sees, a
-    new mask for each observation.
+    """Measures a part of the Fourier coefficients of each coil image of a simulated birdcage.
 
     Args:
         n: The number of observations.
         shape: (2, H, W): real and imaginary part.
-        rng: The source of the masks.
+        rng: Draws a mask per observation.
         coils: The number of coils.
-        acceleration: One over the share of the frequencies that is measured.
-        centre: The share of the frequencies that are always measured, at the centre.
-        pattern: How the others are chosen: at "random", "equispaced" from a random offset, or with
+        acceleration: One over the fraction of the frequencies that is measured.
+        centre: The fraction of the frequencies that is always measured, at the centre.
+        pattern: How the others are sampled: at "random", "equispaced" from a random offset, or with
             a "variable" density.
-        lines: Whether whole "columns" are measured, or single "points".
+        lines: Whether whole "columns" or single "points" are sampled.
 
     Raises:
-        RecipeError: If the images have not two channels.
+        RecipeError: If the images do not have two channels.
     """
     channels, height, width = image_shape("multi-coil-mri", shape)
     if channels != 2:

@@ -1,4 +1,4 @@
-"""Zeros around each image."""
+"""Zero padding."""
 
 from typing import Annotated
 
@@ -13,13 +13,13 @@ from invem.operator import image_shape
 def pad(
     n: int, shape: tuple[int, ...], rng: Generator, *, width: Annotated[int, Ge(0)] = 2
 ) -> Separable:
-    """Puts zeros around each image.
+    """Pads each image with zeros.
 
     Args:
         n: The number of observations; the operator is the same for all.
         shape: (C, H, W).
         rng: Not used.
-        width: How many on each side, in pixels.
+        width: The number of zeros on each side, in pixels.
     """
     _, height, across = image_shape("pad", shape)
     one = torch.nn.functional.pad(torch.eye(height), (0, 0, width, width))

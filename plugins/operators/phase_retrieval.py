@@ -16,7 +16,7 @@ class PhaseRetrieval(Operator):
     """A(x) = |F pad((x + 1)/2)| for each channel, F orthonormal on the padded image.
 
     Attributes:
-        padding: Zeros on each side, rows and columns.
+        padding: The number of zeros on each side, for rows and columns.
     """
 
     padding: tuple[int, int]
@@ -44,15 +44,16 @@ def phase_retrieval(
     *,
     oversampling: Annotated[float, Interval(ge=1, le=4)] = 2.0,
 ) -> PhaseRetrieval:
-    """Measures the magnitude of the Fourier transform of each image, brought to [0, 1] and padded
-    with zeros; the phase is lost.
+    """Measures the magnitude of the Fourier transform of each image; the phase is lost.
+
+    The image is first mapped to [0, 1] and padded with zeros.
 
     Args:
         n: The number of observations; the operator is the same for all.
         shape: (C, H, W).
         rng: Not used.
-        oversampling: The size of the padded image over that of the image; 2 is the least that
-            determines the image, up to shift and reflection.
+        oversampling: The size of the padded image over that of the image. At least 2 is needed to
+            determine the image, up to shift and reflection.
     """
     _, height, width = image_shape("phase-retrieval", shape)
     down, right = (round((oversampling - 1) * size / 2) for size in (height, width))

@@ -17,14 +17,13 @@ from ._tomography import Geometry, backproject, project
 
 @dataclass(frozen=True, eq=False)
 class Radon(LinearOperator):
-    """A x = the means of x over strips one detector wide, for each angle: exact integrals of square
-    pixels, as one sparse matrix.
+    """A x = the means of x over strips one detector wide, for each angle.
 
-    The adjoint is the transpose of that matrix. Values are in units of the data times the width of
-    the image.
+    The integrals of square pixels are exact, as one sparse matrix; the adjoint is its transpose.
+    Values are in units of the data times the width of the image.
 
     Attributes:
-        geometry: The directions and the detectors, one pixel wide each.
+        geometry: The directions and the detectors, each one pixel wide.
     """
 
     geometry: Geometry
@@ -36,8 +35,10 @@ class Radon(LinearOperator):
         return backproject(self.geometry, y)
 
     def filtered(self, y: Tensor) -> Tensor:
-        """Filtered back-projection with the ramp filter of Ram and Lak (1971), the classical
-        reconstruction, shape (B, *shape)."""
+        """Returns the filtered back-projection, the classical reconstruction, shape (B, *shape).
+
+        It uses the ramp filter of Ram and Lak (1971).
+        """
         n, angles = self.geometry.detectors, self.geometry.angles
         at = torch.arange(-n, n + 1, device=y.device, dtype=y.dtype)
         ramp = torch.where(at % 2 == 0, 0.0, -1 / (math.pi * at.masked_fill(at == 0, 1)) ** 2)
@@ -49,8 +50,10 @@ class Radon(LinearOperator):
         return self.adjoint(filtered) * (step * self.shape[-1] ** 2)
 
     def pinv(self, y: Tensor) -> Tensor:
-        """Returns A^+ y: conjugate gradients, because filtered back-projection alone does not
-        satisfy A A^+ A = A."""
+        """Returns A^+ y, by conjugate gradients.
+
+        Filtered back-projection alone does not satisfy A A^+ A = A.
+        """
         return least_norm(self, y)
 
 
@@ -63,8 +66,9 @@ def radon(
     angles: Annotated[int, Ge(1)] = 60,
     limit: Annotated[float, Interval(gt=0, le=180)] = 180.0,
 ) -> Radon:
-    """Projects each image along equispaced directions (parallel-beam tomography): few angles, or a
-    limited range of them.
+    """Projects each image along equispaced directions (parallel-beam tomography).
+
+    The angles may be few (sparse-view) or limited in range (limited-angle).
 
     Args:
         n: The number of observations; the operator is the same for all.

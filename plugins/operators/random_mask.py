@@ -18,14 +18,14 @@ def random_mask(
     keep: Annotated[float, Interval(gt=0, le=1)] = 0.4,
     per: Literal["pixel", "channel"] = "pixel",
 ) -> Mask:
-    """Measures each pixel with probability `keep`, a new mask for each observation.
+    """Measures each pixel with probability `keep`.
 
     Args:
         n: The number of observations.
         shape: The shape of one signal.
-        rng: The source of the masks.
+        rng: Draws a mask per observation.
         keep: The probability that a pixel is measured.
-        per: Whether the channels of a pixel are hidden together ("pixel") or one by one
+        per: Whether the channels of a pixel are masked together ("pixel") or independently
             ("channel").
     """
     drawn = (1, *shape[1:]) if per == "pixel" and len(shape) > 1 else shape

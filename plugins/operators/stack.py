@@ -1,4 +1,4 @@
-"""Several measurements of one signal."""
+"""Several measurements of the same signal."""
 
 import torch
 from torch import Generator
@@ -18,12 +18,12 @@ def _rows(n: int, shape: tuple[int, ...], rng: Generator) -> Operator:
 
 @examples({"of": [_mask, _rows]})
 def beside(n: int, shape: tuple[int, ...], rng: Generator, *, of: list[OperatorLaw]) -> Operator:
-    """Measures each signal by every operator; the measurements are flattened and joined.
+    """Measures each signal by every operator, and concatenates the flattened measurements.
 
     Args:
         n: The number of observations.
         shape: The shape of one signal.
-        rng: The source of each operator.
+        rng: Draws each operator.
         of: The operators.
 
     Raises:

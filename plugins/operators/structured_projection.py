@@ -1,4 +1,4 @@
-"""Compressed sensing by a fast transform: a single-pixel camera whose patterns are random."""
+"""Compressed sensing by a fast transform, as in a single-pixel camera with random patterns."""
 
 from dataclasses import dataclass
 from math import prod
@@ -20,12 +20,13 @@ def _hartley(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class StructuredProjection(LinearOperator):
-    """A x = (H D x)[index]: random signs, a fast orthogonal transform, a random subset. Its rows
-    are orthonormal.
+    """A x = (H D x)[index]: random signs, a fast orthogonal transform, a random subset.
+
+    The rows of A are orthonormal.
 
     Attributes:
         signs: D, +1 or -1, shape (B, d).
-        order: A random order of the d entries, of which the first m are measured, shape (B, d).
+        order: A random permutation of the d entries; the first m are measured, shape (B, d).
         measurements: m.
     """
 
@@ -65,17 +66,15 @@ def structured_projection(
     *,
     share: Annotated[float, Interval(gt=0, le=1)] = 0.25,
 ) -> StructuredProjection:
-    """Measures a random share of the coefficients of the signal, its signs flipped at random, in a
-    fast orthogonal (Hartley) basis.
+    """Measures a random part of the Hartley coefficients of the randomly sign-flipped signal.
 
-    It behaves as dense random projections do, at O(d log d) and with nothing but signs and places
-    to store.
+    It behaves like dense random projections, at O(d log d), and stores only signs and indices.
 
     Args:
         n: The number of observations.
         shape: The shape of one signal.
-        rng: The source of signs and places, new ones for each observation.
-        share: The number of measurements as a share of the number of entries.
+        rng: Draws signs and indices per observation.
+        share: The number of measurements as a fraction of the number of entries.
     """
     d = prod(shape)
     signs = 1 - 2 * torch.randint(2, (n, d), generator=rng).float()

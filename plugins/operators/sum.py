@@ -19,8 +19,8 @@ def added(n: int, shape: tuple[int, ...], rng: Generator, *, of: list[OperatorLa
     Args:
         n: The number of observations.
         shape: The shape of one signal.
-        rng: The source of each operator.
-        of: The operators, whose measurements have one shape.
+        rng: Draws each operator.
+        of: The operators; their measurements have the same shape.
 
     Raises:
         RecipeError: If the list is empty or the shapes differ.

@@ -14,8 +14,9 @@ from invem.operator import image_shape
 
 @dataclass(frozen=True, eq=False)
 class VaryingBlur(LinearOperator):
-    """A x = sum over k of w_k * (K_k conv x): a few kernels, mixed at each pixel by weights that
-    sum to one (Nagy & O'Leary 1998).
+    """A x = sum over k of w_k * (K_k conv x): kernels mixed by weights at each pixel.
+
+    The weights sum to one at each pixel (Nagy & O'Leary 1998).
 
     Attributes:
         kernels: K, shape (B, K, h, w).
@@ -51,16 +52,17 @@ def varying_blur(
     kernels: Annotated[int, Interval(ge=2, le=16)] = 3,
     size: Annotated[int, Interval(ge=1, le=63)] = 9,
 ) -> VaryingBlur:
-    """Blurs each image with a Gaussian kernel whose width grows with the distance from the centre,
-    as behind a simple lens.
+    """Blurs each image with a Gaussian kernel that widens from the centre to the corners.
+
+    A simple lens blurs this way.
 
     Args:
         n: The number of observations; the blur is the same for all.
         shape: (C, H, W).
         rng: Not used.
         std: The standard deviation of the kernel at the centre and in the corners, in pixels.
-        kernels: The number of kernels between which the pixels interpolate linearly.
-        size: The width of the kernels, in pixels, odd.
+        kernels: The number of kernels. Each pixel interpolates linearly between two of them.
+        size: The width of the kernels in pixels, odd.
 
     Raises:
         RecipeError: If the size is even or too large.

@@ -9,18 +9,18 @@ __all__ = ["choose", "resample"]
 
 
 def resample(log_weights: Tensor, rng: Rng, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Systematic resampling of the filters whose effective number of particles is below `threshold`
-    K.
+    """Resamples the filters whose effective number of particles is below `threshold` K.
+
+    The resampling is systematic.
 
     Args:
-        log_weights: Shape (B, K), float64; the particles of an observation are K rows of a flat
+        log_weights: Shape (B, K), float64. The particles of an observation are K rows of a flat
             batch (B K, ...).
-        rng: B streams; one uniform number for each observation.
+        rng: B streams; one uniform number per observation.
         threshold: Between 0 and 1.
 
     Returns:
-        The rows of the flat batch that go on, (B K,), and the log weights that they have then, (B,
-            K).
+        The rows of the flat batch that survive, (B K,), and their new log weights, (B, K).
     """
     b, k = log_weights.shape
     w = log_weights.softmax(1)
@@ -35,8 +35,15 @@ def resample(log_weights: Tensor, rng: Rng, threshold: float = 0.5) -> tuple[Ten
 
 
 def choose(log_weights: Tensor, rng: Rng) -> Tensor:
-    """Draws one particle of each filter by its weight. log_weights: (B, K); returns rows of the
-    flat batch, (B,)."""
+    """Draws one particle of each filter by its weight.
+
+    Args:
+        log_weights: Shape (B, K).
+        rng: B streams.
+
+    Returns:
+        Rows of the flat batch, shape (B,).
+    """
     b, k = log_weights.shape
     w = log_weights.softmax(1).cumsum(1)
     found = torch.searchsorted(w, rng.uniform(1, dtype=torch.float64).to(w) * w[:, -1:]).clamp(

@@ -1,4 +1,4 @@
-"""The reverse diffusion of a network that was fitted to know E[x | x_t, y]."""
+"""The reverse diffusion of a network that was trained to predict E[x | x_t, y]."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -13,22 +13,24 @@ from invem.diffusion import Stepping, calls, integrate
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional(ChainSampler):
-    """The E-step of DiffEM (arXiv 2510.12691): the network is the sampler. Nothing is approximated
-    but E[x | x_t, c], with c what the network is given of the measurement (`Prior.conditioning`).
-    Random projections, or kernels and levels that differ between observations, are not in c. The
-    draws are then those of p(x | c), which knows less than p(x | y).
+    """The E-step of DiffEM (arXiv 2510.12691): runs a network that predicts E[x | x_t, y].
+
+    The only approximation is E[x | x_t, c], where c is the condition that `Prior.conditioning`
+    makes of the measurement. Random projections are not in c, nor are kernels and levels that
+    differ between observations. The draws are then those of p(x | c), which knows less than p(x |
+    y).
 
     The chain starts from x_T = x_hat + sigma (z/2 + sqrt(3)/2 z') with x_hat = D(mean + sigma z,
-    sigma, y). At large sigma the slope of D is Cov[x | y]/sigma^2, so that x_T has the mean E[x |
-    y] and the covariance sigma^2 I + Cov[x | y] of a draw of the posterior plus sigma z, up to
-    terms of order 1/sigma^2.
+    sigma, y). At large sigma the slope of D is Cov[x | y]/sigma^2. So x_T has the mean E[x | y] and
+    the covariance sigma^2 I + Cov[x | y] of a posterior draw plus sigma z, up to terms of order
+    1/sigma^2.
 
     Attributes:
-        steps: Noise levels.
-        stepping: How the reverse diffusion is run.
-        guidance: 1 is the posterior given c. Another g is classifier-free guidance (Ho & Salimans
-            2022, arXiv 2207.12598), D(x_t) + g (D(x_t, y) - D(x_t)), at twice the cost: above 1 the
-            draws agree with y more than they should and spread less; 0 is the prior.
+        steps: The number of noise levels.
+        stepping: The rule of the reverse diffusion.
+        guidance: 1 is the posterior given c, 0 the prior. Another g is classifier-free guidance (Ho
+            & Salimans 2022, arXiv 2207.12598), D(x_t) + g (D(x_t, y) - D(x_t)), at twice the cost.
+            Above 1 the draws fit y too closely and vary too little.
         schedule: The noise levels.
     """
 
@@ -49,7 +51,7 @@ class Conditional(ChainSampler):
     ) -> Tensor:
         if prior.conditioning is None:
             raise Unsupported(
-                "it needs a prior that knows E[x | x_t, y]: an objective must fit one on conditions"
+                "it needs a prior that predicts E[x | x_t, y]: train one by a conditional objective"
             )
         cond = prior.conditioning(m)
 

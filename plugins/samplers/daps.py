@@ -14,23 +14,26 @@ from invem.likelihood import nearest_draw, sharpness
 
 @dataclass(frozen=True, kw_only=True)
 class DAPS(ChainSampler):
-    """Decoupled annealing posterior sampling (Zhang et al. 2025, arXiv 2407.01521, algorithm 1),
-    for any A and any noise with a density.
+    """DAPS, decoupled annealing posterior sampling, for any A and any noise with a density.
 
-    At each level x_t is taken to the clean point h by a few Euler steps of the probability flow, a
-    draw z of N(h, sigma^2 I) p(y | z) is sought by a chain that begins at h, and the next state is
-    z + s noise. N(h, sigma^2 I) is not p(x | x_t): with an exact draw the variance of what y does
-    not see comes out doubled, with few steps of the chain it is that of the flow.
+    Zhang et al. 2025, arXiv 2407.01521, algorithm 1. Each level has three steps:
+
+    - A few Euler steps of the probability flow take x_t to the clean point h.
+    - A chain that begins at h seeks a draw z of N(h, sigma^2 I) p(y | z).
+    - The next state is z + s noise.
+
+    N(h, sigma^2 I) is not p(x | x_t). With an exact draw of z, the variance of the directions that
+    y does not show is doubled. With few steps of the chain it is that of the flow.
 
     Attributes:
-        steps: Noise levels of the outer loop.
-        flow: Euler steps from each level to the last, one call of the denoiser each.
-        kernel: "langevin"; "hmc", Langevin with momentum; or "exact", which needs a linear A and
-            Gaussian noise.
+        steps: The number of noise levels of the outer loop.
+        flow: Euler steps from each level to the last, one denoiser call each.
+        kernel: The draw of z: "langevin", "hmc" (Langevin with momentum), or "exact", which needs a
+            linear A and Gaussian noise.
         inner: Steps of the chain, each a gradient of log p(y | z), without the network.
-        rate: Their length as a share of 1/(curvature of log p(y | z) + 1/sigma^2), the curvature
-            found for each observation.
-        friction: How much of the momentum "hmc" loses in a step.
+        rate: The step size as a share of 1/(curvature of log p(y | z) + 1/sigma^2). The curvature
+            is found for each observation.
+        friction: The share of the momentum that "hmc" loses per step.
         schedule: The noise levels.
     """
 

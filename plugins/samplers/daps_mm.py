@@ -14,20 +14,19 @@ from invem.tweedie import Covariance, condition, local
 
 @dataclass(frozen=True, kw_only=True)
 class DAPSMM(ChainSampler):
-    """DAPS (arXiv 2407.01521) with N(x_hat, V), V = Cov[x | x_t], in place of N(h, sigma^2 I), for
-    linear A and Gaussian noise.
+    """DAPS with the moment-matched Gaussian N(x_hat, V), for linear A and Gaussian noise.
 
-    Each level draws x from N(x_hat, V) given y by Matheron's rule and goes on from x + s noise: all
-    that a state keeps of the one before is through x. Exact for a Gaussian prior at any number of
-    steps.
+    V = Cov[x | x_t] replaces the sigma^2 I of DAPS (arXiv 2407.01521). Each level draws x from
+    N(x_hat, V) given y by Matheron's rule. The next state is x + s noise, so states are linked
+    through x alone. It is exact for a Gaussian prior at any number of steps.
 
     Attributes:
-        steps: Noise levels, one call of the denoiser each.
+        steps: The number of noise levels, one denoiser call each.
         covariance: V as in `mmps`.
         switch: The noise level above which "switch" uses the moments of the prior, in units of the
             data.
         solver: "gmres" or "cg".
-        iterations: Krylov iterations with the network; a draw of N(0, V) takes as many more.
+        iterations: Krylov iterations with the network. A draw of N(0, V) takes as many more.
         schedule: The noise levels.
     """
 

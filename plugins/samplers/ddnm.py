@@ -16,18 +16,19 @@ _Step = Callable[[Tensor, float, float], Tensor]  # (x_t, sigma, s) -> x_s
 
 @dataclass(frozen=True, kw_only=True)
 class DDNM(ChainSampler):
-    """Denoising diffusion null-space models (Wang et al. 2023, arXiv 2212.00490), for linear A. No
-    product with the network.
+    """DDNM, denoising diffusion null-space models (arXiv 2212.00490), for linear A.
 
-    The range of A^T is replaced by what y says of it: x_hat <- A^+ y + (I - A^+ A) x_hat (algorithm
-    1). With `plus`, in the singular basis and for Gaussian noise of one level (DDNM+, algorithm 2):
-    a coordinate is replaced fully while the diffusion is noisier than y there, in part after that,
-    and the noise that y brings is taken off the noise of the step. With `travel` steps are undone
-    and taken again.
+    Wang et al. 2023. It needs no vector-Jacobian product of the network. The component of x_hat in
+    the range of A^T is replaced by that of y: x_hat <- A^+ y + (I - A^+ A) x_hat (algorithm 1).
+
+    With `plus` (DDNM+, algorithm 2) this is done in the singular basis, for Gaussian noise of one
+    level. A coordinate is replaced fully while the diffusion is noisier than y there, and partly
+    after that. The noise of y is subtracted from the noise of the step. With `travel`, steps are
+    undone and repeated.
 
     Attributes:
-        steps: Noise levels, one call of the denoiser each, times 1 + `travel`.
-        plus: DDNM+; without it the noise in y stays in the result.
+        steps: The number of noise levels, 1 + `travel` denoiser calls each.
+        plus: Whether to use DDNM+. Without it the noise of y stays in the result.
         eta: The share of new noise in a step.
         travel: How often each step is undone by new noise and repeated.
         schedule: The noise levels.
@@ -83,7 +84,7 @@ class DDNM(ChainSampler):
 
         def step(x_t: Tensor, sigma: float, s: float) -> Tensor:
             z, g = svd.vt(x_t), svd.vt(prior(x_t, sigma))
-            level = s or sigma  # the last estimate is corrected at the last level
+            level = s or sigma  # the last estimate is corrected at the last noise level
             free = kappa.isinf()
             fine = level >= kappa
             share = torch.where(

@@ -13,18 +13,19 @@ from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class DDRM(PosteriorSampler):
-    """Denoising diffusion restoration models (Kawar et al. 2022, arXiv 2201.11793, eq. 7 and 8),
-    for linear A with a singular value decomposition and Gaussian noise of one level. No product
-    with the network.
+    """DDRM, denoising diffusion restoration models (arXiv 2201.11793), for linear A with an SVD.
 
-    In the singular basis, with kappa = noise/singular value, a coordinate that y is blind to is
-    stepped freely, one that y knows worse than the diffusion does is pulled towards y, and one that
-    y knows better is replaced. Its law depends on the number of steps.
+    Kawar et al. 2022, eq. 7 and 8, for Gaussian noise of one level. It needs no vector-Jacobian
+    product of the network.
+
+    In the singular basis let kappa = noise/singular value. A coordinate that y does not show takes
+    a free step. One that y knows less precisely than the diffusion is pulled towards y. One that y
+    knows more precisely is replaced. The distribution of the result depends on the number of steps.
 
     Attributes:
-        steps: Noise levels, one call of the denoiser each (paper: 20).
+        steps: The number of noise levels, one denoiser call each (paper: 20).
         eta: The share of new noise in a step.
-        eta_b: How much of y replaces a coordinate that it knows better.
+        eta_b: The share of y in a coordinate that y knows more precisely.
         schedule: The noise levels.
     """
 

@@ -15,18 +15,19 @@ from invem.linalg import cg
 
 @dataclass(frozen=True, kw_only=True)
 class DDS(ChainSampler):
-    """Decomposed diffusion sampling (Chung et al. 2024, arXiv 2303.05754, algorithm 1), for linear
-    A. No product with the network.
+    """DDS, decomposed diffusion sampling (arXiv 2303.05754), for linear A.
 
-    The clean estimate is `iterations` steps of conjugate gradients on (I + gamma A^T A) z = x_hat +
-    gamma A^T y from x_hat; a step then takes sqrt(1 - eta^2) of the predicted noise and eta of new
-    noise. The level of the noise in y is not used: gamma stands for the ratio of variances, which
-    is right at one level only.
+    Chung et al. 2024, algorithm 1. It needs no vector-Jacobian product of the network. The clean
+    estimate is `iterations` steps of conjugate gradients on (I + gamma A^T A) z = x_hat + gamma A^T
+    y from x_hat. A step then takes sqrt(1 - eta^2) of the predicted noise and eta of new noise.
+
+    The noise level of y is not used. gamma stands for a ratio of variances, which is right at one
+    level only.
 
     Attributes:
-        steps: Noise levels, one call of the denoiser each.
+        steps: The number of noise levels, one denoiser call each.
         gamma: The weight of the data.
-        iterations: Conjugate gradient iterations a step, without the network.
+        iterations: Conjugate gradient iterations per step, without the network.
         eta: The share of new noise in a step.
         schedule: The noise levels.
     """

@@ -14,17 +14,19 @@ from invem.likelihood import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class DiffPIR(ChainSampler):
-    """DiffPIR (Zhu et al. 2023, arXiv 2305.08995, algorithm 1), for linear A and Gaussian noise. No
-    product with the network.
+    """DiffPIR, plug-and-play restoration (arXiv 2305.08995), for linear A and Gaussian noise.
 
-    The clean estimate minimises |y - A z|^2/(2 var) + lam |z - x_hat|^2/(2 sigma^2); a step then
-    keeps the share 1 - zeta of the noise and renews the rest. The method is biased: the covariance
-    of x given x_t is taken as sigma^2 I / lam, and a constant zeta does not preserve the prior.
+    Zhu et al. 2023, algorithm 1. It needs no vector-Jacobian product of the network. The clean
+    estimate minimises |y - A z|^2/(2 var) + lam |z - x_hat|^2/(2 sigma^2). A step then keeps the
+    share 1 - zeta of the noise and renews the rest.
+
+    The method is biased: it takes Cov[x | x_t] as sigma^2 I / lam, and a constant zeta does not
+    preserve the prior.
 
     Attributes:
-        steps: Noise levels, one call of the denoiser each.
-        lam: The weight of the prior (paper: 7 to 8; the released code has the noise of y on [0, 1]
-            and sigma on [-1, 1], so that its 7 is 1.75 here).
+        steps: The number of noise levels, one denoiser call each.
+        lam: The weight of the prior (paper: 7 to 8). The released code has the noise of y on [0, 1]
+            and sigma on [-1, 1], so that its 7 is 1.75 here.
         zeta: The share of the noise that a step renews.
         schedule: The noise levels.
     """

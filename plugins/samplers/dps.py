@@ -14,31 +14,31 @@ from invem.diffusion import initial_state
 
 @dataclass(frozen=True, kw_only=True)
 class DPS(ChainSampler):
-    """Diffusion posterior sampling (Chung et al. 2023, arXiv 2209.14687, algorithm 1), for any
-    differentiable A.
+    """DPS, diffusion posterior sampling (arXiv 2209.14687), for any differentiable A.
 
-    After an ancestral step from sigma to s, the state is pulled along the gradient of the data
-    misfit of x_hat(x_t):
+    Chung et al. 2023, algorithm 1. After an ancestral step from sigma to s, the state moves along
+    the gradient of the data misfit of x_hat(x_t). With guidance "norm", as published,
 
         x_s <- x_s - weight ((1 + s^2)(1 + sigma^2))^1/2 grad_{x_t} |y - A(x_hat)|
-        guidance "norm", as published x_s <- x_s - weight (1 - s^2/sigma^2) sigma^2 grad_{x_t} |y -
-        A(x_hat)|^2 / (2 var)    guidance "likelihood"
 
-    The second is the score of EMDiffusion (Bai et al. 2024, arXiv 2407.01014, eq. 10), whose lambda
-    is `weight`, taken through the same step. The root in the first is the change of coordinate from
-    the variance-preserving state of the publication to x_t = x + sigma z. The norm is that of one
-    sample: in several public codes it is that of the batch, so that their result depends on the
-    batch size.
+    and with guidance "likelihood"
 
-    The method is biased in mean and spread (docs/contracts.md), and `weight` of the norm is a
-    strength per step, to be chosen anew when `steps` changes. ``weight="auto"`` chooses it before
-    each E-step, on a few observations, as the candidate whose draws have the least data misfit E|y
-    - A(x)|^2 (arXiv 2407.01014, eq. 12), among 0.1, 0.3, 1, 3, 10 and 30.
+        x_s <- x_s - weight (1 - s^2/sigma^2) sigma^2 grad_{x_t} |y - A(x_hat)|^2 / (2 var)
+
+    The second is the score of EMDiffusion (Bai et al. 2024, arXiv 2407.01014, eq. 10) in the same
+    step; its lambda is `weight`. The root in the first changes the variance-preserving state of the
+    publication to x_t = x + sigma z. The norm is that of one sample. Several public codes take that
+    of the batch, so that their result depends on the batch size.
+
+    The method is biased in mean and covariance (docs/contracts.md). The `weight` of the norm is a
+    strength per step: choose it anew when `steps` changes. ``weight="auto"`` chooses it before each
+    E-step on a few observations, among 0.1, 0.3, 1, 3, 10 and 30. It takes the candidate whose
+    draws have the least data misfit E|y - A(x)|^2 (arXiv 2407.01014, eq. 12).
 
     Attributes:
-        steps: Noise levels; the denoiser is called, and differentiated, once a level.
-        weight: The strength of the guidance, or "auto". Of the norm it is `scale` of the released
-            code, and twice zeta' of the paper, whose gradient is that of the square.
+        steps: The number of noise levels. The denoiser is called and differentiated once per level.
+        weight: The strength of the guidance, or "auto". For the norm it is `scale` of the released
+            code and twice zeta' of the paper, whose gradient is that of the square.
         guidance: "norm" or "likelihood"; the latter needs Gaussian noise.
         schedule: The noise levels.
     """
@@ -59,8 +59,7 @@ class DPS(ChainSampler):
         return self.steps, self.steps
 
     def tune(self, prior: Prior, m: Measurement, rng: Rng) -> Self:
-        """Returns the sampler with `weight: auto` replaced by the candidate of least data misfit on
-        m."""
+        """Replaces `weight: auto` by the candidate with the least data misfit on m."""
         if self.weight != "auto":
             return self
         options = [dataclasses.replace(self, weight=weight) for weight in self.candidates]

@@ -1,4 +1,4 @@
-"""The exact posterior of a prior in closed form: the oracle."""
+"""The exact posterior of a prior in closed form: the reference for all other samplers."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,10 +11,10 @@ from invem import Measurement, PosteriorSampler, Prior, Rng
 
 @dataclass(frozen=True, kw_only=True)
 class Exact(PosteriorSampler):
-    """Draws p(x | y) exactly where the prior is a Gaussian or a mixture of Gaussians, A is linear
-    and the noise Gaussian.
+    """The exact posterior of a prior in closed form, for linear A and Gaussian noise.
 
-    What every other sampler is measured against, and the E-step of exact EM on a Gaussian prior.
+    The prior is a Gaussian or a mixture of Gaussians. Every other sampler is compared with this
+    one. With a Gaussian prior it is the E-step of exact EM.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var", "closed form"})

@@ -15,17 +15,19 @@ from invem.schedule import Geometric
 
 @dataclass(frozen=True, kw_only=True)
 class AnnealedLangevin(ChainSampler):
-    """Annealed Langevin dynamics for posteriors (Jalal et al. 2021, arXiv 2108.01368, algorithm 1),
-    for any A and Gaussian noise.
+    """Annealed Langevin dynamics for posteriors (arXiv 2108.01368), for any A and Gaussian noise.
 
-    At each level, `inner` times, x <- x + l ((x_hat - x)/sigma^2 + J_A^T (y - A(x))/(var +
-    sigma^2)) + sqrt(2 l) noise, with l = rate/(1/sigma^2 + |A|^2/(var + sigma^2)) for each
-    observation. Exact as steps get small and many and the last level goes to zero; slow.
+    Jalal et al. 2021, algorithm 1. At each level it repeats `inner` times
+
+        x <- x + l ((x_hat - x)/sigma^2 + J_A^T (y - A(x))/(var + sigma^2)) + sqrt(2 l) noise
+
+    with l = rate/(1/sigma^2 + |A|^2/(var + sigma^2)) for each observation. It is exact in the limit
+    of many small steps with the last level at zero. It is slow.
 
     Attributes:
-        steps: Noise levels.
-        inner: Steps at each level, one call of the denoiser each.
-        rate: The length of a step as a share of the curvature's inverse.
+        steps: The number of noise levels.
+        inner: Steps at each level, one denoiser call each.
+        rate: The step size as a share of the inverse curvature.
         schedule: The noise levels.
     """
 
@@ -49,8 +51,8 @@ class AnnealedLangevin(ChainSampler):
         var = m.noise.var().expand_as(m.y)
         x = initial_state(prior, sigmas[0], rng, m.shape, m.y, start)
         for sigma in sigmas:
-            # The curvature of |y - A(x)|^2/(2 var), of which the widened likelihood has at most the
-            # share var/(var + sigma^2).
+            # `sharpness` is the curvature for the variance var. With the variance var + sigma^2 the
+            # curvature is at most the share var/(var + sigma^2) of it.
             share = (var / (var + sigma**2)).flatten(1).amax(1, keepdim=True)
             length = self.rate / (1 / sigma**2 + share * sharpness(m, x, 5)).reshape(
                 -1, *[1] * (x.ndim - 1)

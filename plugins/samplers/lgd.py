@@ -14,20 +14,20 @@ from invem.diffusion import Denoise, Stepping
 
 @dataclass(frozen=True, kw_only=True)
 class LGD(GuidedSampler):
-    """Loss-guided diffusion (Song et al. 2023, ICML, algorithm 1), for any differentiable A and any
-    noise with a density.
+    """LGD, loss-guided diffusion by Monte Carlo, for any differentiable A and noise with a density.
 
-    p(y | x_t) is taken as the mean of p(y | x_hat + r z) over `samples` draws of z, r =
-    sigma/sqrt(1 + sigma^2), and its gradient goes through the prior. With many measurements one
-    draw outweighs the others, and the method becomes DPS at a random point. A pull is no longer
-    than the one that would end the misfit if A were linear along it: without that bound low noise
-    makes the chain diverge.
+    Song et al. 2023, ICML, algorithm 1. p(y | x_t) is the mean of p(y | x_hat + r z) over `samples`
+    draws of z, with r = sigma/sqrt(1 + sigma^2). Its gradient goes through the prior. With many
+    measurements one draw outweighs the others, and the method becomes DPS at a random point.
+
+    A guidance step is no longer than the one that would remove the misfit if A were linear along
+    it. Without that bound the chain diverges at low noise.
 
     Attributes:
-        steps: Noise levels.
-        stepping: How the reverse diffusion is run.
+        steps: The number of noise levels.
+        stepping: The rule of the reverse diffusion.
         schedule: The noise levels.
-        samples: Draws for each state; each costs an application of A, none of the network.
+        samples: Draws of z per state. Each costs an application of A and no network call.
     """
 
     steps: Annotated[int, Ge(2)] = 100

@@ -15,20 +15,22 @@ from invem.tweedie import Covariance, condition, local, prior_draw
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedGibbs(PosteriorSampler):
-    """Split Gibbs sampling (as arXiv 2405.18782) in which the step of z knows that rho stands for a
-    part of the noise.
+    """Split Gibbs sampling that is exact at a fixed rho, for linear A and Gaussian noise.
 
-    z is drawn from N(z; x, rho^2 I) N(y; A z, S - rho^2 A A^T), which is a law for rho |S^-1/2 A|
-    <= 1, so that y has the covariance S given x: the law of x is the posterior itself at a fixed
-    rho, with nothing to anneal. It mixes in about (spread of the posterior/rho)^2 sweeps, and so it
-    begins with draws of DAPS-MM: a polish, for linear A and Gaussian noise.
+    Like arXiv 2405.18782, but z is drawn from N(z; x, rho^2 I) N(y; A z, S - rho^2 A A^T). This is
+    a distribution if rho |S^-1/2 A| <= 1. Given x, y then has the covariance S. So x follows the
+    posterior itself at a fixed rho, and nothing is annealed.
+
+    The chain mixes in about (standard deviation of the posterior/rho)^2 sweeps. It therefore begins
+    with draws of DAPS-MM and refines them.
 
     Attributes:
         sweeps: Sweeps of both steps.
         share: rho |S^-1/2 A|, below 1.
-        levels: Noise levels of the draw of x given z, one call of the denoiser and three products
-            each.
-        warm: Levels of the draws that the chain begins with, one call and up to six products each.
+        levels: Noise levels of the draw of x given z, one denoiser call and three vector-Jacobian
+            products each.
+        warm: Noise levels of the initial draws, one denoiser call and up to six vector-Jacobian
+            products each.
         end: The last noise level, in units of the data.
     """
 
@@ -55,7 +57,7 @@ class MatchedGibbs(PosteriorSampler):
 
         x = reverse(draw, posterior_state(prior, float(sigmas[0]), rng, m), sigmas, rng, zeta=1.0)
         rho = self.share / strength(m)
-        # Where y resolves next to nothing rho has no bound but the scale of the data.
+        # Where y resolves almost nothing, only the scale of the data bounds rho.
         rho = rho.clamp(max=float(sigmas[0]))
         for _ in range(self.sweeps):
             x = prior_draw(

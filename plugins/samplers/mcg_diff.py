@@ -15,18 +15,20 @@ from ._particles import choose, resample
 
 @dataclass(frozen=True, kw_only=True)
 class MCGDiff(PosteriorSampler):
-    """Monte Carlo guided diffusion (Cardoso et al. 2024, arXiv 2308.07983, algorithm 1), for linear
-    A with a singular value decomposition and Gaussian noise of one level. No product with the
-    network.
+    """MCG-diff, Monte Carlo guided diffusion (arXiv 2308.07983), for linear A with an SVD.
 
-    In the singular basis y is the state of the diffusion at the noise level kappa = noise/singular
-    value of each coordinate. Above that level a coordinate is drawn from the ancestral step times
-    N(y; z, sigma^2 - kappa^2), and the particles are weighted by what y makes of the step; at kappa
-    it is y; below it is free. Exact as particles and steps grow; each draw has a filter of its own.
+    Cardoso et al. 2024, algorithm 1, for Gaussian noise of one level. It needs no vector-Jacobian
+    product of the network.
+
+    In the singular basis, y is the state of the diffusion at the noise level kappa = noise/singular
+    value of each coordinate. Above that level, a coordinate is drawn from the ancestral step times
+    N(y; z, sigma^2 - kappa^2), and the particles are weighted by the probability of y under the
+    step. At kappa the coordinate is y. Below it is free. The method is exact in the limit of many
+    particles and steps. Each draw has its own particle filter.
 
     Attributes:
-        steps: Noise levels; each takes one call of the denoiser for each particle.
-        particles: States for each draw.
+        steps: The number of noise levels, one denoiser call per particle each.
+        particles: States per draw.
         schedule: The noise levels.
     """
 
@@ -89,7 +91,7 @@ class MCGDiff(PosteriorSampler):
             centre = mu + (gain * (known - mu)).to(mu)
             spread = ((1 - gain) * q).sqrt().to(mu)
             step = torch.where(above, log_normal(known - mu, q + later), 0.0)
-            # Across kappa: y is the state there, and from it the step goes on with the same x_hat.
+            # Across kappa: y is the state there, and the step continues with the same x_hat.
             level = torch.where(crossing, kappa, s).double()
             share = (level / sigma) ** 2
             there = g + (share * (z - g)).to(g)

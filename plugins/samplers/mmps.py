@@ -13,46 +13,44 @@ from invem.tweedie import Covariance, Local, back, condition, linearised, local
 
 
 def _integrates(stepping: str) -> TypeGuard[Stepping]:
-    """Whether a stepping is a rule of the reverse diffusion on the mean alone."""
+    """Whether a stepping is a rule of the reverse diffusion that needs the mean alone."""
     return stepping in get_args(Stepping)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MMPS(ChainSampler):
-    """Moment-matching posterior sampling (Rozet et al. 2024, arXiv 2405.13712, algorithm 3), for
-    linear A and Gaussian noise.
+    """MMPS, moment-matching posterior sampling (arXiv 2405.13712), for linear A and Gaussian noise.
 
-    Given x_t, the clean signal is taken as N(x_hat, V) with V = Cov[x | x_t]; then E[x | x_t, y] is
-    the linear update
+    Rozet et al. 2024, algorithm 3. Given x_t, the clean signal is taken as N(x_hat, V) with V =
+    Cov[x | x_t]. Then E[x | x_t, y] is the linear update
 
         x_hat + V A^T u,   (S + A V A^T) u = y - A x_hat,
 
-    and any unconditional sampler runs on it. V = sigma^2 J with J the Jacobian of the denoiser
-    (Tweedie), one vector-Jacobian product for each Krylov iteration: V A^T u is read off the Krylov
-    basis, so the published last product is saved.
+    and any unconditional sampler can run on it. By Tweedie's formula V = sigma^2 J with J the
+    Jacobian of the denoiser. Each Krylov iteration costs one vector-Jacobian product (VJP). V A^T u
+    is a combination of the Krylov basis, which saves the last product of the publication.
 
-    Where sigma is large, J of a trained network is wrong by more than the Gaussian covariance (C^-1
-    + sigma^-2 I)^-1 of the prior's own mean and covariance is, and that one costs no product:
+    At large sigma, the J of a trained network is less accurate than the covariance (C^-1 + sigma^-2
+    I)^-1 of a Gaussian with the prior's mean and covariance. The latter costs no VJP.
     ``covariance="switch"`` uses it above `switch`.
 
     Attributes:
-        steps: Noise levels.
-        stepping: "corrected" ancestral steps with a draw of N(E[x | x_t, y], Cov[x | x_t, y]),
-            exact for Gaussian priors at any number of steps; "isotropic" and "diagonal", which know
-            that covariance by its trace or diagonal alone, from Hutchinson probes; or any rule of
-            the reverse diffusion on the mean: "heun", or plain "ancestral" as published, whose
-            draws are too narrow by O(1/steps).
-        covariance: V by Jacobian products ("jacobian"), by the moments of the prior ("moments"), or
-            by the one below and the other above `switch` ("switch").
+        steps: The number of noise levels.
+        stepping: "corrected" is ancestral steps with a draw of N(E[x | x_t, y], Cov[x | x_t, y]),
+            exact for Gaussian priors at any number of steps. "isotropic" and "diagonal" know only
+            the trace or the diagonal of that covariance, from Hutchinson probes. The others are
+            rules of the reverse diffusion on the mean, such as "heun", or "ancestral" as published,
+            whose draws have too little variance by O(1/steps).
+        covariance: V by vector-Jacobian products ("jacobian"), by the moments of the prior
+            ("moments"), or by the first below `switch` and the second above ("switch").
         switch: The noise level above which "switch" uses the moments, in units of the data.
         solver: "gmres", whose residual never grows, or "cg" as published, which stops a sample at
             negative curvature.
         iterations: Krylov iterations with the network.
         warm: Whether "cg" begins each solution with that of the step before, at the cost of one
-            product more; not with "corrected" steps, whose right-hand sides are drawn anew.
-        probes: Probes of "isotropic" and "diagonal", each a product more than a solution of the
-            system.
-        linearise: For an A that is not linear: its derivative at x_hat stands for it at each step.
+            more VJP. Not for "corrected" steps, whose right-hand sides are drawn anew.
+        probes: Probes of "isotropic" and "diagonal". Each costs a VJP and a solution of the system.
+        linearise: For an A that is not linear: each step replaces A by its derivative at x_hat.
         schedule: The noise levels. The noise of the data counts as at least the smallest of them.
     """
 
@@ -145,8 +143,10 @@ class MMPS(ChainSampler):
         return reverse(posterior, x_t, sigmas, rng)
 
     def _variance(self, here: Local, m: Measurement, rng: Rng, sigma: float) -> Tensor:
-        """The trace or the diagonal of Cov[x | x_t, y] = V - V A^T (A V A^T + S)^-1 A V, between 0
-        and sigma^2."""
+        """Returns the diagonal of Cov[x | x_t, y], or its mean for "isotropic", shape (B, *shape).
+
+        Cov[x | x_t, y] = V - V A^T (A V A^T + S)^-1 A V. The result is clipped to [0, sigma^2].
+        """
         total = torch.zeros_like(here.mean)
         for _ in range(self.probes):
             z = rng.normal_like(here.mean).sign()

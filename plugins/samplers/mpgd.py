@@ -14,23 +14,22 @@ from invem.diffusion import Denoise, Stepping
 
 @dataclass(frozen=True, kw_only=True)
 class MPGD(GuidedSampler):
-    """Manifold-preserving guided diffusion without an autoencoder (He et al. 2024, arXiv
-    2311.16424), for any differentiable A.
+    """MPGD, manifold-preserving guided diffusion (arXiv 2311.16424), for any differentiable A.
 
-    The clean estimate is pulled along the gradient of the data misfit at x_hat, without a product
-    with the network:
+    He et al. 2024, without an autoencoder. The clean estimate moves along the gradient of the data
+    misfit at x_hat, without a vector-Jacobian product of the network:
 
         x_hat <- x_hat - weight sqrt(1 + sigma^2) grad |y - A(x_hat)|
 
-    with the norm of one sample, and a step no longer than the one that would end the misfit if A
-    were linear along it. Unobserved entries feel the data only through the denoiser: weak where
-    much is hidden.
+    The norm is that of one sample. A step is no longer than the one that would remove the misfit if
+    A were linear along it. Unobserved entries see the data only through the denoiser, so guidance
+    is weak where much is hidden.
 
     Attributes:
-        steps: Noise levels.
-        stepping: How the reverse diffusion is run.
+        steps: The number of noise levels.
+        stepping: The rule of the reverse diffusion.
         schedule: The noise levels.
-        weight: The length of a pull, in units of the data.
+        weight: The length of a guidance step, in units of the data.
     """
 
     weight: Annotated[float, Gt(0)] = 1.0

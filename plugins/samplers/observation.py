@@ -1,4 +1,4 @@
-"""The noisy data themselves."""
+"""The observation itself as a restoration."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,17 +11,19 @@ from invem import Measurement, PosteriorSampler, Prior, Rng
 
 @dataclass(frozen=True, kw_only=True)
 class Observation(PosteriorSampler):
-    """y where it has the shape of the signal, A^T y otherwise: what EM begins with in SCSI (arXiv
-    2512.10857), and in EMDiffusion on masks (arXiv 2407.01014, table 4, "preprocessed").
+    """The observation as a restoration: y if it has the shape of the signal, otherwise A^T y.
 
-    Entries of y that no signal has a part in are set to zero. A^T y is J^T y with J the derivative
-    of A at zero, which is A where A is linear.
+    It is the initialisation of EM in SCSI (arXiv 2512.10857), and in EMDiffusion on masks (arXiv
+    2407.01014, table 4, "preprocessed").
+
+    Entries of y that do not depend on the signal are set to zero. A^T y means J^T y with J the
+    derivative of A at zero, which is A for a linear A.
 
     Attributes:
-        back: Whether A^T y is taken of every y, those of the shape of the signal too, as those in
-            Fourier space can be.
-        scaled: Whether A^T y is multiplied by the number that makes A of it nearest to y: the
-            adjoint alone does not keep brightness.
+        back: Whether to return A^T y even if y has the shape of the signal, as it can in Fourier
+            space.
+        scaled: Whether to multiply A^T y by the number that brings its measurement closest to y.
+            The adjoint alone does not keep brightness.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"vjp"})

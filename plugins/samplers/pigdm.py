@@ -14,23 +14,23 @@ from invem.tweedie import local
 
 @dataclass(frozen=True, kw_only=True)
 class PiGDM(GuidedSampler):
-    """Pseudo-inverse-guided diffusion (Song et al. 2023, ICLR), for linear A and Gaussian noise.
+    """PiGDM, pseudo-inverse-guided diffusion, for linear A and Gaussian noise.
 
-    p(x | x_t) is taken as N(x_hat, r^2 I), r^2 = v sigma^2/(v + sigma^2) with v the variance of the
-    data (the paper: 1), so that
+    Song et al. 2023, ICLR. p(x | x_t) is taken as N(x_hat, r^2 I), r^2 = v sigma^2/(v + sigma^2),
+    with v the variance of the data (paper: 1). Then
 
         E[x | x_t, y] = x_hat + sigma^2 J^T A^T (r^2 A A^T + S)^-1 (y - A x_hat).
 
-    Exact only if the covariance of the prior is v I. The publication multiplies the guidance of a
-    step by a constant whatever the step is, and diverges with many; here the rule of the reverse
-    diffusion decides.
+    It is exact only if the covariance of the prior is v I. The publication scales the guidance by a
+    constant that does not depend on the step size, and diverges with many steps. Here the rule of
+    the reverse diffusion sets the scale.
 
     Attributes:
-        steps: Noise levels.
-        stepping: How the reverse diffusion is run.
+        steps: The number of noise levels.
+        stepping: The rule of the reverse diffusion.
         schedule: The noise levels.
-        variance: v, in squared units of the data; null takes the mean variance of the prior's
-            moments, or 1 without.
+        variance: v, in squared units of the data. null takes the mean variance of the prior's
+            moments, or 1 if they are not known.
     """
 
     variance: Annotated[float, Gt(0)] | None = None

@@ -1,4 +1,4 @@
-"""Draws of the prior, whatever y is: the floor."""
+"""Samples of the prior that ignore the measurement: the lower baseline."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -12,12 +12,13 @@ from invem.diffusion import Stepping, calls, initial_state, integrate
 
 @dataclass(frozen=True, kw_only=True)
 class PriorSampler(ChainSampler):
-    """Ignores the measurement: what a sampler must be better than, and the test of a rule of the
-    reverse diffusion by itself.
+    """Samples the prior and ignores the measurement: the baseline that a sampler must beat.
+
+    It also tests a rule of the reverse diffusion by itself.
 
     Attributes:
-        steps: Noise levels.
-        stepping: How the reverse diffusion is run.
+        steps: The number of noise levels.
+        stepping: The rule of the reverse diffusion.
         schedule: The noise levels.
     """
 

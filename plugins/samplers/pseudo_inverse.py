@@ -1,4 +1,4 @@
-"""The pseudo-inverse: the restoration of least norm."""
+"""The pseudo-inverse: the least-squares restoration of least norm."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,11 +11,11 @@ from invem import Measurement, PosteriorSampler, Prior, Rng
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoInverse(PosteriorSampler):
-    """A^+ y: of all signals that fit y best, the one of least norm (Penrose 1955). A classical
-    restoration for a first phase to begin with.
+    """A^+ y: of all signals that fit y best, the one of least norm (Penrose 1955).
 
-    Noise in directions that A shows faintly is divided by what is shown of them, down to the
-    operator's own cut: after a blur `wiener` is the better beginning.
+    It is a classical restoration, for the first phase. Noise in directions of small singular values
+    is amplified, down to the cutoff of the operator. After a blur, `wiener` is the better
+    initialisation.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pinv"})

@@ -12,20 +12,19 @@ from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class REDDiff(PosteriorSampler):
-    """RED-diff (Mardani et al. 2024, arXiv 2305.04391, algorithm 1), for any differentiable A. No
-    product with the network.
+    """RED-diff, regularisation by denoising (arXiv 2305.04391), for any differentiable A.
 
-    A point mu is moved by Adam along the gradient of
+    Mardani et al. 2024, algorithm 1. It needs no vector-Jacobian product of the network. Adam moves
+    a point mu along the gradient of
 
-        |y - A(mu)|^2/2 + lam sigma <sg[z_hat - z], mu>,   z_hat = (x_t - x_hat(x_t))/sigma,   x_t =
-        mu + sigma z,
+        |y - A(mu)|^2/2 + lam sigma <sg[z_hat - z], mu>
 
-    with one new z for each level, the levels taken once from the highest to the lowest. It seeks a
-    mode and returns a point: what spread its results have comes from z alone, and it is no
-    posterior.
+    with z_hat = (x_t - x_hat(x_t))/sigma and x_t = mu + sigma z. Each level has one new z. The
+    levels are passed once, from the highest to the lowest. The method seeks a mode and returns a
+    point. The results vary only through z and are not posterior draws.
 
     Attributes:
-        steps: Noise levels, one call of the denoiser each.
+        steps: The number of noise levels, one denoiser call each.
         lam: The weight of the prior.
         rate: The step size of Adam, with momenta 0.9 and 0.99, in units of the data.
         schedule: The noise levels.

@@ -1,4 +1,4 @@
-"""Tail denoising: the diffusion from the noise level of the data."""
+"""Tail denoising: the reverse diffusion from the noise level of the data."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -13,17 +13,17 @@ from invem.tweedie import prior_draw
 
 @dataclass(frozen=True, kw_only=True)
 class SFBD(PosteriorSampler):
-    """Tail denoising (SFBD, Lu et al. 2025, arXiv 2502.05446), for A = I and Gaussian noise of one
-    level for an observation.
+    """SFBD, tail denoising (arXiv 2502.05446), for A = I and Gaussian noise of one level.
 
-    y is the state of the diffusion at the noise level of the data, so that p(x | y) is p(x | x_t):
-    the reverse diffusion from there, with no guidance and no bias but that of the prior.
+    Lu et al. 2025. y is the state of the diffusion at the noise level of the observation. So p(x |
+    y) is p(x | x_t), and the reverse diffusion from there draws it without guidance. The only bias
+    is that of the prior.
 
     Attributes:
-        steps: Noise levels from that of y down, one call of the denoiser and `iterations` products
-            each.
+        steps: The number of noise levels from that of y down, one denoiser call and `iterations`
+            vector-Jacobian products each.
         end: The last noise level, in units of the data.
-        iterations: Products of a draw of N(0, Cov[x | x_t]).
+        iterations: Vector-Jacobian products per draw of N(0, Cov[x | x_t]).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"identity", "var", "one level"})

@@ -13,19 +13,18 @@ from invem.diffusion import initial_state
 
 @dataclass(frozen=True, kw_only=True)
 class SITCOM(ChainSampler):
-    """Step-wise triple-consistent sampling (Alkhouri et al. 2025, arXiv 2410.04479, algorithm 1),
-    for any differentiable A.
+    """SITCOM, step-wise triple-consistent sampling (arXiv 2410.04479), for any differentiable A.
 
-    At each level the input v of the denoiser is moved from x_t by Adam to lessen |y -
-    A(x_hat(v))|^2 + lam |v - x_t|^2, and the next state is x_hat(v) + s noise. A sample stops
-    moving when |y - A(x_hat)|^2 falls below the noise: (noise + 0.001)^2 for each entry of y. The
-    result is like a point: its spread is far below that of the posterior.
+    Alkhouri et al. 2025, algorithm 1. At each level Adam moves the input v of the denoiser from x_t
+    to reduce |y - A(x_hat(v))|^2 + lam |v - x_t|^2. The next state is x_hat(v) + s noise. A sample
+    stops moving when |y - A(x_hat)|^2 falls below (noise + 0.001)^2 per entry of y. The result is
+    close to a point: its variance is far below that of the posterior.
 
     Attributes:
-        steps: Noise levels.
-        inner: Adam steps at each level, each a call of the denoiser and a product; the last level
-            has one call more.
-        rate: Their size, in units of the scaled state x_t/sqrt(1 + sigma^2).
+        steps: The number of noise levels.
+        inner: Adam steps at each level, each a denoiser call and a vector-Jacobian product. One
+            more call follows them.
+        rate: The step size of Adam, in units of the scaled state x_t/sqrt(1 + sigma^2).
         lam: The weight of staying near x_t.
         schedule: The noise levels.
     """

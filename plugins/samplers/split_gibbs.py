@@ -14,20 +14,20 @@ from invem.tweedie import prior_draw
 
 @dataclass(frozen=True, kw_only=True)
 class SplitGibbs(PosteriorSampler):
-    """PnP-DM (Wu et al. 2024, arXiv 2405.18782, algorithm 1), like DPnP (Xu & Chi 2024, arXiv
-    2403.17042), for any A and noise density.
+    """Split Gibbs sampling, PnP-DM (arXiv 2405.18782), for any A and any noise with a density.
 
-    In turn z ~ N(z; x, rho^2 I) p(y | z) and x ~ p(x | x + rho noise = z), rho from `first` down to
-    `last` by the factor `decay` a sweep. At a fixed rho the law of x is the posterior with the
-    noise covariance S + rho^2 A A^T: exact as rho goes to zero, where it mixes slowly.
+    Wu et al. 2024, algorithm 1; DPnP (Xu & Chi 2024, arXiv 2403.17042) is alike. It alternates z ~
+    N(z; x, rho^2 I) p(y | z) and x ~ p(x | x + rho noise = z). rho falls from `first` to `last` by
+    the factor `decay` per sweep. At a fixed rho, x follows the posterior for the noise covariance S
+    + rho^2 A A^T. It is exact as rho goes to zero, where it mixes slowly.
 
     Attributes:
         sweeps: Sweeps of both steps.
         first: The first rho, in units of the data.
         last: The last rho.
         decay: The factor of rho from sweep to sweep.
-        levels: Noise levels of the draw of x, from rho down; one call of the denoiser and three
-            products each.
+        levels: Noise levels of the draw of x, from rho down, one denoiser call and three
+            vector-Jacobian products each.
         kernel: The draw of z: "exact", for a linear A and Gaussian noise, or "langevin".
         inner: Steps of "langevin", each a gradient of log p(y | z).
         end: The last noise level of the draw of x, in units of the data.

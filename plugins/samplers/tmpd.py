@@ -12,18 +12,17 @@ from invem.tweedie import local
 
 @dataclass(frozen=True, kw_only=True)
 class TMPD(GuidedSampler):
-    """Tweedie moment projected diffusions (Boys et al. 2023, arXiv 2310.06721), for linear A and
-    Gaussian noise.
+    """TMPD, Tweedie moment projected diffusions (arXiv 2310.06721), for linear A, Gaussian noise.
 
-    E[x | x_t, y] = x_hat + sigma^2 J^T A^T (y - A x_hat)/(S + c), where c, the sums of the rows of
-    A V A^T, stands for its diagonal.
+    Boys et al. 2023. E[x | x_t, y] = x_hat + sigma^2 J^T A^T (y - A x_hat)/(S + c). c holds the row
+    sums of A V A^T, in place of its diagonal.
 
-    Exact if A V A^T is diagonal; wrong where rows are correlated, as in a blur. Negative sums count
-    as zero.
+    It is exact if A V A^T is diagonal, and wrong if rows are correlated, as for a blur. Negative
+    sums count as zero.
 
     Attributes:
-        steps: Noise levels.
-        stepping: How the reverse diffusion is run.
+        steps: The number of noise levels.
+        stepping: The rule of the reverse diffusion.
         schedule: The noise levels.
     """
 

@@ -1,4 +1,4 @@
-"""Total variation: the classical restoration that keeps edges."""
+"""Total variation: the classical restoration that preserves edges."""
 
 import math
 from dataclasses import dataclass
@@ -11,31 +11,32 @@ from torch import Tensor
 from invem import Measurement, PosteriorSampler, Prior, Rng
 from invem.likelihood import strength
 
-_EVERY = 10  # iterations between looks at the duality gap
+_EVERY = 10  # iterations between evaluations of the duality gap
 
 
 @dataclass(frozen=True, kw_only=True)
 class TotalVariation(PosteriorSampler):
-    """Minimises |y - A x|^2/2 in units of the noise plus weight TV(x) (Rudin, Osher & Fatemi 1992),
-    for linear A and Gaussian noise.
+    """Total variation restoration (Rudin, Osher & Fatemi 1992), for linear A and Gaussian noise.
 
-    TV is the sum over entries of the length of the forward differences D x, along the last two axes
-    of a signal (isotropic, each channel by itself) or along its only one; differences across the
-    border are zero. The primal-dual method of Chambolle & Pock (J. Math. Imaging Vis. 40, 2011,
-    algorithm 1, theta = 1) with both terms dualised: K = (S^-1/2 A/a, D/b), of norm at most
-    sqrt(2), where a is the norm of S^-1/2 A of each sample, by power iteration and one per cent
-    more, and b = sqrt(4 axes) bounds that of D. The steps are tau = 0.99/(sqrt(2) rho) and sigma =
-    0.99 rho/sqrt(2) with rho = 3 max(a, b weight), the size of the dual variables over that of x.
+    It minimises |S^-1/2 (y - A x)|^2/2 + weight TV(x). TV sums the length of the forward
+    differences D x over the entries. The differences run along the last two axes of a signal
+    (isotropic, each channel by itself), or along its only axis. They are zero across the border.
 
-    A sample stops when its duality gap over the signals of at most twice the largest value of its
-    iterate, looked at every 10 iterations, is below `tol` times its objective. If the minimiser is
-    among those signals the objective is nearer to its minimum than that. The noise counts as at
-    least 0.001.
+    The solver is the primal-dual method of Chambolle & Pock (J. Math. Imaging Vis. 40, 2011,
+    algorithm 1, theta = 1) with both terms dualised. K = (S^-1/2 A/a, D/b) has a norm of at most
+    sqrt(2). a is the norm of S^-1/2 A of each sample, by power iteration, plus one per cent. b =
+    sqrt(4 axes) bounds the norm of D. The steps are tau = 0.99/(sqrt(2) rho) and sigma = 0.99
+    rho/sqrt(2), with rho = 3 max(a, b weight), the ratio of the sizes of the dual variables and x.
+
+    A sample stops when its duality gap is below `tol` times its objective, tested every 10
+    iterations. The gap is over the signals of at most twice the largest value of the iterate. If
+    the minimiser is among them, the objective is within that gap of its minimum. The standard
+    deviation of the noise counts as at least 0.001.
 
     Attributes:
-        weight: How much TV counts: nats for a jump of one unit of the data.
+        weight: The weight of TV: nats per jump of one unit of the data.
         tol: The relative duality gap at which a sample stops.
-        iterations: The most iterations, each an application of A and of its adjoint.
+        iterations: The largest number of iterations, each an application of A and of its adjoint.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var"})
@@ -85,20 +86,22 @@ class TotalVariation(PosteriorSampler):
 
 
 def _wide(t: Tensor, axes: int) -> Tensor:
-    """Returns a number for each sample as (B, 1, ...), with as many axes after B."""
+    """Returns one number per sample as (B, 1, ...), with as many axes after B."""
     return t.reshape(-1, *[1] * axes)
 
 
 def _total(t: Tensor) -> Tensor:
-    """Returns the sum over each sample in float64, shape (B, 1)."""
+    """Returns the sum over each sample, shape (B, 1), float64 (float32 on MPS)."""
     return t.flatten(1).sum(
         1, keepdim=True, dtype=torch.float32 if t.device.type == "mps" else torch.float64
     )
 
 
 def _differences(x: Tensor, axes: range) -> Tensor:
-    """Returns the forward differences along each axis, zero across the border, shape (B, axes,
-    *shape)."""
+    """Returns the forward differences along each axis, shape (B, axes, *shape).
+
+    They are zero across the border.
+    """
     return torch.stack(
         [
             torch.cat([x.diff(dim=axis), torch.zeros_like(x.narrow(axis, 0, 1))], axis)

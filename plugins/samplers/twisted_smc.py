@@ -1,4 +1,4 @@
-"""TDS: the twisted diffusion sampler, sequential Monte Carlo."""
+"""TDS: the twisted diffusion sampler, a sequential Monte Carlo method."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,19 +17,20 @@ from ._particles import choose, resample
 
 @dataclass(frozen=True, kw_only=True)
 class TwistedSMC(PosteriorSampler):
-    """The twisted diffusion sampler (Wu et al. 2023, arXiv 2306.17775, algorithm 1), for linear A
-    and Gaussian noise.
+    """TDS, the twisted diffusion sampler (arXiv 2306.17775), for linear A and Gaussian noise.
 
-    `particles` states for each draw are moved by guided ancestral steps and weighted by
-    base/proposal times psi_s/psi_sigma, where psi = N(y; A x_hat, S + A C_sigma A^T), C_sigma the
-    covariance of x given x_t of the Gaussian with the prior's moments, stands for p(y | x_t). They
-    are resampled, systematically, when the effective number falls below half. At the end psi is
-    replaced by the likelihood and one particle is drawn. Exact as particles and steps grow; each
-    draw has a filter of its own, so that draws are independent.
+    Wu et al. 2023, algorithm 1. Each draw has `particles` states. Guided ancestral steps move them,
+    with the weights base/proposal times psi_s/psi_sigma. psi = N(y; A x_hat, S + A C_sigma A^T)
+    approximates p(y | x_t), where C_sigma is Cov[x | x_t] of the Gaussian with the prior's moments.
+
+    Systematic resampling takes place when the effective number of particles falls below half. At
+    the end the likelihood replaces psi, and one particle is drawn. The method is exact in the limit
+    of many particles and steps. Each draw has its own particle filter, so draws are independent.
 
     Attributes:
-        steps: Noise levels; each takes one call of the denoiser and one product for each particle.
-        particles: States for each draw.
+        steps: The number of noise levels, one denoiser call and one vector-Jacobian product per
+            particle each.
+        particles: States per draw.
         schedule: The noise levels.
     """
 
@@ -55,7 +56,7 @@ class TwistedSMC(PosteriorSampler):
             return rng.normal(k, *m.shape).to(m.y).flatten(0, 1)
 
         def look(x_t: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-            """x_hat, E[x | x_t, y], and log psi but for what the particles share."""
+            """Returns x_hat, E[x | x_t, y], and log psi up to a term common to all particles."""
             here, given = local(prior, x_t, sigma, "jacobian"), gaussian.cov.given(sigma)
             r = (each.y - each.A(here.mean)).flatten(1)
 

@@ -13,25 +13,28 @@ from invem.linalg import cg
 
 @dataclass(frozen=True, kw_only=True)
 class Wiener(PosteriorSampler):
-    """The linear estimate of least mean squared error (Wiener 1949) under a stationary prior, for
-    linear A and Gaussian noise.
+    """The Wiener filter: the linear estimate of least mean squared error, for Gaussian noise.
 
-        x = mean + C A^T u,   (A C A^T + S) u = y - A mean,
+    Wiener 1949, for linear A and a stationary prior:
 
-    by conjugate gradients in float64 (float32 on a device that has no float64). C is std^2 I, or
-    the circular covariance whose power at the frequency f is proportional to |f|^-exponent, with
-    std^2 the variance of an entry; the frequency zero counts as the lowest other one. Frequencies
-    are those of the last two axes of a signal, or of its only one; channels are independent.
+        x = mean + C A^T u,   (A C A^T + S) u = y - A mean.
 
-    The classical restoration for a blur, for a first phase to begin with.
+    The system is solved by conjugate gradients in float64 (float32 on a device without it). C is
+    std^2 I, or the circular covariance whose power at the frequency f is proportional to
+    |f|^-exponent, with std^2 the variance of an entry. The frequency zero has the power of the
+    lowest other one. Frequencies are those of the last two axes of a signal, or of its only axis.
+    Channels are independent.
+
+    It is the classical restoration of a blur, for the first phase.
 
     Attributes:
         mean: The mean of the signals, in units of the data.
-        std: The standard deviation of an entry around it, in units of the data. The noise counts as
-            at least a thousandth of it.
-        exponent: How fast the power falls: 0 is white, that of photographs is about 2 (Field 1987).
+        std: The standard deviation of an entry, in units of the data. The standard deviation of the
+            noise counts as at least a thousandth of it.
+        exponent: How fast the power falls: 0 for white signals, about 2 for photographs (Field
+            1987).
         tol: The residual at which a sample stops, relative to |y - A mean|.
-        iterations: The most iterations, each an application of A and of its adjoint.
+        iterations: The largest number of iterations, each an application of A and of its adjoint.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var"})
@@ -69,8 +72,7 @@ class Wiener(PosteriorSampler):
         return (mean + correlate(m.A.adjoint(u.reshape(m.y.shape)))).to(dtype)
 
     def _power(self, shape: tuple[int, ...]) -> Tensor:
-        """Returns the power of each frequency of the last two axes, or of the only one, with mean
-        one."""
+        """Returns the power of each frequency of the last two axes (or the only one), of mean 1."""
         squares = torch.zeros((), dtype=torch.float64)
         for n in shape[-2:]:
             squares = squares.unsqueeze(-1) + torch.fft.fftfreq(n, dtype=torch.float64).square()

@@ -1,4 +1,4 @@
-"""Noise schedules that come with invem, by the name that a recipe uses."""
+"""The noise schedules of invem, by the name that a recipe uses."""
 
 from invem import hookimpl
 
@@ -6,7 +6,7 @@ from invem import hookimpl
 @hookimpl
 def invem_schedules() -> dict[str, str]:
     return {
-        "geometric": "invem:Geometric",
-        "karras": "invem:Karras",
+        "geometric": "invem.schedule:Geometric",
+        "karras": "invem.schedule:Karras",
         "vp": "invem_plugins.schedules.vp:VP",
     }

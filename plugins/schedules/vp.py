@@ -12,12 +12,13 @@ from invem import RecipeError, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class VP(Schedule):
-    """The levels of DDPM in the coordinate x_t = x + sigma z: sigma^2 = (1 - abar)/abar, abar(u) =
-    exp(-beta_min u - (beta_max - beta_min) u^2 / 2), in steps of equal u from 1 down to u_min (Ho
-    et al. 2020, arXiv 2006.11239; Song et al. 2021, arXiv 2011.13456, eq. 33).
+    """The noise levels of DDPM (variance-preserving diffusion), in x_t = x + sigma z.
 
-    The defaults are the linear schedule of 1,000 steps with beta from 1e-4 to 0.02: sigma from 152
-    down to 0.01.
+        sigma^2 = (1 - abar)/abar,   abar(u) = exp(-beta_min u - (beta_max - beta_min) u^2 / 2)
+
+    in steps of equal u from 1 down to u_min (Ho et al. 2020, arXiv 2006.11239; Song et al. 2021,
+    arXiv 2011.13456, eq. 33). The defaults are the linear schedule of 1,000 steps with beta from
+    1e-4 to 0.02: sigma from 152 down to 0.01.
 
     Attributes:
         beta_min: The rate at u = 0, 1,000 times the first beta of DDPM.

@@ -1,4 +1,4 @@
-"""The rule that lets a phase have all of its rounds."""
+"""The rule that never ends a phase early."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from invem.stopping import FinishedRound, StoppingRule
 
 @dataclass(frozen=True, kw_only=True)
 class Never(StoppingRule):
-    """The phase has all of its rounds."""
+    """Never ends a phase before its last round."""
 
     def __call__(self, rounds: Sequence[FinishedRound]) -> str | None:
         return None

@@ -1,4 +1,4 @@
-"""The rule that needs no clean signal: simulated observations have become like the real ones."""
+"""The rule that compares simulated with real observations, without clean signals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,29 +8,32 @@ from typing import Any
 from invem.stopping import FinishedRound, StoppingRule, Watched
 
 METRIC = "observation-distance"
-NEAR = 1.05  # times the distance of real observations to each other
-LEAST = 0.98  # a distance above this share of the best before has not fallen
+NEAR = 1.05  # times the distance between sets of real observations
+LEAST = 0.98  # a distance above this fraction of the previous minimum has not fallen
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObservationDistance(StoppingRule):
-    """Ends a phase once observations that are simulated from the prior are as near to the real ones
-    as those are to each other, or have not come nearer by 2 % in 2 rounds."""
+    """Ends a phase once simulated observations match the real ones, or stop coming nearer.
+
+    They match if their distance to the real ones is at most 1.05 times that between sets of real
+    ones. They stop if it has not fallen by 2 % in 2 rounds.
+    """
 
     def refuses(self, phase: Watched) -> str | None:
         if not any(label.startswith(METRIC) for label in phase.metrics):
             return f"it follows the metric {METRIC}: add it to evaluate.metrics"
         if not phase.evaluated:
             return (
-                "it needs an evaluation in every round: every 1, samples, and it among"
+                "it needs an evaluation in every round: every 1, samples, and the phase among"
                 " evaluate.phases"
             )
         return None
 
     def __call__(self, rounds: Sequence[FinishedRound]) -> str | None:
-        metrics = [done.metrics for done in rounds]
-        found = [_distance(values) for values in metrics if values is not None]
-        if len(found) < len(rounds):
+        distances = [_distance(done.metrics or {}) for done in rounds]
+        found = [distance for distance in distances if distance is not None]
+        if not found or len(found) < len(rounds):
             return None
         if found[-1] <= NEAR:
             return (
@@ -45,7 +48,10 @@ class ObservationDistance(StoppingRule):
         return None
 
 
-def _distance(metrics: Mapping[str, Mapping[str, Any]]) -> float:
-    """Returns the distance as a multiple of its value for two sets of real observations."""
-    row = next(row for label, row in metrics.items() if label.startswith(METRIC))
-    return math.inf if row["value"] is None else float(row["value"]) / float(row["target"])
+def _distance(metrics: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Returns the distance as a multiple of its value for two sets of real observations; None if it
+    was not evaluated."""
+    for label, row in metrics.items():
+        if label.startswith(METRIC):
+            return math.inf if row["value"] is None else float(row["value"]) / float(row["target"])
+    return None

@@ -25,7 +25,12 @@ import torch
 from invem_plugins.metrics.frechet import Frechet
 from torch import Tensor
 
-from invem import GaussianDenoiser, MixtureDenoiser, Outcome
+from invem import Outcome
+from invem.door import open as open_run
+from invem.running.evaluate import unconditional
+from invem.running.loop import rounds_of
+from invem.running.measure import believed
+from invem.storage.directory import Round
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -53,7 +58,7 @@ def described(
     range_: tuple[float, float],
 ) -> dict[str, Any]:
     """Returns the row of a set of signals."""
-    find = metric._features(Outcome(range_, samples=x, reference=reference), state)
+    find = metric.feature_map(range_, state)
     ours, theirs = (find(part).double() for part in (x, reference))
     (mine, place), (known, _) = spectrum(x), spectrum(truth)
     bands = [(place >= low) & (place < high) for low, high in BANDS]
@@ -72,40 +77,35 @@ def described(
 
 
 @torch.no_grad()
-def rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the name and the row of each set of signals of a finished run."""
-    from invem.cli.app import _open
-
-    work = _open(run)
-    metric, reference = Frechet(features="classifier"), work._data("test")[torch.arange(10_000)].x
-    data = work._data("train")
+    run = open_run(path)
+    metric, data = Frechet(features="classifier"), run.plan.data("test")
+    reference = data[torch.arange(min(len(data), 10_000))].x
+    data = run.plan.data("train")
     index = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:8192]
     state = metric.prepare(data[index])
-    truth = data[torch.arange(work.plan.train)].x
-    m = work.measurement("train", work.believed(0, 0))
-    yield "true signals", described(truth, truth, reference, metric, state, work._range)
-    for p, stage in enumerate(work.plan.stages):
+    truth = data[torch.arange(run.plan.train)].x
+    low, high = run.plan.facts.range
+
+    def row(x: Tensor) -> dict[str, Any]:
+        return described(x, truth, reference, metric, state, (low, high))
+
+    m = run.context.observations("train").at(believed(run.context, Round(0, 0)))
+    yield "true signals", row(truth)
+    for p, stage in enumerate(run.plan.stages):
+        name = stage.phase.name
         if stage.sampler is not None:
-            x = work._draws(p, 0, stage)[:: stage.phase.draws]
-            yield (
-                f"{stage.phase.name}, draws",
-                described(x, truth, reference, metric, state, work._range),
-            )
-        denoiser = work.denoiser(
-            run / f"{p}-{work.rounds(p) - 1:03d}-denoiser" / "denoiser.safetensors"
-        )
-        if p and isinstance(denoiser, GaussianDenoiser | MixtureDenoiser):
+            yield f"{name}, draws", row(run.draws(p, 0)[:: stage.phase.draws])
+        prior = run.prior_at(p, rounds_of(run.context, p) - 1)
+        if p and prior.exact is not None:
             parts = [
-                denoiser.posterior(m[i], work._rng("draws", p, items=i.tolist()))
+                prior.exact.posterior(m[i], run.context.rng("draws", p, items=i.tolist()))
                 for i in torch.arange(len(m)).split(512)
             ]
-            yield (
-                f"{stage.phase.name}, exact",
-                described(torch.cat(parts), truth, reference, metric, state, work._range),
-            )
-    if not isinstance(denoiser, GaussianDenoiser | MixtureDenoiser):
-        x = work.generate(denoiser, work.plan.train, ("generate", 0, 0))
-        yield "samples", described(x, truth, reference, metric, state, work._range)
+            yield f"{name}, exact", row(torch.cat(parts))
+    if prior.exact is None:
+        yield "samples", row(unconditional(run.context, prior, run.plan.train, "generate", 0, 0))
 
 
 def main() -> None:

@@ -61,6 +61,7 @@ SAME = {
     "noise-28": "mask-28",
     "blur-28": "mask-28",
 }  # tasks whose ceiling was not run: its network, and its samples, are those of another
+REFERENCE = 10_000  # test images that samples are compared with, as an evaluation does
 PARTS = ("observations", "warm-start", "mixture", "settle")  # rows that are a phase of our default
 COLUMNS = ("frechet", "psnr", "ssim", "data-misfit", "calibration", "observation-distance")
 HEADS = ("Fréchet", "PSNR, dB", "SSIM", "misfit", "coverage", "observation distance")
@@ -84,9 +85,9 @@ def put(row: Row) -> None:
 
 def keep(name: str, seed: int, runs: Path) -> None:
     """Keeps what the tables need of a finished run."""
-    from invem.running.run import results
+    from invem.door import open as open_run
 
-    found = results(runs / f"{name}-{seed}")
+    found = open_run(runs / f"{name}-{seed}").results
     stages = [row["name"] for row in found["evaluations"]]
     learning = {
         phase: sum(v for event, v in spent.items() if event in ("e-step", "fit"))
@@ -114,23 +115,22 @@ def spread(name: str, seed: int, runs: Path, sets: int = 4) -> None:
     import torch
 
     from invem import Outcome
-    from invem.cli.app import _open
+    from invem.door import open as open_run
+    from invem.running.evaluate import unconditional
 
     torch.set_num_threads(1)
-    work = _open(runs / f"{name}-{seed}")
-    place = next(i for i, label in enumerate(work.plan.metrics) if label.startswith("frechet"))
-    metric, state, reference = (
-        list(work.plan.metrics.values())[place],
-        work._states()[place],
-        work._reference(),
-    )
-    denoiser, row = work.last_denoiser(), kept(name, seed)
+    run = open_run(runs / f"{name}-{seed}")
+    place = next(i for i, label in enumerate(run.plan.metrics) if label.startswith("frechet"))
+    metric = list(run.plan.metrics.values())[place]
+    state = run.directory.prepared.read(str(place))
+    data = run.plan.data("test")
+    reference = data[torch.arange(min(len(data), REFERENCE))].x
+    prior, row = run.prior, kept(name, seed)
     row["spread"] = []
     for k in range(sets):
-        samples = work.generate(denoiser, work.recipe.evaluate.samples, ("spread", k))
-        row["spread"].append(
-            float(metric(Outcome(work._range, samples=samples, reference=reference), state))
-        )
+        samples = unconditional(run.context, prior, run.recipe.evaluate.samples, "spread", k)
+        outcome = Outcome(tuple(run.plan.facts.range), samples=samples, reference=reference)
+        row["spread"].append(float(metric(outcome, state)))
     put(row)
 
 

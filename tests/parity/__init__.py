@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from invem import (
     Denoiser,
     Gaussian,
-    GaussianDenoiser,
     LinearOperator,
     Measurement,
     Preconditioned,
+    Prior,
     Rng,
     Schedule,
 )
@@ -47,7 +47,7 @@ class Bounded(Denoiser):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x_t, sigma):
+    def forward(self, x_t, sigma, cond=None):
         return torch.tanh(self.inner(x_t, sigma))
 
 
@@ -78,15 +78,13 @@ def network(dtype=torch.float64):
 
 
 def exact(dtype=torch.float64):
-    """The exact denoiser of a Gaussian, whose Jacobian is symmetric and positive."""
+    """A Gaussian prior, the Jacobian of whose denoiser is symmetric and positive."""
     i = torch.arange(64, dtype=torch.float64)
-    prior = Gaussian.full(
+    gaussian = Gaussian.full(
         torch.linspace(-0.3, 0.3, 64, dtype=torch.float64).reshape(SHAPE),
         0.8 ** (i[:, None] - i).abs(),
     )
-    denoiser = GaussianDenoiser(prior.to(dtype=dtype))
-    denoiser.moments = prior.to(dtype=dtype)
-    return denoiser
+    return Prior.of(gaussian.to(dtype=dtype))
 
 
 def normal(n, count=None, seed=0, dtype=torch.float64):

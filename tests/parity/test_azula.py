@@ -15,7 +15,7 @@ from invem_plugins.samplers.tmpd import TMPD
 from invem_plugins.schedules.vp import VP
 from torch import nn
 
-from invem import Karras
+from invem import Karras, Prior
 from invem.likelihood import nearest
 from invem.tweedie import condition, local
 
@@ -89,7 +89,7 @@ def test_mmps_is_azulas_with_a_product_less(m, sigma, iterations):
     net, x_t = network(), sigma * normal(3)
     products = []
     ours = condition(
-        _counted(local(net, x_t, sigma, "jacobian"), products), m, iterations=iterations
+        _counted(local(Prior(net), x_t, sigma, "jacobian"), products), m, iterations=iterations
     )
     theirs = mmps(Theirs(net), m, "gmres", iterations)(
         x_t, torch.tensor(sigma, dtype=torch.float64)
@@ -105,9 +105,9 @@ def _counted(here, products):
 
 @pytest.mark.parametrize("iterations", [1, 3, 6])
 def test_mmps_by_conjugate_gradients_is_azulas(m, iterations):
-    denoiser, x_t = exact(), normal(3)
-    ours = condition(local(denoiser, x_t, 1.0, "jacobian"), m, solver="cg", iterations=iterations)
-    theirs = mmps(Theirs(denoiser), m, "cg", iterations)(
+    prior, x_t = exact(), normal(3)
+    ours = condition(local(prior, x_t, 1.0, "jacobian"), m, solver="cg", iterations=iterations)
+    theirs = mmps(Theirs(prior.denoiser), m, "cg", iterations)(
         x_t, torch.tensor(1.0, dtype=torch.float64)
     ).mean
     assert gap(ours, theirs) < 1e-8
@@ -119,13 +119,11 @@ def test_at_negative_curvature_conjugate_gradients_differ_on_purpose():
     divides by the smallest number there is, ours keeps the last iterate, here x_hat."""
 
     class Wrong(nn.Module):
-        moments = None
-
-        def forward(self, x_t, sigma):
+        def forward(self, x_t, sigma, cond=None):
             return -x_t
 
     m, x_t = measured(OPERATORS["mask"](2), 2), normal(2)
-    ours = condition(local(Wrong(), x_t, 1.0, "jacobian"), m, solver="cg", iterations=1)
+    ours = condition(local(Prior(Wrong()), x_t, 1.0, "jacobian"), m, solver="cg", iterations=1)
     theirs = mmps(Theirs(Wrong()), m, "cg", 1)(x_t, torch.tensor(1.0, dtype=torch.float64)).mean
     assert torch.equal(ours, -x_t)
     assert float(theirs.abs().max()) > 1e12
@@ -135,7 +133,7 @@ def test_images_differ_on_purpose_where_azulas_solvers_are_given_them_unflattene
     """(S + A V A^T) u = r is one system for the whole observation. azula reduces the last axis
     alone: an image is a system for each row."""
     m, net, x_t = measured(OPERATORS["blur"](2), 2), network(), normal(2)
-    ours = condition(local(net, x_t, 1.0, "jacobian"), m)
+    ours = condition(local(Prior(net), x_t, 1.0, "jacobian"), m)
     theirs = MMPSDenoiser(Theirs(net), m.y, m.A, VAR, "gmres", 3)(
         x_t, torch.tensor(1.0, dtype=torch.float64)
     ).mean
@@ -150,7 +148,7 @@ def test_a_run_of_mmps_is_azulas(monkeypatch, m, iterations):
     )
     levels = sampler.schedule.grid(12).tolist()
     z = normal(3, 13)
-    ours = sampler(net, m, Numbers(*z))
+    ours = sampler(Prior(net), m, Numbers(*z))
     feed(monkeypatch, z[1:])
     theirs = walk(
         DDPMSampler(mmps(Theirs(net), m, "gmres", iterations)), levels[0] * z[0], [*levels, 0.0]
@@ -164,12 +162,12 @@ def test_a_run_of_dps_is_azulas_at_batch_1(monkeypatch, schedule):
     algorithm 1 takes the gradient in the former."""
     m, net, z = measured(OPERATORS["mask"](1), 1), network(), normal(1, 25)
     levels = schedule.grid(24).tolist()
-    ours = DPS(steps=24, weight=0.4, schedule=schedule)(net, m, Numbers(*z))
+    ours = DPS(steps=24, weight=0.4, schedule=schedule)(Prior(net), m, Numbers(*z))
     feed(monkeypatch, z[1:])
     sampler = DPSSampler(Theirs(net, preserving), m.y, m.A, zeta=0.4)
     theirs = walk(sampler, levels[0] * (1 + levels[0] ** 2) ** -0.5 * z[0], [*levels, 0.0])
     assert gap(ours, theirs) < 1e-6
-    unguided = DPS(steps=24, weight=1e-9, schedule=schedule)(net, m, Numbers(*z))
+    unguided = DPS(steps=24, weight=1e-9, schedule=schedule)(Prior(net), m, Numbers(*z))
     assert gap(ours, unguided) > 1e-2
 
 
@@ -179,7 +177,7 @@ def test_a_batch_of_dps_differs_on_purpose(monkeypatch):
     image is pulled |r|/|r of the batch| times as much, so less the larger the batch."""
     m, net, z = measured(OPERATORS["mask"](2), 2), network(), normal(2, 13)
     levels = Karras().grid(12).tolist()
-    ours = DPS(steps=12, weight=0.4)(net, m, Numbers(*z))
+    ours = DPS(steps=12, weight=0.4)(Prior(net), m, Numbers(*z))
     first = levels[0] * (1 + levels[0] ** 2) ** -0.5 * z[0]
 
     def theirs(i, zeta=0.4, until=13):
@@ -221,7 +219,7 @@ def released(net, m, zeta, sigmas, z, each):
 def test_a_run_of_dps_is_the_released_update():
     m, net, z = measured(OPERATORS["mask"](3), 3), network(), normal(3, 31)
     sigmas = VP().grid(30).tolist()
-    ours = DPS(steps=30, weight=0.5, schedule=VP())(net, m, Numbers(*z))
+    ours = DPS(steps=30, weight=0.5, schedule=VP())(Prior(net), m, Numbers(*z))
     assert gap(ours, released(net, m, 0.5, sigmas, z, each=True)) < 1e-6
     alone = [
         released(net, m[i], 0.5, sigmas, [part[i : i + 1] for part in z], each=False)
@@ -234,7 +232,7 @@ def test_a_batch_of_the_released_update_differs_on_purpose():
     """`linalg.norm(difference)` is of the batch (DPS's own issue 12); algorithm 1 has one image."""
     m, net, z = measured(OPERATORS["mask"](3), 3), network(), normal(3, 31)
     sigmas = VP().grid(30).tolist()
-    ours = DPS(steps=30, weight=0.5, schedule=VP())(net, m, Numbers(*z))
+    ours = DPS(steps=30, weight=0.5, schedule=VP())(Prior(net), m, Numbers(*z))
     assert gap(released(net, m, 0.5, sigmas, z, each=False), ours) > 1e-2
 
 
@@ -242,9 +240,9 @@ def test_a_batch_of_the_released_update_differs_on_purpose():
 def test_tmpd_is_azulas(m, sigma):
     """With a positive Jacobian: a negative sum of a row, which cannot be a variance, ours counts as
     zero and azula's divides by."""
-    denoiser, x_t = exact(), sigma * normal(3)
-    ours = TMPD().denoise(denoiser, m, Numbers(normal(3)))(x_t, sigma)
-    theirs = TMPDenoiser(Theirs(denoiser), m.y, m.A, NOISE**2)(
+    prior, x_t = exact(), sigma * normal(3)
+    ours = TMPD().denoise(prior, m, Numbers(normal(3)))(x_t, sigma)
+    theirs = TMPDenoiser(Theirs(prior.denoiser), m.y, m.A, NOISE**2)(
         x_t, torch.tensor(sigma, dtype=torch.float64)
     ).mean
     assert gap(ours, theirs) < 1e-8
@@ -281,7 +279,7 @@ def test_the_step_of_pigdm_differs_on_purpose(monkeypatch, s):
     theirs = sampler.step(alpha * x_t, *times) / alpha_s
     quiet = type(m)(m.y, m.A, type(m.noise)(1e-6 * torch.ones_like(m.noise.sigma)))
     pigdm = PiGDM(variance=1.0, stepping="euler", steps=3, schedule=Levels((sigma, s, 1e-9)))
-    guided, plain = pigdm.denoise(net, quiet, Numbers(x_t))(x_t, sigma), net(x_t, sigma)
+    guided, plain = pigdm.denoise(Prior(net), quiet, Numbers(x_t))(x_t, sigma), net(x_t, sigma)
     ours = guided + s / sigma * (x_t - guided)
     free = plain + s / sigma * (x_t - plain)
     size = sigma**2 / (sigma**2 / (1 + sigma**2)) * (1 - s / sigma)

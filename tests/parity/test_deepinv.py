@@ -13,7 +13,7 @@ from invem_plugins.samplers.dps import DPS
 from invem_plugins.samplers.pigdm import PiGDM
 from torch import nn
 
-from invem import Karras
+from invem import Karras, Prior
 from invem.diffusion import reverse
 from invem.likelihood import nearest
 from invem.schedule import Geometric
@@ -76,7 +76,7 @@ def test_a_run_of_ddrm_is_deepinvs_with_the_noise_of_the_paper(monkeypatch):
     in an orthonormal basis, has variance sigma^2 at first and gets eta^2 sigma^2 at a step: deepinv
     is fed sqrt(2) times the numbers."""
     m, net, z = measured(mask(3), 3), network(), normal(3, 12)
-    ours = DDRM(steps=12, schedule=Levels(tuple(SIGMAS.tolist())))(net, m, Numbers(*z))
+    ours = DDRM(steps=12, schedule=Levels(tuple(SIGMAS.tolist())))(Prior(net), m, Numbers(*z))
     for i in range(3):
         each, theirs = m[i], physics(m[i].A, Inpainting)
         sampler = deepinv.sampling.DDRM(net, sigmas=SIGMAS.numpy(), eps=0.0)
@@ -90,7 +90,7 @@ def test_a_run_of_ddrm_on_a_blur_is_deepinvs(monkeypatch):
     """A basis of sines and cosines and deepinv's Fourier basis: the law is that of the singular
     values, whatever the basis of each."""
     (m, theirs), net, z = pair(BlurFFT, 1), network(), normal(1, 12)
-    ours = DDRM(steps=12, schedule=Levels(tuple(SIGMAS.tolist())))(net, m, Numbers(*z))
+    ours = DDRM(steps=12, schedule=Levels(tuple(SIGMAS.tolist())))(Prior(net), m, Numbers(*z))
     feed(monkeypatch, [2**0.5 * theirs.V_adjoint(part) for part in z])
     assert (
         gap(ours, deepinv.sampling.DDRM(net, sigmas=SIGMAS.numpy(), eps=0.0)(m.y.clone(), theirs))
@@ -115,7 +115,7 @@ def test_singular_values_below_the_noise_differ_on_purpose(monkeypatch):
     so drops what y says of it."""
     (m, theirs), net, z = pair(BlurFFT, 1, std=1.5), network(), normal(1, 12)
     assert float(theirs.mask.min()) < NOISE
-    ours = DDRM(steps=12, schedule=Levels(tuple(SIGMAS.tolist())))(net, m, Numbers(*z))
+    ours = DDRM(steps=12, schedule=Levels(tuple(SIGMAS.tolist())))(Prior(net), m, Numbers(*z))
     feed(monkeypatch, [2**0.5 * theirs.V_adjoint(part) for part in z])
     assert (
         gap(ours, deepinv.sampling.DDRM(net, sigmas=SIGMAS.numpy(), eps=0.0)(m.y.clone(), theirs))
@@ -163,11 +163,14 @@ def test_a_run_of_diffpir_is_deepinvs_at_half_its_lambda(monkeypatch):
         ) / levels[0]
         ours = DiffPIR(steps=n, zeta=0.3, lam=3.5, schedule=Levels(tuple(levels)))
         assert (
-            gap(ours(net, each, Numbers(begun, *(part[i : i + 1] for part in z[1:]))), ended) < 1e-3
+            gap(ours(Prior(net), each, Numbers(begun, *(part[i : i + 1] for part in z[1:]))), ended)
+            < 1e-3
         )
         other = DiffPIR(steps=n, zeta=0.3, lam=7.0, schedule=Levels(tuple(levels)))
         assert (
-            gap(other(net, each, Numbers(begun, *(part[i : i + 1] for part in z[1:]))), ended)
+            gap(
+                other(Prior(net), each, Numbers(begun, *(part[i : i + 1] for part in z[1:]))), ended
+            )
             > 1e-2
         )
 
@@ -182,7 +185,7 @@ def test_pigdm_is_deepinvs(kind, sigma):
     guidance, x_hat = PiGDMDataFidelity(net, cg_max_iter=50, cg_tol=1e-6).grad(
         x_t, m.y, theirs, sigma, get_model_outputs=True
     )
-    ours = PiGDM(variance=1.0).denoise(net, m, Numbers(x_t))(x_t, sigma)
+    ours = PiGDM(variance=1.0).denoise(Prior(net), m, Numbers(x_t))(x_t, sigma)
     assert gap(ours, x_hat - sigma**2 * guidance) < 1e-4
     assert gap(ours, x_hat) > 1e-3
 
@@ -213,7 +216,7 @@ def test_a_run_of_pigdm_is_deepinvs():
     net, sigmas = network(torch.float32), Geometric(sigma_max=10.0, sigma_min=0.02).grid(12)
     x_t = 10 * normal(3, dtype=torch.float32)
     sampler = PiGDM(variance=1.0, schedule=Geometric(sigma_max=10.0, sigma_min=0.02))
-    ours = last_state(sampler.denoise(net, m, Numbers(x_t)), x_t, sigmas)
+    ours = last_state(sampler.denoise(Prior(net), m, Numbers(x_t)), x_t, sigmas)
     assert (
         gap(ours, deterministic(m, theirs, net, PiGDMDataFidelity(), x_t.double(), sigmas).float())
         < 1e-3
@@ -237,7 +240,7 @@ def test_the_variance_of_pigdm_differs_on_purpose():
     )
     four, unit = (
         last_state(
-            PiGDM(variance=v, schedule=Karras(sigma_min=0.02)).denoise(net, m, Numbers(x_t)),
+            PiGDM(variance=v, schedule=Karras(sigma_min=0.02)).denoise(Prior(net), m, Numbers(x_t)),
             x_t,
             sigmas,
         )
@@ -253,10 +256,10 @@ def test_mmps_by_conjugate_gradients_is_deepinvs(kind, iterations):
     """With the exact denoiser of a Gaussian: at the negative curvature of a network ours stops, and
     deepinv's goes on."""
     m, theirs = pair(kind, 3, torch.float32)
-    denoiser, x_t = exact(torch.float32), normal(3, dtype=torch.float32)
-    fidelity = MomentMatchingDataFidelity(denoiser, cg_max_iter=iterations)
+    prior, x_t = exact(torch.float32), normal(3, dtype=torch.float32)
+    fidelity = MomentMatchingDataFidelity(prior.denoiser, cg_max_iter=iterations)
     guidance, x_hat = fidelity.grad(x_t, m.y, theirs, 1.0, get_model_outputs=True)
-    ours = condition(local(denoiser, x_t, 1.0, "jacobian"), m, solver="cg", iterations=iterations)
+    ours = condition(local(prior, x_t, 1.0, "jacobian"), m, solver="cg", iterations=iterations)
     assert gap(ours, x_hat - guidance) < 1e-4
 
 
@@ -272,7 +275,7 @@ def test_the_gradient_of_dps_is_deepinvs_and_its_step_differs_on_purpose():
     )
     z = normal(3, 2, dtype=torch.float32)
     x_t, x_hat = sigma * z[0], network(torch.float32)(sigma * z[0], sigma)
-    end = DPS(steps=1, weight=weight, schedule=Karras(sigma_max=sigma))(net, m, Numbers(*z))
+    end = DPS(steps=1, weight=weight, schedule=Karras(sigma_max=sigma))(Prior(net), m, Numbers(*z))
     gradient = (x_hat - end) / (weight * (1 + sigma**2) ** 0.5)
     assert gap(gradient, DPSDataFidelity(net).grad(x_t.clone(), m.y, theirs, sigma)) < 1e-4
     sde = VarianceExplodingDiffusion(sigma_min=1e-6, sigma_max=sigma)

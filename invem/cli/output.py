@@ -1,0 +1,77 @@
+"""What commands print: plain data, tables, warnings; and the checks of paths that they write to."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invem.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["make_parent", "print_data", "print_metrics", "print_table", "print_warnings"]
+
+_WIDTH = 160  # columns of a table that does not go to a terminal
+
+
+def print_data(value: Any, as_json: bool) -> None:
+    """Prints plain data as JSON, or as YAML."""
+    if as_json:
+        print(json.dumps(value, indent=1, allow_nan=False))
+    else:
+        from invem.config import yaml
+
+        print(yaml.dump(value), end="")
+
+
+def print_warnings(lines: Iterable[str]) -> None:
+    """Prints a warning per line to stderr."""
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def print_table(table: "Table", width: int = _WIDTH) -> None:
+    """Prints a table as wide as the terminal; `width` columns where there is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    Console(width=console.width if console.is_terminal else width).print(table)
+
+
+def print_metrics(rows: list[dict[str, Any]]) -> None:
+    """Prints the metrics of a run: a row per evaluation, a column per metric."""
+    from rich.table import Table
+
+    labels = list(dict.fromkeys(label for row in rows for label in row["metrics"]))
+    table = Table("phase", "round")
+    for label in labels:
+        unit = next(row["metrics"][label]["unit"] for row in rows if label in row["metrics"])
+        table.add_column(f"{label} ({unit})" if unit else label, justify="right")
+    for row in rows:
+        cells = [_cell(row["metrics"].get(label)) for label in labels]
+        table.add_row(row["name"], "" if row["round"] is None else str(row["round"]), *cells)
+    print_table(table)
+
+
+def _cell(value: dict[str, Any] | None) -> str:
+    """Returns value ± standard error."""
+    if value is None:
+        return ""
+    if value["value"] is None:
+        return "not finite"
+    error = "" if value["sem"] is None else f" ± {value['sem']:.2g}"
+    return f"{value['value']:.4g}{error}"
+
+
+def make_parent(path: Path) -> None:
+    """Makes the folder that a file will be written to, before the work that it will hold.
+
+    Raises:
+        RecipeError: If it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,194 @@
+"""Commands on runs: run, resume, eval, sample, restore, report."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from invem.cli.app import AsJson, Device, Overrides, RecipePath, RunPath, Smoke
+from invem.cli.output import make_parent, print_data, print_metrics, print_warnings
+from invem.cli.recipes import installed, make_plan
+from invem.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from invem.door import Run
+
+__all__ = ["evaluate", "open_run", "restore", "resume", "run", "sample", "write_report"]
+
+_MOST = 10000  # runs of one recipe
+
+Seed = Annotated[int, typer.Option("--seed", min=0)]
+
+
+class StopSignals:
+    """Remembers the first SIGINT or SIGTERM, so that a run stops with its state saved. A second
+    signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.code = 0
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.code:
+            os._exit(self.code)
+        self.code = 128 + number
+        print("stopping after saving; once more to stop at once", file=sys.stderr)
+
+    def __call__(self) -> int:
+        return self.code
+
+
+def open_run(path: Path, device: str | None = None) -> "Run":
+    """Opens a run directory and prints the warnings. Raises as `invem.open` does."""
+    from invem import door
+
+    opened = door.open(path, device=device, catalog=installed())
+    print_warnings(opened.plan.warnings)
+    return opened
+
+
+def _carry_out(run: "Run", as_json: bool, force: bool = False) -> None:
+    """Carries out a run to its end, writes its report and prints its metrics."""
+    from invem import report
+    from invem.cli.progress import follow
+
+    run.resume(force=force, follow=follow, stop=StopSignals())
+    page, found = report.write(run.path), run.results
+    if as_json:
+        print_data({**found, "report": str(page)}, True)
+    else:
+        print_metrics(found["evaluations"])
+        print(f"\nrun     {run.path}\nreport  {page}")
+
+
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run directory; runs/NAME if left out.")
+    ] = None,
+    device: Device = None,
+    smoke: Smoke = False,
+    as_json: AsJson = False,
+) -> None:
+    """Carry out a recipe: measure, learn the prior by EM, restore, evaluate and report."""
+    from invem import door
+    from invem.storage.directory import RunDirectory
+
+    plan = make_plan(recipe, overrides, smoke, device)
+    if out is None:
+        names = (recipe.stem + (f"-{i}" if i else "") for i in range(_MOST))
+        out = next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+    elif not RunDirectory(out).is_free:
+        raise RecipeError(
+            f"{out}: exists already; choose another --out, or go on with it: invem resume {out}"
+        )
+    _carry_out(door.Run(plan, out), as_json)
+
+
+def resume(
+    run: RunPath,
+    device: Device = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on though a component is of another version now.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was stopped or killed."""
+    _carry_out(open_run(run, device), as_json, force)
+
+
+def evaluate(run: RunPath, as_json: AsJson = False) -> None:
+    """Print the metrics of every round of a run; with --json also its recipe, machine and times."""
+    from invem.running.records import results
+    from invem.storage.directory import RunDirectory
+
+    directory = RunDirectory(run)
+    directory.check_begun()
+    found = results(directory)
+    print_data(found, True) if as_json else print_metrics(found["evaluations"])
+
+
+def sample(
+    run: RunPath,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 64,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A file; RUN/samples-SEED.safetensors if left out."),
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw unconditional samples of the newest prior of a run."""
+    from invem.files import writer
+    from invem.storage.directory import RunDirectory
+
+    path = out or RunDirectory(run).file(f"samples-{seed}")
+    fmt = writer(path)
+    opened = open_run(run, device)
+    make_parent(path)
+    x = opened.sample(n, seed)
+    fmt.write(path, {"x": x}, {"run": str(run), "seed": seed})
+    print_data({"samples": str(path), "shape": list(x.shape)}, as_json)
+
+
+def restore(
+    run: RunPath,
+    observations: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OBSERVATIONS", help="A folder of images, or a safetensors file with y."
+        ),
+    ],
+    draws: Annotated[
+        int, typer.Option("--draws", min=1, help="Posterior draws of each observation.")
+    ] = 8,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A file; RUN/restored-NAME.safetensors if left out."),
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restore new observations with the newest prior of a run: mean, standard deviation and
+    posterior draws."""
+    from invem.cli.progress import follow
+    from invem.files import writer
+    from invem.storage.directory import RunDirectory
+
+    path = out or RunDirectory(run).file(f"restored-{observations.stem}")
+    fmt = writer(path)
+    opened = open_run(run, device)
+    make_parent(path)
+    try:
+        m = opened.measurement(observations)
+    except DataError as error:  # what a person gave is mended by another command
+        raise RecipeError(str(error)) from error
+    found = opened.restore(m, draws, seed, follow=follow)
+    tensors = {"mean": found.mean, "std": found.std, "draws": found.draws}
+    fmt.write(path, tensors, {"run": str(run), "seed": seed})
+    shape = list(opened.plan.shape)
+    print_data(
+        {"restored": str(path), "observations": len(m), "draws": draws, "shape": shape}, as_json
+    )
+
+
+def write_report(
+    run: RunPath,
+    png: Annotated[
+        bool, typer.Option("--png", help="Write the pictures as PNG files too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write report.html anew from the files of a run."""
+    from invem import report
+
+    page = report.write(run)
+    pictures = [str(path) for path in report.pictures(run)] if png else []
+    print_data({"report": str(page), "pictures": pictures}, as_json)
