@@ -26,7 +26,7 @@ PRAGMA = re.compile(r"\s*#\s*(type: ignore|noqa).*$")  # not for a reader
 # it need not be the component.
 WORDS = {
     "auto": "a value of many keys of a recipe",
-    "chain": "the function `invem.compose.chain`, composition",
+    "chain": "the function `invem.operator.chain`, composition",
     "conditional": "a capability of a prior",
     "exact": "the column of the exact posterior in a table",
     "folder": "an argument of the command line",
