@@ -28,6 +28,7 @@ from invem.planning.make import make
 from invem.planning.plan import Facts, Plan
 from invem.planning.resolve import resolve
 from invem.prior import Prior
+from invem.priorfile import copy_prior
 from invem.running.context import Context
 from invem.running.draws import has_draws, read_draws
 from invem.running.evaluate import unconditional
@@ -224,6 +225,15 @@ class Run:
         with contextlib.closing(carry_out(self.plan, self.path, stop)) as records:
             for _ in follow(records):
                 pass
+
+    def save_prior(self, path: str | Path) -> None:
+        """Writes the newest prior to a file of its own, NAME.safetensors. `invem.load_prior` loads
+        it without the run or the recipe.
+
+        Raises:
+            DataError: If no prior is fitted yet.
+        """
+        copy_prior(self.directory, path)
 
     def _check_versions(self) -> None:
         before = self.directory.description().get("components", [])

@@ -6,43 +6,31 @@ import itertools
 import os
 import re
 import shutil
-import sys
+from dataclasses import replace
 from pathlib import Path
 
+import combinations as cases
+import combinations_page as page
 import pytest
 import torch
-from invem.running.run import run
+from combinations import CATALOG, CLEAN, CONDITIONS, OBSERVATIONS
+from invem_plugins.flows.interpolant import InterpolantConditioning
 
-from invem import (
-    Denoiser,
-    Example,
-    GaussianDenoiser,
-    Interpolant,
-    Measurement,
-    Preconditioned,
-    RecipeError,
-    Rng,
-    Several,
-)
-from invem.planning import plan as plans
+from invem import ClosedFormObjective, Example, Measurement, Preconditioned, Prior, RecipeError, Rng
+from invem.prior import LinearConditioning
+from invem.running.loop import carry_out
 from invem.testing import example_options, example_prior
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
-import combinations as page  # the script that writes the page
-from combinations import CATALOG, CLEAN, CONDITIONS, OBSERVATIONS
-
-MASK = page.OperatorCase("random-mask", "", (1, 4, 4), {}, frozenset())
-IDENTITY = page.OperatorCase("identity", "", (1, 4, 4), {}, frozenset())
+MASK = cases.OperatorCase("random-mask", "", (1, 4, 4), {}, frozenset())
+IDENTITY = cases.OperatorCase("identity", "", (1, 4, 4), {}, frozenset())
 OBJECTIVES = [
     (name, o)
     for name in CONDITIONS
     for _, o in example_options(CATALOG.find("objectives", name).load(), (1, 8, 8), Path("/tmp"))
 ]
-SAMPLERS = page.samplers()
+SAMPLERS = cases.samplers()
 
 
-# Components that fail where the plan accepts them: what is wrong is in the component.
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     """Nothing here is to survive a loss of power."""
@@ -53,23 +41,23 @@ def quick():
 
 @pytest.fixture(scope="module")
 def planner():
-    with page.Planner() as planner:
+    with cases.Planner() as planner:
         yield planner
 
 
 @pytest.fixture(scope="module")
 def operators(tmp_path_factory):
-    return page.operators(tmp_path_factory.mktemp("operators"))
+    return cases.operators(tmp_path_factory.mktemp("operators"))
 
 
 @pytest.fixture(scope="module")
 def chosen(operators):
-    return {name: page.representative(alike) for name, alike in page.groups(operators).items()}
+    return {name: cases.representative(alike) for name, alike in cases.groups(operators).items()}
 
 
 @pytest.fixture(scope="module")
 def matrix(planner, chosen):
-    return page.matrix(planner, chosen, SAMPLERS)
+    return cases.matrix(planner, chosen, SAMPLERS)
 
 
 def test_every_refusal_says_what_is_lacking_and_which_fit(matrix):
@@ -86,7 +74,7 @@ def test_every_refusal_says_what_is_lacking_and_which_fit(matrix):
 
 def test_the_page_is_what_the_plan_says(planner, operators, matrix):
     assert page.PAGE.read_text("utf-8") == page.text(planner, operators, SAMPLERS, matrix), (
-        "run: python benchmarks/combinations.py"
+        "run: python tests/combinations_page.py"
     )
 
 
@@ -98,7 +86,7 @@ class Runner:
         self.planner, self.folder, self.elsewhere, self.drawn = planner, folder, {}, {}
 
     def finish(self, whole, out):
-        for _ in run(self.planner.plan(whole), out):
+        for _ in carry_out(self.planner.plan(whole), out):
             pass
 
     def prior(self, kind, condition):
@@ -108,7 +96,7 @@ class Runner:
             slot, objective = (
                 (CLEAN, "dsm") if kind == "network" else (OBSERVATIONS, "gaussian-moments")
             )
-            whole = page.recipe(MASK, page.Start("", "none"), slot, objective)
+            whole = cases.recipe(MASK, cases.Start("", "none"), slot, objective)
             whole["network"]["condition"] = condition
             self.finish(whole | {"evaluate": {"samples": 0, "observations": 0}}, out)
             self.elsewhere[kind, condition] = out
@@ -126,7 +114,7 @@ class Runner:
             shutil.rmtree(draws, ignore_errors=True)
         self.drawn[out] = str(slot)
         try:
-            self.finish(page.recipe(operator, start, slot, objective, prior=prior), out)
+            self.finish(cases.recipe(operator, start, slot, objective, prior=prior), out)
         finally:
             for path in out.glob(f"{len(start.phases)}-*"):
                 if path != draws:
@@ -161,8 +149,8 @@ def covering(matrix, starts):
 
 @pytest.mark.slow
 def test_what_is_accepted_runs(matrix, planner, chosen, tmp_path):
-    runner, groups = Runner(planner, tmp_path), page.sampler_groups(SAMPLERS)
-    starts = {start.label: start for start in page.starts(SAMPLERS)}
+    runner, groups = Runner(planner, tmp_path), cases.sampler_groups(SAMPLERS)
+    starts = {start.label: start for start in cases.starts(SAMPLERS)}
     failures = []
     for k, (objective, slot, group, start) in enumerate(covering(matrix, starts)):
         # Each member of a group of samplers has its turn.
@@ -175,12 +163,6 @@ def test_what_is_accepted_runs(matrix, planner, chosen, tmp_path):
                 f" {type(error).__name__}: {error}"
             )
     assert not failures, "\n".join(failures)
-
-
-class Conditional(GaussianDenoiser):
-    """Stands for a conditional network."""
-
-    condition = 2
 
 
 def measurement(operator, noise, n=2, **options):
@@ -196,26 +178,30 @@ def refused(part, m):
     """Whether the plan refuses a sampler or an objective on a measurement with all that it may ask
     of prior and data."""
     given = {"moments", "closed form", "conditional", "interpolant", "x", "measurement"}
-    return (
-        part.needs - m.provides - given
-        or plans._refusal(part, m if plans._is_odd(m) else None) is not None
-    )
+    return bool(part.needs - m.provides - given)
+
+
+def prior_for(needs, shape):
+    """A prior in closed form, which is conditioned on measurements as a sampler asks for."""
+    conditioning = None
+    if "conditional" in needs:
+        conditioning = LinearConditioning()
+    elif "interpolant" in needs:
+        conditioning = InterpolantConditioning(0.1, True)
+    return replace(Prior.of(example_prior(shape)), conditioning=conditioning)
 
 
 def draws_are_finite(case, m):
-    denoiser = (
-        Conditional if {"conditional", "interpolant"} & case.sampler.needs else GaussianDenoiser
-    )(example_prior(m.shape))
-    denoiser = Interpolant(denoiser, 0.1, True) if "interpolant" in case.sampler.needs else denoiser
-    sampler = case.sampler.tune(denoiser, m, Rng.keyed("tune", items=range(len(m))))
-    x = sampler(denoiser, m, Rng.keyed("draw", items=range(len(m))))
+    prior = prior_for(case.sampler.needs, m.shape)
+    sampler = case.sampler.tune(prior, m, Rng.keyed("tune", items=range(len(m))))
+    x = sampler(prior, m, Rng.keyed("draw", items=range(len(m))))
     return x.shape == (len(m), *m.shape) and bool(x.isfinite().all())
 
 
 @pytest.mark.parametrize("case", SAMPLERS, ids=lambda case: case.label.replace("`", ""))
 def test_a_sampler_draws_on_every_operator_that_it_is_accepted_on(case, operators):
     wrong = []
-    for operator in page.distinct(operators):
+    for operator in cases.distinct(operators):
         m = measurement(operator, "gaussian", sigma=0.1)
         if not refused(case.sampler, m) and not draws_are_finite(case, m):
             wrong.append(operator.name)
@@ -225,7 +211,7 @@ def test_a_sampler_draws_on_every_operator_that_it_is_accepted_on(case, operator
 @pytest.mark.parametrize("case", SAMPLERS, ids=lambda case: case.label.replace("`", ""))
 def test_a_sampler_draws_under_every_noise_that_it_is_accepted_with(case):
     wrong, ran = [], 0
-    for operator, (label, noise) in itertools.product((IDENTITY, MASK), page.noises().items()):
+    for operator, (label, noise) in itertools.product((IDENTITY, MASK), cases.noises().items()):
         m = measurement(
             operator, **{"noise" if key == "name" else key: value for key, value in noise.items()}
         )
@@ -236,37 +222,46 @@ def test_a_sampler_draws_under_every_noise_that_it_is_accepted_with(case):
     assert ran and not wrong
 
 
+def networks(objective, moments, k):
+    """Returns what builds small networks for an objective, every one with the same weights."""
+
+    def make():
+        mlp = CATALOG.find("networks", "mlp").load()
+        network = Preconditioned(
+            mlp(moments.shape, width=8, depth=1, condition=objective.condition)
+        )
+        torch.nn.init.normal_(network.backbone.leave.weight, std=0.1, generator=Rng.generator(k))
+        network.mean = moments.mean
+        return network
+
+    return make
+
+
+def solves(objective, prior, batch, rng):
+    """Whether the mean and the variances of a fit in closed form are finite."""
+    moments = objective.solve(prior, functools.partial(list, [(batch, rng)])).moments()
+    return bool(moments.mean.isfinite().all() & moments.cov.diag.isfinite().all())
+
+
 def learns(name, options, m):
     """Whether loss and gradient of an objective are finite on draws, and on measurements or granted
     images where it takes them."""
-    objective, prior = CATALOG.find("objectives", name).load()(**options), example_prior(m.shape)
-    x = prior.sample(Rng.keyed("combinations", items=range(len(m))))
-    closed = objective.closed_form
-    granted = objective.networks == 1  # the plan refuses clean images to the others
+    objective, moments = CATALOG.find("objectives", name).load()(**options), example_prior(m.shape)
+    prior, x = Prior.of(moments), moments.sample(Rng.keyed("combinations", items=range(len(m))))
+    closed = isinstance(objective, ClosedFormObjective)
+    granted = closed or objective.takes_examples  # the plan refuses clean images to the others
     batches = (
         [Example(x, m)] + [Example(None, m)] * ("x" not in objective.needs) + [Example(x)] * granted
     )
     for k, batch in enumerate(batches):
         if closed:
-            rng = Rng.keyed("solve", items=range(len(m)))
-            passes = functools.partial(list, [(batch, rng)])
-            moments = objective.solve(GaussianDenoiser(prior), passes).known_moments()
-            if not bool(moments.mean.isfinite().all() & moments.cov.diag.isfinite().all()):
+            if not solves(objective, prior, batch, Rng.keyed("solve", items=range(len(m)))):
                 return False
             continue
-        build = CATALOG.find("networks", "mlp").load()
-        each = [
-            Preconditioned(build(m.shape, width=8, depth=1, condition=objective.condition))
-            for _ in range(objective.networks)
-        ]
-        for part in each:
-            torch.nn.init.normal_(part.backbone.leave.weight, std=0.1, generator=Rng.generator(k))
-        network: Denoiser = each[0] if granted else Several(each)
-        denoiser = objective.wrap(network, m, GaussianDenoiser(prior))
-        network.moments = denoiser.moments = prior
-        loss = objective.loss(denoiser, batch, Rng.keyed("loss", items=range(len(m))))
+        model = objective.build(networks(objective, moments, k), prior, m)
+        loss = objective.loss(model, batch, Rng.keyed("loss", items=range(len(m))))
         loss.mean().backward()
-        parts = [loss, *(w.grad for w in network.parameters())]
+        parts = [loss, *(w.grad for w in model.parameters())]
         if loss.shape != (len(m),) or any(
             part is None or not bool(part.isfinite().all()) for part in parts
         ):
@@ -279,10 +274,10 @@ def test_an_objective_learns_from_every_operator_and_noise_that_it_is_accepted_w
     name, options, operators
 ):
     objective = CATALOG.find("objectives", name).load()(**options)
-    cases = [(case, {"name": "gaussian", "sigma": 0.1}) for case in page.distinct(operators)]
-    cases += [(case, noise) for case in (IDENTITY, MASK) for noise in page.noises().values()]
+    tried = [(case, {"name": "gaussian", "sigma": 0.1}) for case in cases.distinct(operators)]
+    tried += [(case, noise) for case in (IDENTITY, MASK) for noise in cases.noises().values()]
     wrong, ran = [], 0
-    for case, noise in cases:
+    for case, noise in tried:
         m = measurement(
             case, n=3, **{"noise" if key == "name" else key: value for key, value in noise.items()}
         )
@@ -293,8 +288,8 @@ def test_an_objective_learns_from_every_operator_and_noise_that_it_is_accepted_w
     assert ran and not wrong
 
 
-AFTER_CLEAN = page.Start("", "network", ({"name": "begin", "fit": page.fit("dsm", on=CLEAN)},))
-ELSEWHERE = page.Start("", "network", (), ("elsewhere", ""))
+AFTER_CLEAN = cases.Start("", "network", ({"name": "begin", "fit": cases.fit("dsm", on=CLEAN)},))
+ELSEWHERE = cases.Start("", "network", (), ("elsewhere", ""))
 
 
 def refusal(
@@ -303,7 +298,7 @@ def refusal(
     """Returns why the plan refuses a recipe, its sampler given by name, that begins with clean
     images or with another run."""
     part = {"name": slot, "steps": 2} if isinstance(slot, str) and slot != OBSERVATIONS else slot
-    whole = page.recipe(
+    whole = cases.recipe(
         operator, ELSEWHERE if prior else AFTER_CLEAN, part, objective, noise, prior
     )
     with pytest.raises(RecipeError) as found:
@@ -316,47 +311,48 @@ def test_what_a_component_refuses_itself_is_refused_before_the_run(planner):
         {"name": "gaussian", "sigma": sigma, "per": "pixel"} for sigma in (0.0, [0.1, 0.2])
     )
     text = refusal(planner, "daps", noise=silent)
-    assert "density of the noise, which is 0" in text and "dps" in text.partition("these fit: ")[
-        2
-    ].split(", ")
+    assert "daps needs noise with a density (density)" in text
+    assert "dps" in text.partition("these fit: ")[2].split(", ")
     assert not {"daps", "lgd"} & set(text.partition("these fit: ")[2].split(", "))
-    assert "above zero" in refusal(planner, OBSERVATIONS, "sure-score", noise=silent)
+    assert "noise with a density" in refusal(planner, OBSERVATIONS, "sure-score", noise=silent)
     for name in ("ddrm", "ddnm", "mcg-diff", "sfbd"):
         text = refusal(planner, name, noise=several)
         assert "one level" in text and "mmps" in text.partition("these fit: ")[2].split(", ")
     for name in ("gsure", "ambient-tweedie", "sure-score"):
         assert "one level" in refusal(planner, OBSERVATIONS, name, noise=several)
-    jpeg = page.OperatorCase("jpeg", "", (1, 8, 8), {}, frozenset())
+    jpeg = cases.OperatorCase("jpeg", "", (1, 8, 8), {}, frozenset())
     eight = {"data": {"name": "synthetic", "size": 8, "train": 8, "test": 2}}
-    assert "no derivative" in refusal(
+    assert "a true derivative" in refusal(
         planner, {"name": "mmps", "steps": 2, "linearise": True}, operator=jpeg, **eight
     )
     judge = {"evaluate": {"sampler": {"name": "ddrm", "steps": 2}, "samples": 0}}
     assert "evaluate.sampler" in refusal(planner, "prior", noise=several, **judge)
     judge = {"evaluate": {"sampler": {"name": "daps", "steps": 2}, "samples": 0}}
-    assert "evaluate.sampler: daps: it asks for the density" in refusal(
+    assert "evaluate.sampler: daps needs noise with a density" in refusal(
         planner, "prior", noise=silent, **judge
     )
 
 
 def test_a_mask_that_shows_all_of_one_signal_is_no_identity(planner):
-    mask = page.OperatorCase("block-mask", "", (1, 4, 4), {"keep": 0.9}, frozenset())
+    mask = cases.OperatorCase("block-mask", "", (1, 4, 4), {"keep": 0.9}, frozenset())
     assert bool((mask.draw(CATALOG, 64).mask == 1).flatten(1).all(1).any())
-    assert "sfbd needs identity" in refusal(planner, "sfbd", operator=mask)
+    assert "sfbd needs an operator that changes nothing (identity)" in refusal(
+        planner, "sfbd", operator=mask
+    )
 
 
 def test_a_prior_from_elsewhere_is_compared_with_the_recipe(planner, tmp_path):
     runner = Runner(planner, tmp_path)
     other = runner.prior("network", 0)
-    planner.plan(page.recipe(MASK, ELSEWHERE, {"name": "prior", "steps": 2}, "dsm", prior=other))
+    planner.plan(cases.recipe(MASK, ELSEWHERE, {"name": "prior", "steps": 2}, "dsm", prior=other))
     wider = {"network": {"name": "mlp", "width": 9, "depth": 1}}
-    assert "prior: it is of another network than this recipe's mlp: network.backbone" in refusal(
+    assert "prior: it is of another network than this recipe's mlp: backbone" in refusal(
         planner, prior=other, **wider
     )
     assert "another network" in refusal(planner, objective="cond-dsm", prior=other)
     larger = {"data": {"name": "synthetic", "size": 5, "train": 8, "test": 2}}
     assert "signals of shape (1, 4, 4), not (1, 5, 5)" in refusal(planner, prior=other, **larger)
-    whole = page.recipe(MASK, page.Start("", "none"), OBSERVATIONS, "ambient")
+    whole = cases.recipe(MASK, cases.Start("", "none"), OBSERVATIONS, "ambient")
     runner.finish(whole | {"evaluate": {"samples": 0, "observations": 0}}, tmp_path / "wrapped")
     text = refusal(planner, objective="ambient", operator=MASK, prior=str(tmp_path / "wrapped"))
     assert "module around the network" in text

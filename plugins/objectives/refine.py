@@ -138,7 +138,7 @@ class RefinedDenoiser(Observing):
     def exact(self) -> Gaussian | Mixture | FactorMixture:
         """The prior in closed form, on the device of the module."""
         if not self._exact:
-            buffers = dict(self.named_buffers(recurse=False)).items()
+            buffers = self.named_buffers(recurse=False, remove_duplicate=False)
             own = {
                 name.removeprefix(_PRIOR).replace("-", "."): tensor
                 for name, tensor in buffers
