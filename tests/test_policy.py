@@ -233,6 +233,41 @@ def test_a_run_begins_with_the_prior_of_another(tmp_path):
     )
 
 
+def test_a_run_begins_with_a_network_that_another_run_trained_on_conditions(tmp_path):
+    """It is the network alone: what is given to it is known to the objective that fitted it."""
+    wide = "network.condition=2"
+    fit = "phases.em.fit={objective: cond-dsm, steps: 6, batch: 8, moments: 4, keep: true}"
+    first = carried_out(tmp_path, wide, fit, out="first")
+    prior = f"prior={tmp_path / 'first'}"
+    second = carried_out(tmp_path, wide, prior, ALONE, out="second")
+    x_t = torch.linspace(-1, 1, 72).reshape(2, 1, 6, 6)
+    begun, last = first_prior(second.context), first.prior
+    assert torch.equal(begun(x_t, 0.5), last(x_t, 0.5))
+    assert begun.provides == {"moments"} < last.provides
+    kept = newest_weights(second.context, Round(0, 0))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(
+            kept.of_networks(1, averaged=True)[0].values(),
+            begun.denoiser.state_dict().values(),
+            strict=True,
+        )
+    )
+    conditional = ALONE.replace("name: mmps, steps: 4", "name: conditional, steps: 4")
+    assert "cond-dsm" in refusal(tmp_path, wide, prior, conditional)
+
+
+def test_draws_are_read_without_a_change_of_the_run(tmp_path):
+    done = carried_out(tmp_path, "phases.em.refresh=0.25", "phases.em.rounds=4")
+    before = {path: path.stat().st_mtime_ns for path in done.path.rglob("*")}
+    pools = [done.directory.draws(Round(1, r)).has("pool") for r in range(4)]
+    assert pools == [False, False, True, True]
+    draws = [done.draws("em", r) for r in range(4)]
+    changed = [int((a != b).flatten(1).any(1).sum()) for a, b in itertools.pairwise(draws)]
+    assert changed == [8, 8, 8]
+    assert {path: path.stat().st_mtime_ns for path in done.path.rglob("*")} == before
+
+
 def test_a_copy_of_the_prior_is_enough_to_go_on(tmp_path):
     import shutil
 
