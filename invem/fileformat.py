@@ -28,7 +28,7 @@ class Expected:
 
 
 class FileFormat:
-    """A format of files or folders. A concrete one overrides `read`, `write`, or both.
+    """A format of files or folders; a subclass overrides `read`, `write`, or both.
 
     Attributes:
         suffix: The ending of its files, such as ".npz"; empty for a format of folders, which
@@ -38,7 +38,7 @@ class FileFormat:
     suffix: ClassVar[str] = ""
 
     def accepts(self, path: Path) -> bool:
-        """Whether this format is that of a path; by its name, or by what is there."""
+        """Whether a path has this format, by its name or its content."""
         return bool(self.suffix) and path.suffix == self.suffix
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:

@@ -42,8 +42,7 @@ def plan(tmp_path, *overrides):
 
 def carried_out(tmp_path, *overrides, out="run"):
     done = Run(plan(tmp_path, *overrides), tmp_path / out)
-    for _ in done.carry_out():
-        pass
+    done.resume()
     return done
 
 

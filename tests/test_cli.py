@@ -262,6 +262,37 @@ def test_sample_and_report(whole):
     assert json.loads(invem("report", whole, "--png", "--json").stdout)["pictures"]
 
 
+def test_results_are_written_in_any_format_that_can_be_written(whole, tmp_path):
+    import numpy as np
+
+    invem("sample", whole, "--n", 2, "--out", tmp_path / "x.npz")
+    assert np.load(tmp_path / "x.npz")["x"].shape == (2, 1, 8, 8)
+    for command in (["sample", whole], ["restore", whole, tmp_path]):
+        said = invem(*command, "--out", tmp_path / "x.tif", code=2).stderr
+        assert "x.tif: no file format writes it (known: npz, safetensors)" in said
+
+
+def test_commands_are_listed_in_the_order_of_a_run():
+    shown = invem("--help").stdout
+    names = [
+        "run",
+        "resume",
+        "plan",
+        "identify",
+        "show",
+        "ls",
+        "info",
+        "eval",
+        "sample",
+        "restore",
+        "bench",
+        "report",
+        "plugin",
+    ]
+    found = [line.split()[1] for line in shown.splitlines() if line.startswith("│ ")]
+    assert [name for name in found if name in names] == names
+
+
 def test_restore_reads_images_and_tensors(whole, tmp_path):
     from safetensors.torch import save_file
 
@@ -515,7 +546,7 @@ def test_a_run_that_could_not_begin_leaves_nothing_in_the_way(tmp_path):
             "A.mask would be drawn anew",
         ),
         (["noise.sigma=0.0"], "the noise is 0"),
-        (["evaluate.samples=1"], "needs samples"),
+        (["evaluate.samples=1"], "needs unconditional samples (samples)"),
         (
             ["phases.em.sampler.schedule={name: karras, sigma_min: 30.0}"],
             "sigma_min must be below sigma_max",

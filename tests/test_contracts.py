@@ -11,13 +11,12 @@ from invem_plugins.objectives.gaussian_moments import GaussianMoments
 from invem_plugins.samplers.dps import DPS
 from invem_plugins.samplers.prior import PriorSampler
 
-from invem import Gaussian, LinearOperator, Operator, RecipeError, config, report
+from invem import Gaussian, LinearOperator, Operator, RecipeError, StoppingRule, config, report
 from invem.config import Catalog
 from invem.denoiser import Wrapper
 from invem.errors import MissingExtra
 from invem.measurement import conditioning
 from invem.objective import ParameterGroup
-from invem.stopping import StoppingRule
 from invem.testing import (
     KINDS,
     Kind,

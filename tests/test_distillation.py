@@ -205,7 +205,7 @@ def test_a_run_distils_a_prior_into_a_generator_of_its_law(tmp_path):
     out = tmp_path / "run"
     made = planned(tmp_path)
     work = Run(made, out)
-    list(work.carry_out())
+    work.resume()
     teacher, found = work.prior_at("learn", 7), work.prior
     assert isinstance(found.denoiser, Distilled) and found.denoiser.teacher is None
     x = unconditional(work.context, found, 4096, "test", 0).flatten(1).double()
@@ -239,7 +239,7 @@ evaluate:"""
     made = planned(tmp_path, short.replace("evaluate:", last), "phases.distil.rounds=2")
     out = tmp_path / "run"
     work = Run(made, out)
-    list(work.carry_out())
+    work.resume()
     pair, last = work.prior_at("distil", 1), work.prior_at("last", 0)
     x_t = torch.randn(3, *made.shape, generator=torch.Generator().manual_seed(0))
     kept = newest_weights(work.context, Round(2, 0))

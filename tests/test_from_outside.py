@@ -154,8 +154,7 @@ PLUGINS = {
     ("stops", "good-enough"): """
         from dataclasses import dataclass
 
-        from invem import hookimpl
-        from invem.stopping import StoppingRule
+        from invem import StoppingRule, hookimpl
 
         @dataclass(frozen=True, kw_only=True)
         class GoodEnough(StoppingRule):
@@ -177,9 +176,8 @@ PLUGINS = {
         """,
     ("formats", "numbers"): """
         import torch
-        from invem import DataError, hookimpl
-        from invem.fileformat import FileFormat
-        from invem.store import write_text
+        from invem import DataError, FileFormat, hookimpl
+        from invem.atomic import write_text
 
         class Numbers(FileFormat):
             suffix = ".numbers"

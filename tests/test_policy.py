@@ -55,9 +55,8 @@ def plan(tmp_path, *overrides):
 
 
 def carried_out(tmp_path, *overrides, out="run", stop=lambda: 0):
-    done = Run(plan(tmp_path, *overrides), tmp_path / out, stop)
-    for _ in done.carry_out():
-        pass
+    done = Run(plan(tmp_path, *overrides), tmp_path / out)
+    done.resume(stop=stop)
     return Run(done.plan, done.path)
 
 
@@ -419,8 +418,7 @@ def test_a_phase_trains_a_network_of_its_own_and_goes_on_from_the_newest_weights
 ):
     made = two(tmp_path)
     done = Run(made, tmp_path / "run")
-    for _ in done.carry_out():
-        pass
+    done.resume()
     assert [stage.own == "" for stage in made.stages] == [True, True, False, True]
     assert [done.prior_at(p, r).denoiser.condition for p, r in ((1, 0), (2, 1))] == [0, 2]
     for at, before in {

@@ -308,8 +308,7 @@ def planned(tmp_path, objective="factor-mixture, components: 2, rank: 2", rounds
 def test_a_run_refines_a_mixture_by_clean_images_and_learns_from_the_draws(tmp_path):
     out = tmp_path / "run"
     work = Run(planned(tmp_path), out)
-    for _ in work.carry_out():
-        pass
+    work.resume()
     names = {path.parent.name for path in out.glob("*-denoiser/denoiser.safetensors")}
     assert names == {
         "0-000-denoiser",
@@ -339,8 +338,7 @@ def test_a_network_of_residuals_is_no_start_for_a_prior(tmp_path):
         planned(tmp_path, "gaussian-moments", "1", own, "phases.detail.network=null"),
         tmp_path / "run",
     )
-    for _ in work.carry_out():
-        pass
+    work.resume()
     assert newest_weights(work.context, Round(3, 0)) is None
     assert newest_weights(work.context, Round(1, 1)) is not None
 

@@ -9,12 +9,14 @@ import typer
 from invem.cli.app import AsJson
 from invem.cli.output import print_data, print_table, print_warnings
 from invem.errors import MissingExtra, PluginError, RecipeError, suggest
+from invem.hookspecs import HOOKS
 
 if TYPE_CHECKING:
     from invem.config import Catalog, Component
 
 __all__ = ["check_plugins", "find_components", "info", "list_plugins", "ls", "new_plugin"]
 
+_SINGULAR = [kind.removesuffix("s") for kind in HOOKS]
 _SUMMARY = 100  # characters of a summary in a list
 
 
@@ -178,13 +180,7 @@ def list_plugins(as_json: AsJson = False) -> None:
 
 def new_plugin(
     name: Annotated[str, typer.Argument(help="The component's name in a recipe, in kebab-case.")],
-    kind: Annotated[
-        str,
-        typer.Option(
-            "--kind",
-            help="operator, noise, network, sampler, objective, dataset, metric or schedule.",
-        ),
-    ],
+    kind: Annotated[str, typer.Option("--kind", help=f"One of: {', '.join(_SINGULAR)}.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder; invem-NAME if left out.")
     ] = None,

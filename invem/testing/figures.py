@@ -23,7 +23,7 @@ from invem.testing.base import Factory, Kind, example_options
 
 __all__ = ["FIGURES", "empty_run", "example_run"]
 
-_METRICS = {"psnr": (True, None), "distance": (False, 1.0)}
+_METRICS = {"quality": (True, None), "distance": (False, 1.0)}
 
 
 def empty_run() -> report.ReportData:
