@@ -243,15 +243,10 @@ def test_a_run_begins_with_a_network_that_another_run_trained_on_conditions(tmp_
     begun, last = first_prior(second.context), first.prior
     assert torch.equal(begun(x_t, 0.5), last(x_t, 0.5))
     assert begun.provides == {"moments"} < last.provides
-    kept = newest_weights(second.context, Round(0, 0))
-    assert all(
-        torch.equal(one, two)
-        for one, two in zip(
-            kept.of_networks(1, averaged=True)[0].values(),
-            begun.denoiser.state_dict().values(),
-            strict=True,
-        )
-    )
+    (kept,) = newest_weights(second.context, Round(0, 0)).of_networks(1, averaged=True)
+    state = begun.denoiser.state_dict()
+    assert kept.keys() == state.keys()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in state.items())
     conditional = ALONE.replace("name: mmps, steps: 4", "name: conditional, steps: 4")
     assert "cond-dsm" in refusal(tmp_path, wide, prior, conditional)
 
