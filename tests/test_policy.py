@@ -4,6 +4,8 @@ what ends a phase."""
 import inspect
 import itertools
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,33 @@ def test_overlapping_rounds_use_the_prior_of_the_round_before(tmp_path):
     assert all(torch.equal(a, c) for a, c in zip(steps(overlapped), steps(again), strict=True))
 
 
+def test_overlapping_draws_that_were_stopped_go_on_under_the_same_prior(tmp_path):
+    whole = carried_out(tmp_path, "phases.em.overlap=true", out="whole")
+    shutil.copytree(whole.path, tmp_path / "again")
+    for name in ("1-001-denoiser", "1-002-denoiser", "1-002-samples", "1-002-evaluation"):
+        shutil.rmtree(tmp_path / "again" / name)
+    for k in (2, 3):
+        (tmp_path / "again" / "1-001-samples" / f"{k:05d}.safetensors").unlink()
+    again = carried_out(tmp_path, "phases.em.overlap=true", out="again")
+    assert all(torch.equal(a, b) for a, b in zip(steps(whole), steps(again), strict=True))
+
+
+def test_measurements_at_two_values_are_kept_apart_in_overlapping_rounds(tmp_path):
+    """Each asks for its own while the other reads."""
+    done = carried_out(tmp_path, "phases.em.rounds=1")
+    kept, found = done.context.observations("train"), {}
+
+    def ask(sigma):
+        found[sigma] = [float(kept.at({"noise.sigma": sigma}).noise.sigma.max()) for _ in range(40)]
+
+    threads = [threading.Thread(target=ask, args=(sigma,)) for sigma in (0.2, 0.3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(values == pytest.approx([sigma] * 40) for sigma, values in found.items())
+
+
 def test_a_failure_beside_the_fit_is_the_run_s(tmp_path, monkeypatch):
     from invem_plugins.samplers.mmps import MMPS
 
@@ -263,8 +292,6 @@ def test_draws_are_read_without_a_change_of_the_run(tmp_path):
 
 
 def test_a_copy_of_the_prior_is_enough_to_go_on(tmp_path):
-    import shutil
-
     carried_out(tmp_path, out="first")
     second = carried_out(tmp_path, f"prior={tmp_path / 'first'}", ALONE, out="second")
     shutil.rmtree(tmp_path / "first")

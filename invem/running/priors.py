@@ -200,7 +200,7 @@ def newest_weights(run: Context, at: Round) -> TrainedWeights | None:
             folder = run.directory.fit(Round(p, r))
             if folder.has(FILE):
                 found = TrainedWeights.from_file(*folder.read_meta(FILE))
-                if found is not None:
+                if found is not None and found.networks:
                     return found
     if stage.own or learns(stage) != Objective.learns:
         return None
