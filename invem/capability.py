@@ -59,7 +59,9 @@ _ALL = (
     ),
     # Of the examples that an objective is given.
     Capability(
-        "x", "signals to learn from", "add a sampler to the phase, or learn `on: clean` images"
+        "x",
+        "signals to learn from",
+        "add a sampler to the phase; what needs no measurement can learn `on: clean` images",
     ),
     Capability(
         "measurement", "measurements to learn from", "clean images come without measurements"

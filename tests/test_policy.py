@@ -4,6 +4,8 @@ what ends a phase."""
 import inspect
 import itertools
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,33 @@ def test_overlapping_rounds_use_the_prior_of_the_round_before(tmp_path):
     assert all(torch.equal(a, c) for a, c in zip(steps(overlapped), steps(again), strict=True))
 
 
+def test_overlapping_draws_that_were_stopped_go_on_under_the_same_prior(tmp_path):
+    whole = carried_out(tmp_path, "phases.em.overlap=true", out="whole")
+    shutil.copytree(whole.path, tmp_path / "again")
+    for name in ("1-001-denoiser", "1-002-denoiser", "1-002-samples", "1-002-evaluation"):
+        shutil.rmtree(tmp_path / "again" / name)
+    for k in (2, 3):
+        (tmp_path / "again" / "1-001-samples" / f"{k:05d}.safetensors").unlink()
+    again = carried_out(tmp_path, "phases.em.overlap=true", out="again")
+    assert all(torch.equal(a, b) for a, b in zip(steps(whole), steps(again), strict=True))
+
+
+def test_measurements_at_two_values_are_kept_apart_in_overlapping_rounds(tmp_path):
+    """Each asks for its own while the other reads."""
+    done = carried_out(tmp_path, "phases.em.rounds=1")
+    kept, found = done.context.observations("train"), {}
+
+    def ask(sigma):
+        found[sigma] = [float(kept.at({"noise.sigma": sigma}).noise.sigma.max()) for _ in range(40)]
+
+    threads = [threading.Thread(target=ask, args=(sigma,)) for sigma in (0.2, 0.3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(values == pytest.approx([sigma] * 40) for sigma, values in found.items())
+
+
 def test_a_failure_beside_the_fit_is_the_run_s(tmp_path, monkeypatch):
     from invem_plugins.samplers.mmps import MMPS
 
@@ -232,9 +261,37 @@ def test_a_run_begins_with_the_prior_of_another(tmp_path):
     )
 
 
-def test_a_copy_of_the_prior_is_enough_to_go_on(tmp_path):
-    import shutil
+def test_a_run_begins_with_a_network_that_another_run_trained_on_conditions(tmp_path):
+    """It is the network alone: what is given to it is known to the objective that fitted it."""
+    wide = "network.condition=2"
+    fit = "phases.em.fit={objective: cond-dsm, steps: 6, batch: 8, moments: 4, keep: true}"
+    first = carried_out(tmp_path, wide, fit, out="first")
+    prior = f"prior={tmp_path / 'first'}"
+    second = carried_out(tmp_path, wide, prior, ALONE, out="second")
+    x_t = torch.linspace(-1, 1, 72).reshape(2, 1, 6, 6)
+    begun, last = first_prior(second.context), first.prior
+    assert torch.equal(begun(x_t, 0.5), last(x_t, 0.5))
+    assert begun.provides == {"moments"} < last.provides
+    (kept,) = newest_weights(second.context, Round(0, 0)).of_networks(1, averaged=True)
+    state = begun.denoiser.state_dict()
+    assert kept.keys() == state.keys()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in state.items())
+    conditional = ALONE.replace("name: mmps, steps: 4", "name: conditional, steps: 4")
+    assert "cond-dsm" in refusal(tmp_path, wide, prior, conditional)
 
+
+def test_draws_are_read_without_a_change_of_the_run(tmp_path):
+    done = carried_out(tmp_path, "phases.em.refresh=0.25", "phases.em.rounds=4")
+    before = {path: path.stat().st_mtime_ns for path in done.path.rglob("*")}
+    pools = [done.directory.draws(Round(1, r)).has("pool") for r in range(4)]
+    assert pools == [False, False, True, True]
+    draws = [done.draws("em", r) for r in range(4)]
+    changed = [int((a != b).flatten(1).any(1).sum()) for a, b in itertools.pairwise(draws)]
+    assert changed == [8, 8, 8]
+    assert {path: path.stat().st_mtime_ns for path in done.path.rglob("*")} == before
+
+
+def test_a_copy_of_the_prior_is_enough_to_go_on(tmp_path):
     carried_out(tmp_path, out="first")
     second = carried_out(tmp_path, f"prior={tmp_path / 'first'}", ALONE, out="second")
     shutil.rmtree(tmp_path / "first")

@@ -193,17 +193,25 @@ def _first_prior(
     weights = TrainedWeights.from_file(tensors, meta)
     if (other := shape_of(tensors, meta)) != tuple(shape):
         fail(f"it is of signals of shape {other}, not {tuple(shape)}")
-    elif weights is not None and weights.networks != ("",):
-        fail("its objective put a module around the network; go on from it in the same recipe")
+    elif weights is not None and (plain := weights.alone()) is not None:
+        _compare_networks(plain, built, recipe.network.name, fail)
     elif weights is not None:
-        network = built if isinstance(built, Denoiser) else Preconditioned(built)
-        mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        theirs = {name: tuple(tensor.shape) for name, tensor in weights.raw.items()}
-        names = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
-        if names:
-            there, here = (of.get(names[0], "missing") for of in (theirs, mine))
-            fail(
-                f"it is of another network than this recipe's {recipe.network.name}:"
-                f" {names[0]} is {there} there and {here} here"
-            )
-    return tuple(meta.get("provides", ()))
+        fail("its objective put a module around the network; go on from it in the same recipe")
+    # A network is begun with as it is, without what its objective could do with it.
+    return tuple(meta.get("provides", ())) if weights is None else ("moments",)
+
+
+def _compare_networks(
+    weights: TrainedWeights, built: nn.Module, name: str, fail: Callable[[str], None]
+) -> None:
+    """Tells of the first tensor in which the weights and the network of this recipe differ."""
+    network = built if isinstance(built, Denoiser) else Preconditioned(built)
+    mine = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    theirs = {key: tuple(tensor.shape) for key, tensor in weights.raw.items()}
+    keys = sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key))
+    if keys:
+        there, here = (of.get(keys[0], "missing") for of in (theirs, mine))
+        fail(
+            f"it is of another network than this recipe's {name}: {keys[0]} is {there} there and"
+            f" {here} here"
+        )

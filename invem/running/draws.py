@@ -9,7 +9,7 @@ from invem.running.context import Context
 from invem.running.order import batch_of_step
 from invem.storage.directory import Round
 
-__all__ = ["drop_old_pool", "has_draws", "read_draws", "renewed", "subset"]
+__all__ = ["has_draws", "keep_pool", "read_draws", "renewed", "subset"]
 
 POOL = "pool"  # the draws of all rounds so far, where a round renews a share of them
 
@@ -46,26 +46,31 @@ def has_draws(run: Context, at: Round) -> bool:
 
 
 def read_draws(run: Context, at: Round) -> Tensor:
-    """Returns the draws that a round learns from, shape (N, *shape).
-
-    Where a round renews a share of the draws, all of them are stored as the pool of the round.
-    """
+    """Returns the draws that a round learns from, shape (N, *shape)."""
     folder = run.directory.draws(at)
     if folder.has(POOL):
         return folder.read(POOL)["x"]
     new = torch.cat([tensors["x"] for tensors in folder.read_all()])
-    if run.stage(at).phase.refresh == 1:
+    if run.stage(at).phase.refresh == 1 or at.number == 0:
         return new
-    pool = new
-    if at.number > 0:
-        pool = read_draws(run, at.before())
-        pool[renewed(run, at)] = new
-    folder.write(POOL, {"x": pool})
-    drop_old_pool(run, at)
+    pool = read_draws(run, at.before())
+    pool[renewed(run, at)] = new
     return pool
 
 
-def drop_old_pool(run: Context, at: Round) -> None:
-    """Removes the pool of the round before the last, which nobody reads again."""
+def keep_pool(run: Context, at: Round, x: Tensor) -> None:
+    """Stores the draws of a round where a round renews a share of them, so that the next rounds
+    need not put them together again, and removes the pool of the round before the last.
+
+    Args:
+        run: The run.
+        at: The round.
+        x: Its draws (`read_draws`).
+    """
+    folder = run.directory.draws(at)
+    if run.stage(at).phase.refresh == 1:
+        return
+    if not folder.has(POOL):
+        folder.write(POOL, {"x": x})
     if at.number > 1:
         run.directory.draws(at.before().before()).remove(POOL)

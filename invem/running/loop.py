@@ -116,19 +116,20 @@ def _begin(run: Context) -> Iterator[Record]:
 
 def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None, Prior | None]:
     """Carries out the rounds of a phase; returns the prior after it."""
-    stage = run.plan.stages[p]
+    stage, last = run.plan.stages[p], prior
     for r in range(stage.phase.rounds):
         at, before = Round(p, r), prior
         fitted = run.directory.fit(at).has(FILE)
         if stage.sampler is not None and not fitted:
-            yield from estep(run, at, prior)
+            # In overlapping rounds the draws were begun beside the fit of the round before.
+            yield from estep(run, at, last if stage.phase.overlap else prior)
         if stage.objective is not None:
             if not fitted:
                 fit = mstep(run, at, prior)
                 if stage.phase.overlap and r + 1 < stage.phase.rounds:
                     fit = run_concurrently(run, fit, estep(run, Round(p, r + 1), before))
                 yield from fit
-            prior = read_prior(run, at)
+            last, prior = before, read_prior(run, at)
         stopped = _stopped(run, at)
         if _is_evaluated(run, at, stopped) and prior is not None:
             yield from evaluate(run, at, prior)

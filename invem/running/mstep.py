@@ -15,7 +15,7 @@ from invem.measurement import Example, Measurement
 from invem.objective import ClosedFormObjective, Objective
 from invem.prior import Prior
 from invem.running.context import Context
-from invem.running.draws import read_draws, subset
+from invem.running.draws import keep_pool, read_draws, subset
 from invem.running.measure import believed, clean_signals
 from invem.running.order import batch_of_step
 from invem.running.priors import FILE, network_maker, newest_weights
@@ -87,6 +87,7 @@ def training_of(run: Context, at: Round) -> Training:
     if stage.on == "observations":
         return Training(None, m)
     x = read_draws(run, at)
+    keep_pool(run, at, x)
     if len(x) > 1 and bool((x == x[:1]).all()):
         raise NumericalError(
             f"{run.where(at)}: all draws are the same: refusing to learn from them"
@@ -125,7 +126,7 @@ def _train(
     moments = _moments(training, prior, fit)
     before = newest_weights(run, at)
     sigma_data = _scale(run, before, moments)
-    trainer = _trainer(run, at, objective, prior, before, sigma_data, moments)
+    trainer = _trainer(run, at, objective, training.m, prior, before, sigma_data, moments)
     folder = run.directory.fit(at)
     trainer.load(folder)
     feeder = _Feeder(run, at, training, fit)
@@ -177,12 +178,14 @@ def _trainer(
     run: Context,
     at: Round,
     objective: Objective,
+    m: Measurement | None,
     prior: Prior | None,
     before: TrainedWeights | None,
     sigma_data: float,
     moments: Gaussian | None,
 ) -> Trainer:
-    """Builds the model of a round and what trains it."""
+    """Builds the model of a round and what trains it. m: the measurements that are learned from, if
+    there are any."""
     stage = run.stage(at)
     fit = stage.phase.fit
     assert fit is not None
@@ -191,10 +194,9 @@ def _trainer(
     made: list[Denoiser] = []
     build = run.plan.builder_of(stage)
     make = network_maker(build, run.recipe.seed, sigma_data, mean, *key, made=made)
-    # A model may look at all training measurements, also where signals are learned from.
-    m = run.observations("train").at(believed(run, at))
-    if stage.on == "draws":
-        m = m[subset(run, at).repeat_interleave(stage.phase.draws)]
+    if m is None:
+        # A model may look at the training measurements where it learns from clean signals, too.
+        m = run.observations("train").at(believed(run, at))
     model = objective.build(make, prior, m)
     if before is not None and fit.start != "fresh":
         states = before.of_networks(len(made), averaged=fit.start == "ema")

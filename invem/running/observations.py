@@ -50,9 +50,11 @@ class Observations:
         Raises:
             DataError: If there are none, or a file is damaged.
         """
-        if self._joined is None or self._joined[0] != dict(theta):
-            self._joined = dict(theta), self._read(theta)
-        return self._joined[1]
+        # The two steps of overlapping rounds may ask for different values at the same time.
+        kept = self._joined
+        if kept is None or kept[0] != dict(theta):
+            kept = self._joined = dict(theta), self._read(theta)
+        return kept[1]
 
     def shared(self, theta: Mapping[str, float] = _NOTHING) -> dict[str, Tensor]:
         """Returns the tensors that are common to all observations, by path."""
@@ -61,12 +63,11 @@ class Observations:
         return {path: tensor for path, tensor in m.tensors().items() if path in common}
 
     def _read(self, theta: Mapping[str, float]) -> Measurement:
-        if not self._blocks:
-            self._blocks = self.folder.read_all()
-        if not self._blocks:
+        parts = self._blocks or self.folder.read_all()
+        if not parts:
             raise DataError(f"{self.folder.path}: there are no measurements")
-        parts = self._blocks
         if theta:
+            self._blocks = parts  # a calibration asks for many values
             parts = [self._rebuilt(k, part, theta) for k, part in enumerate(parts)]
         template = self.model.example(theta)
         common = template.shared_paths()

@@ -77,13 +77,14 @@ def prior_of_files(
     Args:
         tensors: The tensors of the file.
         meta: Its metadata.
-        objective: What it was fitted by; None is a plain network, or a distribution that invem
+        objective: What it was fitted by; None reads a plain network, or a distribution that invem
             itself knows.
         make_network: Returns a builder of networks: (sigma_data, mean) -> MakeNetwork.
         device: The device.
 
     Raises:
         RuntimeError: If the weights are of another network.
+        RecipeError: If the model is more than a network, and there is no objective that builds it.
     """
     weights = TrainedWeights.from_file(tensors, meta)
     if weights is None:
@@ -93,12 +94,32 @@ def prior_of_files(
         return Prior.of(closed_form(own))
     moments = moments_of(tensors)
     make = make_network(weights.sigma_data, None if moments is None else moments.mean)
-    trained = objective if isinstance(objective, Objective) else None
-    model = make() if trained is None else trained.build(make, None, None)
+    own_moments = None if moments is None else moments.to(device)
+    if not isinstance(objective, Objective):
+        network = _ready(make(), plain_network(weights), device)
+        return Prior(network, own_moments)
+    model = _ready(objective.build(make, None, None), weights, device)
+    return objective.prior(model, own_moments)
+
+
+def _ready(model: Denoiser, weights: TrainedWeights, device: torch.device) -> Denoiser:
+    """Returns a model with the averaged weights, in evaluation mode, on a device."""
     model.load_state_dict(weights.averaged())
-    model = model.to(device).eval().requires_grad_(False)
-    moments = None if moments is None else moments.to(device)
-    return Prior(model, moments) if trained is None else trained.prior(model, moments)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def plain_network(weights: TrainedWeights) -> TrainedWeights:
+    """Returns the weights of a model as those of a plain network.
+
+    Raises:
+        RecipeError: If the model is more than a network.
+    """
+    plain = weights.alone()
+    if plain is None:
+        raise RecipeError(
+            "its objective put a module around the network; go on from it in the same recipe"
+        )
+    return plain
 
 
 def read_prior(run: Context, at: Round | None) -> Prior:
@@ -191,7 +212,7 @@ def newest_weights(run: Context, at: Round) -> TrainedWeights | None:
             folder = run.directory.fit(Round(p, r))
             if folder.has(FILE):
                 found = TrainedWeights.from_file(*folder.read_meta(FILE))
-                if found is not None:
+                if found is not None and found.networks:
                     return found
     if stage.own or learns(stage) != Objective.learns:
         return None

@@ -14,7 +14,7 @@ many steps they were trained (``steps``). A checkpoint of a fit has the same nam
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -127,3 +127,17 @@ class TrainedWeights:
         whole = self.averaged() if averaged else self.raw
         found = [below(whole, prefix) for prefix in self.networks]
         return found if len(found) == count else [found[0]] * count
+
+    def alone(self) -> "TrainedWeights | None":
+        """Returns the weights as those of a plain network.
+
+        None if the model is more than one: if it has several networks, or tensors of its own beside
+        them.
+        """
+        if len(self.networks) != 1:
+            return None
+        prefix = self.networks[0]
+        if not all(name.startswith(prefix) for name in self.raw):
+            return None
+        raw, average = below(self.raw, prefix), below(self.average, prefix)
+        return replace(self, raw=raw, average=average, networks=("",))
