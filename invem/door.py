@@ -361,8 +361,7 @@ def run(
     """
     catalog = _installed() if catalog is None else catalog
     loaded = load_any(recipe, changes, smoke, device)
-    name = Path(loaded.source).stem
-    path = Path("runs", name) if out is None else Path(out).expanduser()
+    path = Path("runs", Path(loaded.source).stem) if out is None else Path(out).expanduser()
     directory = RunDirectory(path)
     if directory.begun:
         found = open(path, device=loaded.recipe.compute.device, catalog=catalog)
