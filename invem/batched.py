@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-__all__ = ["Batched", "Index", "Rng", "shared", "wide"]
+__all__ = ["Batched", "Index", "Rng", "shared", "to_float64"]
 
 Index = int | slice | Tensor
 
@@ -128,7 +128,7 @@ def _seed(*key: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def wide(x: Tensor) -> Tensor:
+def to_float64(x: Tensor) -> Tensor:
     """Returns x in float64, or in float32 on a device that has no float64 (MPS)."""
     return x.float() if x.device.type == "mps" else x.double()
 

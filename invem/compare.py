@@ -5,15 +5,15 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from invem.batched import Rng, wide
+from invem.batched import Rng, to_float64
 
 __all__ = [
-    "canonical",
+    "canonical_order",
     "directions",
     "frechet_distance",
-    "inside",
-    "principal",
+    "principal_components",
     "ranks",
+    "share_inside",
     "sliced_wasserstein",
 ]
 
@@ -80,7 +80,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
     return distance.clamp(min=0)
 
 
-def principal(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def principal_components(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the leading principal components of a set.
 
     Args:
@@ -91,7 +91,7 @@ def principal(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         The mean (d,), the components as orthonormal columns, the leading one first, (d, rank), and
         their variances (rank,); float64.
     """
-    x = wide(x if x.shape[1] <= _ROWS else x[:_ROWS])
+    x = to_float64(x if x.shape[1] <= _ROWS else x[:_ROWS])
     mean = x.mean(0)
     x = x - mean
     n, d = x.shape
@@ -108,7 +108,7 @@ def principal(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def canonical(x: Tensor) -> Tensor:
+def canonical_order(x: Tensor) -> Tensor:
     """Returns the indices that sort a set in an order of its own, shape (N,). x: (N, ...).
 
     A random subset then depends on the set, and not on the order in which it came.
@@ -134,7 +134,7 @@ def ranks(draws: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([less / (k + 1), (less + ties + 1) / (k + 1)], -1).double()
 
 
-def inside(ranks: Tensor, low: float, high: float) -> Tensor:
+def share_inside(ranks: Tensor, low: float, high: float) -> Tensor:
     """Returns the fraction of each interval of `ranks` between two levels, shape (...).
 
     Its mean is high - low for calibrated draws, whatever their number. ranks: (..., 2).

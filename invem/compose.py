@@ -8,7 +8,7 @@ from torch import Tensor
 
 from invem.operator import LinearOperator, Operator
 
-__all__ = ["LinearStack", "LinearSum", "Stack", "Sum", "stack", "total"]
+__all__ = ["LinearStack", "LinearSum", "Stack", "Sum", "operator_sum", "stack"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +108,6 @@ def stack(*parts: Operator) -> Operator:
     return (LinearStack if _linear(parts) else Stack)(parts[0].shape, parts, shapes)
 
 
-def total(*parts: Operator) -> Operator:
+def operator_sum(*parts: Operator) -> Operator:
     """Returns the sum of operators with measurements of one shape; linear if all parts are."""
     return (LinearSum if _linear(parts) else Sum)(parts[0].shape, parts)

@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Denoiser", "Preconditioned", "Wrapper", "level"]
+__all__ = ["Denoiser", "Preconditioned", "Wrapper", "expand_level"]
 
 
 class Denoiser(nn.Module):
@@ -42,7 +42,7 @@ class Denoiser(nn.Module):
         return 0.5
 
 
-def level(sigma: Tensor | float, x: Tensor) -> Tensor:
+def expand_level(sigma: Tensor | float, x: Tensor) -> Tensor:
     """Returns sigma as (1 or B, 1, ...), of the dtype and on the device of x."""
     return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
 
@@ -73,7 +73,7 @@ class Preconditioned(Denoiser):
         return self._sigma_data
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        sigma = level(sigma, x_t)
+        sigma = expand_level(sigma, x_t)
         total = self._sigma_data**2 + sigma**2
         x = x_t - self.mean
         c_noise = (sigma.flatten().log() / 4).expand(len(x))

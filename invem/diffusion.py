@@ -18,15 +18,15 @@ from invem.prior import Prior
 __all__ = [
     "Denoise",
     "Stepping",
-    "calls",
+    "count_calls",
     "generate",
     "heun",
     "initial_state",
     "integrate",
     "multistep",
     "posterior_state",
-    "predict_correct",
-    "reverse",
+    "predictor_corrector",
+    "reverse_diffusion",
 ]
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -35,7 +35,7 @@ Stepping = Literal[
 ]
 
 
-def reverse(
+def reverse_diffusion(
     denoise: Denoise,
     x_t: Tensor,
     sigmas: Tensor,
@@ -132,7 +132,7 @@ def multistep(denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng | None = N
     return denoise(x_t, levels[-1])
 
 
-def predict_correct(
+def predictor_corrector(
     denoise: Denoise, x_t: Tensor, sigmas: Tensor, rng: Rng, delta: float = 0.1
 ) -> Tensor:
     """Alternates an Euler step and a step of a Langevin chain at the new level.
@@ -162,18 +162,18 @@ def integrate(
     """Runs the reverse diffusion by a named rule; returns the denoised last state, (B, *shape).
 
     The rules are `reverse` (ancestral; euler is eta = 0), `heun` (churn: S_churn = 40),
-    `predict_correct`, and `multistep` (multistep-sde: with noise).
+    `predictor_corrector`, and `multistep` (multistep-sde: with noise).
     """
     if stepping in ("ancestral", "euler"):
-        return reverse(denoise, x_t, sigmas, rng, eta=float(stepping == "ancestral"))
+        return reverse_diffusion(denoise, x_t, sigmas, rng, eta=float(stepping == "ancestral"))
     if stepping in ("heun", "churn"):
         return heun(denoise, x_t, sigmas, rng, churn=40.0 if stepping == "churn" else 0.0)
     if stepping == "predictor-corrector":
-        return predict_correct(denoise, x_t, sigmas, rng)
+        return predictor_corrector(denoise, x_t, sigmas, rng)
     return multistep(denoise, x_t, sigmas, rng if stepping == "multistep-sde" else None)
 
 
-def calls(stepping: Stepping, steps: int) -> int:
+def count_calls(stepping: Stepping, steps: int) -> int:
     """Returns the number of denoiser calls of `integrate` on that many levels."""
     return 2 * steps - 1 if stepping in ("heun", "churn", "predictor-corrector") else steps
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from invem.batched import Batched, Rng, shared, wide
+from invem.batched import Batched, Rng, shared, to_float64
 from invem.gaussian import Gaussian
 from invem.linalg import DPLR
 from invem.measurement import Measurement
@@ -45,20 +45,21 @@ class FactorMixture(Batched):
 
     def moments(self) -> Gaussian:
         """Returns the Gaussian with the mean and the covariance of the mixture."""
-        w, m = wide(self.weights), wide(self.means.flatten(1))
+        w, m = to_float64(self.weights), to_float64(self.means.flatten(1))
         mean = w @ m
         factor = (
-            torch.cat([wide(self.factors), (m - mean)[..., None]], -1) * w.sqrt()[:, None, None]
+            torch.cat([to_float64(self.factors), (m - mean)[..., None]], -1)
+            * w.sqrt()[:, None, None]
         )
         factor = factor.transpose(0, 1).flatten(1)
         centre = mean.reshape(self.shape).to(self.means)
         if factor.shape[1] >= len(factor):
-            return Gaussian.full(centre, factor @ factor.T + torch.diag(wide(self.diag)))
+            return Gaussian.full(centre, factor @ factor.T + torch.diag(to_float64(self.diag)))
         return Gaussian(centre, DPLR(self.diag, factor.to(self.diag)))
 
     def sample(self, rng: Rng) -> Tensor:
         """Draws one signal per stream, shape (B, *shape)."""
-        k = draw_component(wide(self.weights).log().expand(len(rng), -1), rng)
+        k = draw_component(to_float64(self.weights).log().expand(len(rng), -1), rng)
         z, e = self._latent(rng)
         x = (
             self.means.flatten(1)[k]
@@ -74,9 +75,9 @@ class FactorMixture(Batched):
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         """Returns E[x | x_t]. sigma: one level, or (B, 1, ...)."""
-        var = wide(sigma).flatten() ** 2
+        var = to_float64(sigma).flatten() ** 2
         common = var[:1] if bool((var == var[:1]).all()) else var
-        return _Entrywise(self, torch.ones(1, 1).to(wide(x_t)), common[:, None]).mean(x_t)
+        return _Entrywise(self, torch.ones(1, 1).to(to_float64(x_t)), common[:, None]).mean(x_t)
 
     def conditioned(self, m: Measurement) -> "Conditioned":
         """Precomputes the posterior of each component for given A and noise, for any y.
@@ -89,7 +90,7 @@ class FactorMixture(Batched):
         first = m[:1] if m.shares_operator else m
         if ("mask" in m.A.provides or m.changes_nothing) and m.y.shape[1:] == self.shape:
             ones = torch.ones(len(first), *self.shape, dtype=m.y.dtype, device=m.y.device)
-            return _Entrywise(self, wide(first.A(ones).flatten(1)), var)
+            return _Entrywise(self, to_float64(first.A(ones).flatten(1)), var)
         return _Dense(self, first.matrices(), var)
 
     def posterior_mean(self, m: Measurement) -> Tensor:
@@ -101,15 +102,15 @@ class FactorMixture(Batched):
 
         m: linear A and Gaussian noise.
         """
-        return self.conditioned(m).weigh(wide(m.y.flatten(1)))[0].softmax(-1)
+        return self.conditioned(m).weigh(to_float64(m.y.flatten(1)))[0].softmax(-1)
 
     def shares_of(self, x: Tensor) -> Tensor:
         """Returns the probabilities of the components given the signal, shape (B, K), float64.
 
         x: (B, *shape).
         """
-        one = torch.ones(1, 1).to(wide(x))
-        return _Entrywise(self, one, 0 * one).weigh(wide(x.flatten(1)))[0].softmax(-1)
+        one = torch.ones(1, 1).to(to_float64(x))
+        return _Entrywise(self, one, 0 * one).weigh(to_float64(x.flatten(1)))[0].softmax(-1)
 
     def draw(self, m: Measurement, rng: Rng) -> tuple[Tensor, Tensor]:
         """Draws signal and component from p(x, k | y) exactly: (B, *shape) and (B,).
@@ -117,11 +118,11 @@ class FactorMixture(Batched):
         First k given y, then z given k and y, then x = m_k + F_k z + e with e by Matheron's rule.
         m: linear A and Gaussian noise.
         """
-        system, y = self.conditioned(m), wide(m.y.flatten(1))
+        system, y = self.conditioned(m), to_float64(m.y.flatten(1))
         log_weights, h = system.weigh(y)
         k = draw_component(log_weights, rng)
-        z, e = (wide(part) for part in self._latent(rng))
-        noise = wide(rng.normal_like(m.y)).flatten(1) * system.var.sqrt()
+        z, e = (to_float64(part) for part in self._latent(rng))
+        noise = to_float64(rng.normal_like(m.y)).flatten(1) * system.var.sqrt()
         centre = torch.empty_like(e)
         for j in torch.unique(k).tolist():
             rows, root = k == j, system.roots[j]
@@ -137,8 +138,8 @@ class FactorMixture(Batched):
                     ]
                 )
             centre[rows] = system.means[j] + z_given @ system.factors[j].T
-        e = e * wide(self.diag).sqrt()
-        x = centre + e + wide(self.diag) * system.back(y - system.ahead(centre + e) - noise)
+        e = e * to_float64(self.diag).sqrt()
+        x = centre + e + to_float64(self.diag) * system.back(y - system.ahead(centre + e) - noise)
         return x.to(self.means).reshape(-1, *self.shape), k
 
     def posterior(self, m: Measurement, rng: Rng) -> Tensor:
@@ -156,7 +157,7 @@ class Conditioned(ABC):
     def __init__(self, prior: FactorMixture, var: Tensor) -> None:
         self.var, self.shape = var, prior.shape
         self.weights, self.means, self.factors, self.diag = (
-            wide(part)
+            to_float64(part)
             for part in (prior.weights, prior.means.flatten(1), prior.factors, prior.diag)
         )
 
@@ -204,7 +205,7 @@ class Conditioned(ABC):
 
     def mean(self, y: Tensor) -> Tensor:
         """Returns E[x | y], shape (B, *shape), of the dtype of y. y: (B, *measurement shape)."""
-        flat = wide(y.flatten(1))
+        flat = to_float64(y.flatten(1))
         log_weights, h = self.weigh(flat)
         share, centre = log_weights.softmax(-1), torch.zeros(len(flat), len(self.diag)).to(flat)
         for k, (mean, factor) in enumerate(zip(self.means, self.factors, strict=True)):

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from invem.batched import Batched, Rng, shared, wide
+from invem.batched import Batched, Rng, shared, to_float64
 from invem.errors import DataError, Unsupported
 from invem.linalg import DPLR, cg
 from invem.measurement import Measurement
@@ -121,7 +121,7 @@ class Gaussian(Batched):
                 f"a dense covariance is for signals of at most {cls.LARGEST} entries, and these"
                 f" have {d}"
             )
-        flat = wide(x.flatten(1))
+        flat = to_float64(x.flatten(1))
         mean = flat.mean(0)
         centred = flat - mean
         sample = centred.T @ centred / (n - 1)
@@ -190,7 +190,7 @@ class Gaussian(Batched):
         sigma: one level, or (B, 1, ...).
         """
         gap = (x_t - self.mean).flatten(1)
-        var = wide(sigma) ** 2
+        var = to_float64(sigma) ** 2
         var = var.reshape(()) if var.numel() == 1 else var.reshape(-1, 1)
         return x_t - (var * self.cov.solve(gap, var)).to(x_t.dtype).reshape(x_t.shape)
 

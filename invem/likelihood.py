@@ -7,10 +7,16 @@ from invem.batched import Rng
 from invem.linalg import cg, sqrt_matvec
 from invem.measurement import Measurement
 
-__all__ = ["nearest", "nearest_draw", "pull", "sharpness", "strength"]
+__all__ = [
+    "largest_curvature",
+    "largest_singular_value",
+    "proximal_draw",
+    "proximal_point",
+    "regularised_backprojection",
+]
 
 
-def pull(
+def regularised_backprojection(
     m: Measurement, r: Tensor, weight: Tensor | float, iterations: int = 100, tol: float = 1e-5
 ) -> Tensor:
     """Returns A^T (weight A A^T + S)^-1 r, shape (B, *shape), with S the noise covariance.
@@ -36,7 +42,7 @@ def _wide(weight: Tensor | float, x: Tensor) -> Tensor | float:
     return weight.reshape(-1, *[1] * (x.ndim - 1)) if isinstance(weight, Tensor) else weight
 
 
-def nearest(m: Measurement, x: Tensor, rho: Tensor | float) -> Tensor:
+def proximal_point(m: Measurement, x: Tensor, rho: Tensor | float) -> Tensor:
     """Returns the z that minimises |S^-1/2 (y - A z)|^2 + |z - x|^2/rho^2, shape (B, *shape).
 
     Args:
@@ -44,10 +50,10 @@ def nearest(m: Measurement, x: Tensor, rho: Tensor | float) -> Tensor:
         x: The centre, shape (B, *shape).
         rho: A standard deviation: one number or (B, 1).
     """
-    return x + _wide(rho**2, x) * pull(m, m.y - m.A(x), rho**2)
+    return x + _wide(rho**2, x) * regularised_backprojection(m, m.y - m.A(x), rho**2)
 
 
-def nearest_draw(
+def proximal_draw(
     m: Measurement, x: Tensor, rho: Tensor | float, rng: Rng, matched: bool = False
 ) -> Tensor:
     """Draws z from N(z; x, rho^2 I) p(y | z), normalised, by Matheron's rule, shape (B, *shape).
@@ -63,7 +69,9 @@ def nearest_draw(
     x = x + _wide(rho, x) * rng.normal_like(x)
     e, var = rng.normal_like(m.y), m.noise.var().expand_as(m.y)
     if not matched:
-        return x + _wide(rho**2, x) * pull(m, m.y + var.sqrt() * e - m.A(x), rho**2)
+        return x + _wide(rho**2, x) * regularised_backprojection(
+            m, m.y + var.sqrt() * e - m.A(x), rho**2
+        )
     flat = var.flatten(1)
 
     def matvec(v: Tensor) -> Tensor:
@@ -73,7 +81,7 @@ def nearest_draw(
     return x + _wide(rho**2, x) * m.A.adjoint((y - m.A(x)) / var)
 
 
-def strength(m: Measurement, iterations: int = 30) -> Tensor:
+def largest_singular_value(m: Measurement, iterations: int = 30) -> Tensor:
     """Returns the largest singular value of S^-1/2 A, shape (B, 1), by power iteration.
 
     Its inverse is the finest scale that y resolves.
@@ -88,7 +96,7 @@ def strength(m: Measurement, iterations: int = 30) -> Tensor:
     return found
 
 
-def sharpness(m: Measurement, x: Tensor, iterations: int = 10) -> Tensor:
+def largest_curvature(m: Measurement, x: Tensor, iterations: int = 10) -> Tensor:
     """Returns the largest curvature of -log p(y | x) near x, shape (B, 1).
 
     It uses power iteration on differences of the score.

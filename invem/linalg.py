@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from invem.batched import Batched, Rng, shared, wide
+from invem.batched import Batched, Rng, shared, to_float64
 from invem.operator import LinearOperator
 
 __all__ = ["DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"]
@@ -39,7 +39,7 @@ class Solution(NamedTuple):
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (wide(a) * wide(b)).sum(-1, keepdim=True)
+    return (to_float64(a) * to_float64(b)).sum(-1, keepdim=True)
 
 
 def cg(
@@ -188,7 +188,9 @@ def sqrt_matvec(matvec: Matvec, v: Tensor, iterations: int) -> Tensor:
     values = values.masked_fill(broken[:, None], torch.nan)
     first = vectors[:, 0, :]
     coefficients = torch.einsum("bkj,bj->bk", vectors, values.clamp(min=0).sqrt() * first)
-    return (norm * torch.einsum("kbd,bk->bd", wide(torch.stack(basis)), coefficients)).to(v.dtype)
+    return (norm * torch.einsum("kbd,bk->bd", to_float64(torch.stack(basis)), coefficients)).to(
+        v.dtype
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +216,8 @@ class DPLR(Batched):
 
     def _capacitance(self, var: Tensor) -> tuple[Tensor, Tensor]:
         """Returns E = 1/(D + var) and L with L L^T = I + F^T E F. var: () or (B, 1)."""
-        e = 1 / (wide(self.diag) + wide(var))
-        f = wide(self.factor)
+        e = 1 / (to_float64(self.diag) + to_float64(var))
+        f = to_float64(self.factor)
         k = torch.einsum("dr,...d,ds->...rs", f, e, f) + torch.eye(
             f.shape[1], dtype=f.dtype, device=f.device
         )
@@ -224,25 +226,27 @@ class DPLR(Batched):
     def solve(self, v: Tensor, var: Tensor | float = 0.0) -> Tensor:
         """Returns (C + var I)^-1 v by Woodbury. v: (B, d), var: () or (B, 1)."""
         e, chol = self._capacitance(torch.as_tensor(var, device=v.device))
-        ev = e * wide(v)
-        fev = (ev @ wide(self.factor)).unsqueeze(-1)
+        ev = e * to_float64(v)
+        fev = (ev @ to_float64(self.factor)).unsqueeze(-1)
         kfev = torch.cholesky_solve(
             fev, chol.expand(len(v), -1, -1) if chol.ndim == 2 else chol
         ).squeeze(-1)
-        return (ev - e * (kfev @ wide(self.factor).T)).to(v.dtype)
+        return (ev - e * (kfev @ to_float64(self.factor).T)).to(v.dtype)
 
     def given(self, sigma: Tensor | float) -> "DPLR":
         """Returns (C^-1 + sigma^-2 I)^-1, the covariance of x given x + sigma z, for one sigma."""
-        var = torch.as_tensor(sigma, dtype=wide(self.diag).dtype, device=self.diag.device) ** 2
+        var = (
+            torch.as_tensor(sigma, dtype=to_float64(self.diag).dtype, device=self.diag.device) ** 2
+        )
         e, chol = self._capacitance(var)
-        f = e[:, None] * wide(self.factor)
+        f = e[:, None] * to_float64(self.factor)
         factor = var * torch.linalg.solve_triangular(chol, f.T, upper=False).T
         return DPLR((var * self.diag * e).to(self.diag.dtype), factor.to(self.diag.dtype))
 
     def logdet(self) -> Tensor:
         """Returns log det C, shape ()."""
         _, chol = self._capacitance(torch.zeros((), device=self.diag.device))
-        value: Tensor = wide(self.diag).log().sum() + 2 * chol.diagonal().log().sum()
+        value: Tensor = to_float64(self.diag).log().sum() + 2 * chol.diagonal().log().sum()
         return value.to(self.diag.dtype)
 
     def dense(self) -> Tensor:

@@ -8,12 +8,12 @@ from typing import NamedTuple, Self
 import torch
 from torch import Generator, Tensor
 
-from invem.batched import Batched, Rng, wide
+from invem.batched import Batched, Rng, to_float64
 from invem.errors import Unsupported
 from invem.noise import NoiseModel
 from invem.operator import SVD, Operator
 
-__all__ = ["Example", "Measurement", "conditioning", "remeasure"]
+__all__ = ["Example", "Measurement", "linear_condition", "remeasure"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class Measurement(Batched):
         """
         d = math.prod(self.shape)
         basis = torch.eye(d, dtype=self.y.dtype, device=self.y.device).reshape(d, 1, *self.shape)
-        return wide(
+        return to_float64(
             torch.stack([self.A(e.expand(len(self), *self.shape)).flatten(1) for e in basis], -1)
         )
 
@@ -226,7 +226,7 @@ def _full_precision(x: Tensor) -> AbstractContextManager[None]:
     )
 
 
-def conditioning(m: Measurement) -> Tensor:
+def linear_condition(m: Measurement) -> Tensor:
     """Returns [A^T y, A^T 1], shape (B, 2, *shape), the condition of a conditional network.
 
     A must be linear. For a mask these are the measured entries and the mask, for denoising y and

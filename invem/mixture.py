@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from invem.batched import Batched, Rng, shared, wide
+from invem.batched import Batched, Rng, shared, to_float64
 from invem.gaussian import Gaussian
 from invem.measurement import Measurement
 
@@ -49,37 +49,39 @@ class Mixture(Batched):
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(wide(self.covs))
+        values, vectors = torch.linalg.eigh(to_float64(self.covs))
         return values.clamp(min=0), vectors
 
     def moments(self) -> Gaussian:
         """Returns the Gaussian with the mean and the covariance of the mixture."""
-        m, w = wide(self.means.flatten(1)), wide(self.weights)
+        m, w = to_float64(self.means.flatten(1)), to_float64(self.weights)
         mean = w @ m
         gap = m - mean
-        cov = torch.einsum("k,kij->ij", w, wide(self.covs)) + torch.einsum(
+        cov = torch.einsum("k,kij->ij", w, to_float64(self.covs)) + torch.einsum(
             "k,ki,kj->ij", w, gap, gap
         )
         return Gaussian.full(mean.reshape(self.shape).to(self.means), cov)
 
     def sample(self, rng: Rng) -> Tensor:
         """Draws one signal per stream, shape (B, *shape)."""
-        return self._draw(draw_component(wide(self.weights).log().expand(len(rng), -1), rng), rng)
+        return self._draw(
+            draw_component(to_float64(self.weights).log().expand(len(rng), -1), rng), rng
+        )
 
     def _draw(self, k: Tensor, rng: Rng) -> Tensor:
         values, vectors = self._eigen
         z = rng.normal(values.shape[1]).to(values) * values[k].sqrt()
-        x = torch.einsum("bij,bj->bi", vectors[k], z) + wide(self.means.flatten(1))[k]
+        x = torch.einsum("bij,bj->bi", vectors[k], z) + to_float64(self.means.flatten(1))[k]
         return x.to(self.means).reshape(-1, *self.shape)
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         """Returns E[x | x_t]. sigma: one level, or (B, 1, ...)."""
         values, vectors = self._eigen
-        var = wide(sigma).reshape(-1, 1, 1) ** 2
-        mean = wide(self.means.flatten(1))
-        z = torch.einsum("bki,kij->bkj", wide(x_t.flatten(1))[:, None] - mean, vectors)
+        var = to_float64(sigma).reshape(-1, 1, 1) ** 2
+        mean = to_float64(self.means.flatten(1))
+        z = torch.einsum("bki,kij->bkj", to_float64(x_t.flatten(1))[:, None] - mean, vectors)
         total = values + var
-        log_r = wide(self.weights).log() - 0.5 * (z.square() / total + total.log()).sum(-1)
+        log_r = to_float64(self.weights).log() - 0.5 * (z.square() / total + total.log()).sum(-1)
         means = mean + torch.einsum("kij,bkj->bki", vectors, values / total * z)
         return torch.einsum("bk,bki->bi", log_r.softmax(-1), means).to(x_t.dtype).reshape(x_t.shape)
 
@@ -92,9 +94,9 @@ class Mixture(Batched):
         """Returns A (B, m, d), the noise variances (B, m) and log w_k + log p(y | k), (B, K)."""
         A = m.matrices()
         var = self.spread(m)
-        y = wide(m.y.flatten(1))
+        y = to_float64(m.y.flatten(1))
         logs = []
-        for mean, cov in zip(wide(self.means.flatten(1)), wide(self.covs), strict=True):
+        for mean, cov in zip(to_float64(self.means.flatten(1)), to_float64(self.covs), strict=True):
             chol = torch.linalg.cholesky(A @ cov @ A.mT + torch.diag_embed(var))
             white = torch.linalg.solve_triangular(chol, (y - A @ mean)[..., None], upper=False)[
                 ..., 0
@@ -102,7 +104,7 @@ class Mixture(Batched):
             logs.append(
                 -0.5 * white.square().sum(-1) - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             )
-        return A, var, wide(self.weights).log() + torch.stack(logs, -1)
+        return A, var, to_float64(self.weights).log() + torch.stack(logs, -1)
 
     def posterior(self, m: Measurement, rng: Rng) -> Tensor:
         """Draws p(x | y) exactly, for linear A and Gaussian noise, shape (B, *shape).
@@ -111,8 +113,10 @@ class Mixture(Batched):
         """
         A, var, log_weights = self._evidence(m)
         k = draw_component(log_weights, rng)
-        x, cov = self._draw(k, rng), wide(self.covs)[k]
-        r = wide(m.y - m.A(x)).flatten(1) - var.sqrt() * wide(rng.normal_like(m.y)).flatten(1)
+        x, cov = self._draw(k, rng), to_float64(self.covs)[k]
+        r = to_float64(m.y - m.A(x)).flatten(1) - var.sqrt() * to_float64(
+            rng.normal_like(m.y)
+        ).flatten(1)
         u = torch.linalg.solve(A @ cov @ A.mT + torch.diag_embed(var), r[..., None])
         step: Tensor = (cov @ A.mT @ u)[..., 0]
         return x + step.to(x).reshape(x.shape)
@@ -120,10 +124,10 @@ class Mixture(Batched):
     def posterior_mean(self, m: Measurement) -> Tensor:
         """Returns E[x | y], shape (B, *shape), for linear A and Gaussian noise."""
         A, var, log_weights = self._evidence(m)
-        weights, y = log_weights.softmax(-1), wide(m.y.flatten(1))
+        weights, y = log_weights.softmax(-1), to_float64(m.y.flatten(1))
         x = torch.zeros(len(y), A.shape[2], dtype=A.dtype, device=A.device)
         for w, mean, cov in zip(
-            weights.T, wide(self.means.flatten(1)), wide(self.covs), strict=True
+            weights.T, to_float64(self.means.flatten(1)), to_float64(self.covs), strict=True
         ):
             u = torch.linalg.solve(
                 A @ cov @ A.mT + torch.diag_embed(var), (y - A @ mean)[..., None]
@@ -134,10 +138,10 @@ class Mixture(Batched):
     def posterior_moments(self, m: Measurement) -> PosteriorMoments:
         """Returns the weights, the mean and the covariance of p(x | y)."""
         A, var, log_weights = self._evidence(m)
-        weights, y = log_weights.softmax(-1), wide(m.y.flatten(1))
+        weights, y = log_weights.softmax(-1), to_float64(m.y.flatten(1))
         means, second = [], torch.zeros(1, dtype=A.dtype, device=A.device)
         for w, mean, cov in zip(
-            weights.T, wide(self.means.flatten(1)), wide(self.covs), strict=True
+            weights.T, to_float64(self.means.flatten(1)), to_float64(self.covs), strict=True
         ):
             gain = torch.linalg.solve(A @ cov @ A.mT + torch.diag_embed(var), A @ cov).mT
             centre = mean + (gain @ (y - A @ mean)[..., None])[..., 0]
@@ -162,4 +166,6 @@ def floored_variance(m: Measurement, largest: Tensor) -> Tensor:
 
     They are at least 1e-10 of the variance of the prior, which is as good as none.
     """
-    return wide(m.noise.var().expand_as(m.y).flatten(1)).clamp(min=float(1e-10 * largest + 1e-30))
+    return to_float64(m.noise.var().expand_as(m.y).flatten(1)).clamp(
+        min=float(1e-10 * largest + 1e-30)
+    )

@@ -21,8 +21,8 @@ __all__ = [
     "Observing",
     "ParameterGroup",
     "edm_weight",
-    "matching",
     "noise_levels",
+    "score_matching",
 ]
 
 MakeNetwork = Callable[[], Denoiser]
@@ -191,7 +191,7 @@ def edm_weight(denoiser: Denoiser, sigma: Tensor) -> Tensor:
     return (sigma**2 + data**2) / (sigma * data) ** 2
 
 
-def matching(
+def score_matching(
     denoiser: Denoiser,
     x: Tensor,
     sigma: Tensor,

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.denoiser import Denoiser, level
+from invem.denoiser import Denoiser, expand_level
 from invem.errors import Unsupported
 from invem.factor_mixture import FactorMixture
 from invem.gaussian import Gaussian
 from invem.linalg import DPLR
-from invem.measurement import Measurement, conditioning
+from invem.measurement import Measurement, linear_condition
 from invem.mixture import Mixture
 
 __all__ = [
@@ -87,7 +87,7 @@ class ExactDenoiser(Denoiser):
         self.exact = exact
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        return self.exact.denoise(x_t, level(sigma, x_t))
+        return self.exact.denoise(x_t, expand_level(sigma, x_t))
 
 
 class Conditioning(ABC):
@@ -128,13 +128,13 @@ class LinearConditioning(Conditioning):
     """[A^T y, A^T 1], shape (B, 2, *shape), for linear A (`measurement.conditioning`)."""
 
     def __call__(self, m: Measurement) -> Tensor:
-        return conditioning(m)
+        return linear_condition(m)
 
     def evidence(
         self, x_t: Tensor, sigma: Tensor, cond: Tensor, noise: float
     ) -> tuple[Tensor, Tensor]:
-        y, mask, level = cond[:, 0].double(), cond[:, 1].double(), sigma.double() ** -2
-        return level + mask / noise**2, level * x_t.double() + y / noise**2
+        y, mask, expand_level = cond[:, 0].double(), cond[:, 1].double(), sigma.double() ** -2
+        return expand_level + mask / noise**2, expand_level * x_t.double() + y / noise**2
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,14 @@ from annotated_types import Ge
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.diffusion import Denoise, Stepping, calls, initial_state, integrate, posterior_state
+from invem.diffusion import (
+    Denoise,
+    Stepping,
+    count_calls,
+    initial_state,
+    integrate,
+    posterior_state,
+)
 from invem.errors import RecipeError
 from invem.measurement import Measurement
 from invem.prior import Prior
@@ -127,7 +134,7 @@ class GuidedSampler(ChainSampler):
 
     @property
     def cost(self) -> tuple[int, int]:
-        n = calls(self.stepping, self.steps)
+        n = count_calls(self.stepping, self.steps)
         return n, n * self.products
 
     @torch.no_grad()

@@ -37,9 +37,9 @@ from invem import (
     Rng,
     Unsupported,
 )
-from invem.denoiser import level
-from invem.diffusion import calls
-from invem.measurement import conditioning
+from invem.denoiser import expand_level
+from invem.diffusion import count_calls
+from invem.measurement import linear_condition
 from invem.prior import ExactDenoiser, LinearConditioning
 
 D = 4
@@ -89,7 +89,7 @@ class Masked(Denoiser):
         self.also = also
 
     def forward(self, x_t, sigma, cond=None):
-        seen, var = cond[:, 0].double(), level(sigma, x_t).double() ** 2
+        seen, var = cond[:, 0].double(), expand_level(sigma, x_t).double() ** 2
         x_hat = update(seen / var, seen * x_t / var)
         return (x_hat + seen * self.also**2 / var * (x_t - x_hat)).to(x_t)
 
@@ -102,7 +102,11 @@ class Informed(ExactDenoiser):
     def forward(self, x_t, sigma, cond=None):
         if cond is None:
             return super().forward(x_t, sigma)
-        y, seen, var = cond[:, 0].double(), cond[:, 1].double(), level(sigma, x_t).double() ** 2
+        y, seen, var = (
+            cond[:, 0].double(),
+            cond[:, 1].double(),
+            expand_level(sigma, x_t).double() ** 2,
+        )
         return update(1 / var + seen / NOISE**2, x_t / var + y / NOISE**2).to(x_t)
 
 
@@ -386,14 +390,14 @@ def test_the_masks_are_of_the_law_and_show_as_much_as_they_can():
 
 def test_what_a_network_is_given_of_a_measurement():
     m = masked(6)
-    assert torch.equal(conditioning(m), torch.stack([m.A.mask * m.y, m.A.mask], 1))
+    assert torch.equal(linear_condition(m), torch.stack([m.A.mask * m.y, m.A.mask], 1))
     x = torch.randn(2, 1, 6, 6, generator=Rng.generator("x"))
     plain = observe(identity(2, (1, 6, 6), Rng.generator(0)), x)
-    assert torch.equal(conditioning(plain), torch.stack([plain.y, torch.ones_like(x)], 1))
+    assert torch.equal(linear_condition(plain), torch.stack([plain.y, torch.ones_like(x)], 1))
     blurred = observe(
         gaussian_blur(2, (1, 6, 6), Rng.generator(0), std=1.0, size=5, boundary="valid"), x
     )
-    cond = conditioning(blurred)
+    cond = linear_condition(blurred)
     assert blurred.y.shape == (2, 1, 2, 2)
     assert cond.shape == (2, 2, 1, 6, 6)
     assert torch.allclose(cond[:, 1].sum((1, 2, 3)), torch.full((2,), 4.0))
@@ -563,7 +567,7 @@ def one(law):
 
 
 def posterior(m):
-    seen = conditioning(m)[0, 1].double()
+    seen = linear_condition(m)[0, 1].double()
     inverse = torch.linalg.inv(PRIOR.cov.dense().double())
     cov = torch.linalg.inv(inverse + torch.diag(seen / NOISE**2))
     return cov @ (inverse @ PRIOR.mean.double() + seen * m.y[0].double() / NOISE**2), cov
@@ -650,7 +654,7 @@ def test_its_cost_is_what_it_says():
         denoiser.register_forward_hook(lambda *_, count=count: count.append(1))
         draw(sampler, m, 2, denoiser)
         assert (len(count), 0) == sampler.cost
-    assert Conditional().cost == (calls("heun", 24) + 1, 0)
+    assert Conditional().cost == (count_calls("heun", 24) + 1, 0)
 
 
 def test_guidance_of_zero_is_the_prior_and_above_one_is_biased():

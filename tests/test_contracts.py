@@ -15,7 +15,7 @@ from invem import Gaussian, LinearOperator, Operator, RecipeError, StoppingRule,
 from invem.config import Catalog
 from invem.denoiser import Wrapper
 from invem.errors import MissingExtra
-from invem.measurement import conditioning
+from invem.measurement import linear_condition
 from invem.objective import ParameterGroup
 from invem.testing import (
     KINDS,
@@ -388,7 +388,7 @@ def test_the_exact_denoisers_know_the_posterior_mean(observed):
     gain = C @ A.mT @ torch.linalg.inv(A @ C @ A.mT + 0.2**2 * torch.eye(8, dtype=torch.float64))
     expected = mean + torch.einsum("bdm,bm->bd", gain, m.y.double() - A @ mean)
     (known,) = exact_priors(frozenset({"conditional"}), prior, m)
-    x_hat = known(torch.zeros(4, 8), 1e4, conditioning(m))
+    x_hat = known(torch.zeros(4, 8), 1e4, linear_condition(m))
     assert torch.allclose(x_hat.double(), expected, atol=1e-4)
 
 

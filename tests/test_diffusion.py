@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from invem import Gaussian, Karras, Prior, Rng, generate
-from invem.diffusion import calls, heun, initial_state, integrate, reverse
+from invem.diffusion import count_calls, heun, initial_state, integrate, reverse_diffusion
 
 D, N = 4, 20_000
 COV = 0.7 ** (torch.arange(D)[:, None] - torch.arange(D)).abs().double()
@@ -42,7 +42,7 @@ def test_ancestral_steps_with_draws_are_exact_at_any_number(steps):
         return PRIOR(x_t, sigma) + GAUSSIAN.cov.given(sigma).draw(streams)
 
     x_t = GAUSSIAN.sample(rng("signal")) + float(sigmas[0]) * rng("noise").normal(D)
-    low, high = extremes(reverse(draw, x_t, sigmas, streams))
+    low, high = extremes(reverse_diffusion(draw, x_t, sigmas, streams))
     assert low > 1 - BAND
     assert high < 1 + BAND
 
@@ -50,7 +50,8 @@ def test_ancestral_steps_with_draws_are_exact_at_any_number(steps):
 def test_ancestral_steps_with_the_mean_are_too_narrow():
     x_t = initial_state(PRIOR, 20.0, rng("start"), (D,), torch.empty(0))
     few, many = (
-        extremes(reverse(PRIOR, x_t, Karras().grid(steps), rng("chain")))[0] for steps in (8, 128)
+        extremes(reverse_diffusion(PRIOR, x_t, Karras().grid(steps), rng("chain")))[0]
+        for steps in (8, 128)
     )
     assert few < many - 0.05
     assert many < 1
@@ -62,7 +63,7 @@ def test_eta_zero_is_eulers_rule_and_draws_nothing():
         torch.tensor([2.0, 0.5, 0.1], dtype=torch.float64),
     )
     streams = rng("unused", n=3)
-    found = reverse(PRIOR, x_t, sigmas, streams, eta=0.0)
+    found = reverse_diffusion(PRIOR, x_t, sigmas, streams, eta=0.0)
     x = x_t
     for sigma, s in ((2.0, 0.5), (0.5, 0.1)):
         x = x + (s - sigma) * (x - PRIOR(x, sigma)) / sigma
@@ -144,4 +145,4 @@ def test_the_calls_of_a_rule_are_counted(stepping):
         return 0.5 * x_t
 
     integrate(stepping, denoise, torch.ones(2, 3), Karras().grid(9), Rng.keyed("c", items=range(2)))
-    assert len(count) == calls(stepping, 9)
+    assert len(count) == count_calls(stepping, 9)

@@ -25,9 +25,9 @@ from invem import (
     Unsupported,
     config,
 )
-from invem.denoiser import level
+from invem.denoiser import expand_level
 from invem.errors import Stopped
-from invem.objective import edm_weight, matching, noise_levels
+from invem.objective import edm_weight, noise_levels, score_matching
 from invem.planning.make import make
 from invem.prior import ExactDenoiser
 from invem.running.evaluate import unconditional
@@ -58,7 +58,7 @@ class Known(Denoiser):
     def forward(self, x_t, sigma, cond=None):
         if self.start is not None:
             return self.centre + self.std * x_t / self.start
-        share = self.std**2 / (self.std**2 + level(sigma, x_t) ** 2)
+        share = self.std**2 / (self.std**2 + expand_level(sigma, x_t) ** 2)
         return self.centre + share * (x_t - self.centre)
 
 
@@ -126,7 +126,7 @@ class Blind(ExactDenoiser):
     """Exact at levels from 0.3 on, and wrong below."""
 
     def forward(self, x_t, sigma, cond=None):
-        return torch.where(level(sigma, x_t) < 0.3, 0.0, super().forward(x_t, sigma))
+        return torch.where(expand_level(sigma, x_t) < 0.3, 0.0, super().forward(x_t, sigma))
 
 
 def test_a_teacher_that_knows_no_level_below_the_noise_of_the_data_is_enough():
@@ -147,7 +147,7 @@ def test_the_student_is_fitted_to_the_generator_s_signals_and_each_network_to_it
     rng = Rng.keyed("parts", items=range(n))
     x = denoiser.generated(rng.normal(D)).detach()
     sigma = noise_levels(rng, x)
-    alone = matching(student, x, sigma, edm_weight(student, sigma), rng).mean()
+    alone = score_matching(student, x, sigma, edm_weight(student, sigma), rng).mean()
     expected = torch.autograd.grad(alone, [student.centre, student.std])
     found = torch.autograd.grad(loss(), [student.centre, student.std])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))

@@ -18,7 +18,7 @@ from invem_plugins.operators.random_mask import random_mask
 from test_conditional import NOISE, PRIOR, D, N, observe, posterior, rng, white
 
 from invem import Denoiser, Example, Gaussian, Preconditioned, Prior, RecipeError, Rng, Unsupported
-from invem.denoiser import level
+from invem.denoiser import expand_level
 from invem.prior import ExactDenoiser
 
 FORMS = [SCSI(), SFBDOmni()]
@@ -50,7 +50,7 @@ class Exact(ExactDenoiser):
         base = super().forward(x_t, sigma)
         if cond is None:
             return self.scale * base
-        t, state = level(sigma, x_t).double(), x_t.double()
+        t, state = expand_level(sigma, x_t).double(), x_t.double()
         mean, C = self.exact.mean.double(), self.exact.cov.dense().double()
         y, shown = cond.double().unbind(1)
         # One matrix for each mask, where all have one t. Rows of what is known: I_t, and y where it

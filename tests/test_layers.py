@@ -20,7 +20,7 @@ VOCABULARY = [
     {"factor_mixture"},
     {"denoiser"},
     {"prior"},
-    {"diffusion", "tweedie"},
+    {"diffusion", "local_gaussian"},
     {"sampler", "objective", "dataset", "metric"},
     {"stopping", "fileformat"},
 ]

@@ -7,7 +7,12 @@ from invem_plugins.operators.random_projection import random_projection
 from invem_plugins.samplers._particles import choose, resample
 
 from invem import Measurement, Rng
-from invem.likelihood import nearest, nearest_draw, sharpness, strength
+from invem.likelihood import (
+    largest_curvature,
+    largest_singular_value,
+    proximal_draw,
+    proximal_point,
+)
 
 N, D = 30_000, 4
 
@@ -30,13 +35,13 @@ def test_nearest_is_the_minimiser():
     A = dense(m)
     precision = A.T @ A / 0.09 + torch.eye(D) / rho**2
     expected = torch.linalg.solve(precision, A.T @ m.y[0].double() / 0.09 + x[0].double() / rho**2)
-    assert torch.allclose(nearest(m, x, rho)[0].double(), expected, atol=1e-4)
+    assert torch.allclose(proximal_point(m, x, rho)[0].double(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("matched", [False, True])
 def test_a_near_draw_has_its_law(matched):
     one, m = problem(), problem(N)
-    rho = float(0.8 / strength(one))
+    rho = float(0.8 / largest_singular_value(one))
     x = torch.randn(1, D, generator=Rng.generator("x")).expand(N, D)
     A = dense(one)
     S = 0.09 * torch.eye(2, dtype=torch.float64) - (rho**2 * A @ A.T if matched else 0)
@@ -44,7 +49,7 @@ def test_a_near_draw_has_its_law(matched):
     mean = torch.linalg.solve(
         precision, A.T @ torch.linalg.solve(S, one.y[0].double()) + x[0].double() / rho**2
     )
-    z = nearest_draw(m, x, rho, Rng.keyed("z", items=range(N)), matched=matched).double()
+    z = proximal_draw(m, x, rho, Rng.keyed("z", items=range(N)), matched=matched).double()
     root = torch.linalg.cholesky(precision)
     white = (z - mean) @ root
     assert float(white.mean(0).abs().max()) < 0.03
@@ -54,8 +59,8 @@ def test_a_near_draw_has_its_law(matched):
 def test_strength_and_sharpness_are_the_largest_singular_value():
     m = problem()
     top = float(torch.linalg.matrix_norm(dense(m), 2)) / 0.3
-    assert float(strength(m)) == pytest.approx(top, rel=0.01)
-    assert float(sharpness(m, torch.zeros(1, D), 30)) == pytest.approx(top**2, rel=0.02)
+    assert float(largest_singular_value(m)) == pytest.approx(top, rel=0.01)
+    assert float(largest_curvature(m, torch.zeros(1, D), 30)) == pytest.approx(top**2, rel=0.02)
 
 
 def test_resampling_keeps_what_is_even_and_is_unbiased():

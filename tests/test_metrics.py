@@ -37,7 +37,7 @@ from invem import (
     Unsupported,
 )
 from invem.bench import LEVELS, coverage_curve
-from invem.compare import canonical, inside, principal, ranks
+from invem.compare import canonical_order, principal_components, ranks, share_inside
 from invem.prior import ExactDenoiser
 
 torch.set_num_threads(1)
@@ -378,20 +378,22 @@ def test_frechet_of_hopeless_sets():
 @pytest.mark.parametrize(("n", "d"), [(300, 20), (20, 300), (20, 1100)])
 def test_principal_components_are_those_of_the_covariance(n, d):
     x = normal(n, d).double() * torch.linspace(3, 0.1, d) + 1
-    mean, basis, variance = principal(x, 5)
+    mean, basis, variance = principal_components(x, 5)
     assert torch.allclose(mean, x.mean(0)) and torch.allclose(
         basis.T @ basis, torch.eye(5).double(), atol=1e-10
     )
     cov = torch.cov(x.T)
     assert torch.allclose(cov @ basis, basis * variance, atol=1e-8)
     assert torch.allclose(variance, torch.linalg.eigvalsh(cov)[-5:].flip(0))
-    assert principal(x[:4], 9)[1].shape == (d, 3)
+    assert principal_components(x[:4], 9)[1].shape == (d, 3)
 
 
 def test_canonical_order_is_that_of_the_set():
     x = normal(500, 3, 4)
     moved = x[torch.randperm(500, generator=rng())]
-    assert not torch.equal(moved, x) and torch.equal(moved[canonical(moved)], x[canonical(x)])
+    assert not torch.equal(moved, x) and torch.equal(
+        moved[canonical_order(moved)], x[canonical_order(x)]
+    )
 
 
 def test_ranks_of_calibrated_draws_are_uniform():
@@ -401,7 +403,9 @@ def test_ranks_of_calibrated_draws_are_uniform():
     for k in (1, 2, 5):
         found = ranks(normal(4000, k, 4), normal(4000, 4, seed=1))
         for low, high in ((0.0, 0.1), (0.3, 0.35), (0.05, 0.95)):
-            assert inside(found, low, high).mean().item() == pytest.approx(high - low, abs=0.01)
+            assert share_inside(found, low, high).mean().item() == pytest.approx(
+                high - low, abs=0.01
+            )
 
 
 # without a clean signal

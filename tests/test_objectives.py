@@ -33,8 +33,8 @@ from invem import (
     Unsupported,
 )
 from invem.config import Fit
-from invem.denoiser import level
-from invem.objective import edm_weight, matching, noise_levels
+from invem.denoiser import expand_level
+from invem.objective import edm_weight, noise_levels, score_matching
 from invem.prior import ExactDenoiser
 from invem.running.trainer import Trainer
 from invem.testing import check
@@ -71,7 +71,7 @@ class Shifted(Denoiser):
         self.shift, self.prior, self.where = shift, prior, where
 
     def forward(self, x_t, sigma, cond=None):
-        sigma = level(sigma, x_t)
+        sigma = expand_level(sigma, x_t)
         scale = (1 + sigma**2).rsqrt()
         features = torch.cat([scale * (x_t - self.prior.mean), torch.ones_like(x_t[:, :1])], 1)
         shift = sigma * scale * torch.einsum("bij,bj->bi", self.shift, features)
@@ -279,7 +279,7 @@ def supervised(denoiser, x, least=SIGMA_Y, factor=lambda sigma: torch.ones_like(
     """Denoising score matching on the clean signals at levels above that of the data."""
     r = rng(N, "supervised")
     sigma = noise_levels(r, x, least=least)
-    return matching(denoiser, x, sigma, factor(sigma) * edm_weight(denoiser, sigma), r)
+    return score_matching(denoiser, x, sigma, factor(sigma) * edm_weight(denoiser, sigma), r)
 
 
 def cases():
@@ -350,7 +350,7 @@ def test_granted_images_are_fitted_as_by_dsm(objective):
     r = rng(N)
     sigma = noise_levels(r, x)
     loss = objective.loss(denoiser, Example(x), rng(N))
-    assert torch.equal(loss, matching(denoiser, x, sigma, edm_weight(denoiser, sigma), r))
+    assert torch.equal(loss, score_matching(denoiser, x, sigma, edm_weight(denoiser, sigma), r))
     gap = loss.double() - DSM().loss(denoiser, Example(x), rng(N, "other"))
     assert errors(gap[:, None]) < 4
     if isinstance(objective, AmbientTweedie):
@@ -430,7 +430,9 @@ def test_the_consistency_term_has_the_mean_that_is_claimed():
 
     class Moved(Shifted):
         def forward(self, x_t, sigma, cond=None):
-            return self.prior.denoise(x_t, level(sigma, x_t)) + 0.3 * below(level(sigma, x_t))
+            return self.prior.denoise(x_t, expand_level(sigma, x_t)) + 0.3 * below(
+                expand_level(sigma, x_t)
+            )
 
     value = consistency(Moved(WRONG[None]), noisy(signals()), branch_steps=1)
     sigma = SIGMA_Y * 2 ** torch.linspace(0, 1, 2001, dtype=torch.float64)
@@ -464,7 +466,7 @@ class AtTheData(Denoiser):
         self.rest, self.b = Shifted(shift[:, :, : D + 1], prior), shift[:, :, D + 1]
 
     def forward(self, x_t, sigma, cond=None):
-        sigma = level(sigma, x_t)
+        sigma = expand_level(sigma, x_t)
         mine = PRIOR.denoise(x_t, sigma) + self.b
         return torch.where(sigma == SIGMA_Y, mine, self.rest(x_t, sigma))
 
@@ -494,7 +496,7 @@ def test_the_gradient_of_the_second_term_through_h_narrows_h_further():
 
     class Scaled(AtTheData):
         def forward(self, x_t, sigma, cond=None):
-            sigma = level(sigma, x_t)
+            sigma = expand_level(sigma, x_t)
             x_hat = PRIOR.denoise(x_t, sigma)
             mine = x_hat + torch.einsum("bij,bj->bi", self.rest.shift[:, :, :D], x_hat - PRIOR.mean)
             return torch.where(sigma == SIGMA_Y, mine, x_hat)

@@ -32,7 +32,7 @@ from invem import (
     Run,
     config,
 )
-from invem.denoiser import level
+from invem.denoiser import expand_level
 from invem.planning.make import make
 from invem.prior import closed_form
 from invem.running.priors import newest_weights
@@ -78,7 +78,7 @@ class Exact(Denoiser):
     def forward(self, x_t, sigma, cond=None):
         self.cond = cond
         q, mu, y = self.spread / self.sigma_data, cond[:, 0].double(), cond[:, 1].double()
-        x_t, sigma = q * x_t.double() + mu, q * level(sigma, x_t).double()
+        x_t, sigma = q * x_t.double() + mu, q * expand_level(sigma, x_t).double()
         inverse = torch.linalg.inv(TRUE.cov.dense().double())
         precision = inverse + torch.diag_embed((1 / sigma**2 + 1 / NOISE**2).expand(-1, D))
         pull = inverse @ TRUE.mean.double() + x_t / sigma**2 + y / NOISE**2

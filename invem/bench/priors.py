@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from invem.batched import Rng, wide
+from invem.batched import Rng, to_float64
 from invem.mixture import Mixture
 
 __all__ = ["PRIORS", "IsotropicMixture", "autoregressive", "curve", "grid"]
@@ -28,9 +28,9 @@ class IsotropicMixture(Mixture):
         return float(self.covs[0, 0, 0])
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        means, x = wide(self.means.flatten(1)), wide(x_t.flatten(1))
-        total = self._var + wide(sigma).reshape(-1, 1) ** 2
-        log_r = wide(self.weights).log() + (x @ means.T - 0.5 * means.square().sum(1)) / total
+        means, x = to_float64(self.means.flatten(1)), to_float64(x_t.flatten(1))
+        total = self._var + to_float64(sigma).reshape(-1, 1) ** 2
+        log_r = to_float64(self.weights).log() + (x @ means.T - 0.5 * means.square().sum(1)) / total
         near = log_r.softmax(-1) @ means
         return (near + self._var / total * (x - near)).to(x_t.dtype).reshape(x_t.shape)
 

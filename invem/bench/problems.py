@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from invem.batched import Rng, wide
+from invem.batched import Rng, to_float64
 from invem.bench.posterior import Posterior
 from invem.diffusion import generate
 from invem.door import Run
@@ -165,4 +165,4 @@ def _as_mixture(prior: Prior, shape: tuple[int, ...]) -> Mixture | None:
     if not isinstance(prior.exact, Gaussian) or math.prod(shape) > _LARGEST:
         return None
     gaussian = prior.exact.to("cpu")
-    return Mixture(torch.ones(1), gaussian.mean[None], wide(gaussian.cov.dense())[None])
+    return Mixture(torch.ones(1), gaussian.mean[None], to_float64(gaussian.cov.dense())[None])

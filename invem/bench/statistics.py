@@ -11,11 +11,11 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from invem.batched import Rng, wide
+from invem.batched import Rng, to_float64
 from invem.bench.metrics import LEVELS
 from invem.bench.observations import Observations
 from invem.bench.problems import Problem
-from invem.compare import directions, inside, ranks
+from invem.compare import directions, ranks, share_inside
 from invem.measurement import Measurement
 from invem.metric import Outcome
 
@@ -181,7 +181,7 @@ def coverage_curve(ranks: Tensor) -> Tensor:
     Returns:
         Shape (B, number of levels).
     """
-    return torch.stack([inside(ranks, 0.5 - p / 2, 0.5 + p / 2).mean(1) for p in LEVELS], 1)
+    return torch.stack([share_inside(ranks, 0.5 - p / 2, 0.5 + p / 2).mean(1) for p in LEVELS], 1)
 
 
 def uniformity_gap(ranks: Tensor) -> float:
@@ -190,7 +190,9 @@ def uniformity_gap(ranks: Tensor) -> float:
     Args:
         ranks: Shape (n, 2).
     """
-    return max(abs(float(inside(ranks, 0.0, i / 100).mean()) - i / 100) for i in range(1, 100))
+    return max(
+        abs(float(share_inside(ranks, 0.0, i / 100).mean()) - i / 100) for i in range(1, 100)
+    )
 
 
 def is_finite(x: Tensor) -> Tensor:
@@ -259,7 +261,7 @@ class SeedDraws:
         if posterior is None or exact is None or not self.finite:
             return None
         moments = exact.moments()
-        mean, cov = wide(moments.mean).flatten(), wide(moments.cov.dense())
+        mean, cov = to_float64(moments.mean).flatten(), to_float64(moments.cov.dense())
         excess = torch.zeros_like(cov)
         for i, x in self.finite.items():
             gap, off = x - mean, posterior.mean[i] - mean

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.denoiser import Denoiser, level
+from invem.denoiser import Denoiser, expand_level
 from invem.gaussian import Gaussian
 from invem.measurement import Example, Measurement
 from invem.objective import ClosedFormObjective, Objective
@@ -49,7 +49,7 @@ class _Perturbed(ExactConditional):
         self.error = error
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        sigma = level(sigma, x_t)
+        sigma = expand_level(sigma, x_t)
         return super().forward(x_t, sigma, cond) + self.error * sigma / (1 + sigma**2) * x_t
 
 

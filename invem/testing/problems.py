@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from invem.batched import Rng
 from invem.config import Catalog
-from invem.denoiser import Denoiser, level
+from invem.denoiser import Denoiser, expand_level
 from invem.errors import InvemError
 from invem.gaussian import Gaussian
 from invem.linear import Mask, Matrix
@@ -142,7 +142,7 @@ class ExactConditional(Denoiser):
         self.condition = 0 if conditioning is None else 2
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        sigma = level(sigma, x_t)
+        sigma = expand_level(sigma, x_t)
         if cond is None:
             return self.prior.denoise(x_t, sigma)
         if self.conditioning is None:

@@ -7,7 +7,7 @@ from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
 from invem import Denoiser, RecipeError, examples
-from invem.denoiser import level
+from invem.denoiser import expand_level
 from invem.errors import MissingExtra
 
 
@@ -34,7 +34,7 @@ class AzulaDenoiser(Denoiser):
         self.denoiser.schedule = _Identity()  # type: ignore[assignment]
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        out: Tensor = self.denoiser(x_t, level(sigma, x_t).flatten().expand(len(x_t))).mean
+        out: Tensor = self.denoiser(x_t, expand_level(sigma, x_t).flatten().expand(len(x_t))).mean
         return out
 
 

@@ -20,7 +20,7 @@ from invem import (
     examples,
     shared,
 )
-from invem.denoiser import level
+from invem.denoiser import expand_level
 from invem.errors import MissingExtra, suggest
 from invem.operator import SVD
 
@@ -383,7 +383,7 @@ class DeepinvDenoiser(Denoiser):
         self.model, self.low, self.width = model, low, high - low
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        levels = level(sigma, x_t).flatten().expand(len(x_t)) / self.width
+        levels = expand_level(sigma, x_t).flatten().expand(len(x_t)) / self.width
         out: Tensor = self.model((x_t - self.low) / self.width, levels)
         return self.low + self.width * out
 

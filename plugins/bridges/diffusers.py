@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from invem import DataError, Denoiser, RecipeError, examples
-from invem.denoiser import level
+from invem.denoiser import expand_level
 from invem.errors import MissingExtra
 
 
@@ -57,7 +57,7 @@ class DiffusersDenoiser(Denoiser):
         return low + (log - self.levels[low]) / (self.levels[high] - self.levels[low])
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        sigma = level(sigma, x_t)
+        sigma = expand_level(sigma, x_t)
         total = 1 + sigma**2
         height, width = x_t.shape[-2:]
         x = pad(x_t * total.rsqrt(), (0, -width % self.multiple, 0, -height % self.multiple))

@@ -9,7 +9,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng, Unsupported
-from invem.diffusion import calls, integrate
+from invem.diffusion import count_calls, integrate
 
 from .interpolant import InterpolantConditioning
 
@@ -38,7 +38,7 @@ class InterpolantFlow(PosteriorSampler):
 
     @property
     def cost(self) -> tuple[int, int]:
-        return calls(self.stepping, self.steps), 0
+        return count_calls(self.stepping, self.steps), 0
 
     @torch.no_grad()
     def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:

@@ -9,7 +9,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from invem import DataError, Metric, Outcome, Unsupported, examples
-from invem.compare import inside, ranks
+from invem.compare import ranks, share_inside
 
 
 @examples({"of": "spread-error"})
@@ -59,5 +59,7 @@ class Calibration(Metric):
             return (
                 2 * draws.var(1).sum() / (draws - truth[:, None]).square().mean(1).sum()
             ).float()
-        share = inside(ranks(draws, truth), 0.5 - self.level / 2, 0.5 + self.level / 2).mean(1)
+        share = share_inside(ranks(draws, truth), 0.5 - self.level / 2, 0.5 + self.level / 2).mean(
+            1
+        )
         return share.masked_fill(~draws.isfinite().flatten(1).all(1), math.nan).float()

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from invem import DataError, Measurement, Metric, Outcome, Rng, Unsupported, examples
-from invem.compare import canonical, directions, frechet_distance, principal, sliced_wasserstein
+from invem.compare import (
+    canonical_order,
+    directions,
+    frechet_distance,
+    principal_components,
+    sliced_wasserstein,
+)
 
 SPLITS, PROJECTIONS, RANK = 4, 256, 32
 WIDTH, BATCH, EPOCHS, STEPS = 128, 256, 20, 200
@@ -95,7 +101,7 @@ class ObservationDistance(Metric):
         if self.distance == "sliced-wasserstein":
             theta = directions(half.shape[1], PROJECTIONS, Rng.generator("observation-distance"))
             return lambda y: sliced_wasserstein(y, half, theta)
-        _, basis, _ = principal(half, RANK)
+        _, basis, _ = principal_components(half, RANK)
         return lambda y: frechet_distance(y @ basis, half @ basis)
 
 
@@ -103,7 +109,7 @@ def _informative(m: Measurement) -> Tensor:
     """Returns y in canonical order, zero where it is pure noise, shape (n, m), float64."""
     y = m.y if m.A.seen is None else m.y * m.A.seen
     y = (torch.view_as_real(y) if y.is_complex() else y).flatten(1).cpu().double()
-    return y[canonical(y)]
+    return y[canonical_order(y)]
 
 
 def _accuracy(real: Tensor, simulated: Tensor) -> Tensor:
@@ -121,7 +127,7 @@ def _accuracy(real: Tensor, simulated: Tensor) -> Tensor:
     right = real.new_zeros(())
     for learned in (0, 1):
         both, held = (torch.cat([fold[k] for fold in folds]) for k in (learned, 1 - learned))
-        mean, basis, variance = principal(both, RANK)
+        mean, basis, variance = principal_components(both, RANK)
         basis = basis / variance.mean().sqrt().clamp(min=torch.finfo(variance.dtype).tiny)
         train, test = (((y - mean) @ basis).float() for y in (both, held))
         sign = _classify(train, test).sign().double()

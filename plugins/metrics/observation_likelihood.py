@@ -23,7 +23,7 @@ from invem import (
     Unsupported,
     examples,
 )
-from invem.denoiser import level
+from invem.denoiser import expand_level
 
 CHUNK, ENTRIES, LARGEST = 256, 2**23, 1024
 
@@ -114,7 +114,7 @@ class ObservationLikelihood(Metric):
             items=[hashlib.blake2b(row.cpu().numpy().tobytes()).hexdigest() for row in y],
         )
         u, h = sigma.log(), (math.log(top) - sigma.log()) / self.steps
-        x, step, gained = y, level(h, y), torch.zeros_like(sigma)
+        x, step, gained = y, expand_level(h, y), torch.zeros_like(sigma)
         for _ in range(self.steps):
             a, da = self._slope(prior, x, u, rng)
             b, db = self._slope(prior, x + step / 2 * a, u + h / 2, rng)
@@ -143,7 +143,7 @@ class ObservationLikelihood(Metric):
         d = x[0].numel()
         with torch.enable_grad():
             x_t = x.detach().requires_grad_()
-            x_hat = prior(x_t, level(u.exp(), x_t))
+            x_hat = prior(x_t, expand_level(u.exp(), x_t))
         if self.probes < d:
             probes = [rng.normal_like(x).sign() for _ in range(self.probes)]
         else:

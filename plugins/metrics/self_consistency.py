@@ -10,7 +10,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from invem import DataError, Measurement, Metric, Outcome, RecipeError, Rng, Unsupported, examples
-from invem.compare import canonical, principal
+from invem.compare import canonical_order, principal_components
 
 CHUNK, SWAPS = 512, 32
 
@@ -126,8 +126,8 @@ def _excess(pairs: Tensor, rank: int, deviation: Callable[[Tensor, Tensor], Tens
 
     pairs: x and x', (n, 2, d).
     """
-    pairs = pairs[canonical(pairs.sum(1))]
-    _, basis, variance = principal(pairs.flatten(0, 1), rank)
+    pairs = pairs[canonical_order(pairs.sum(1))]
+    _, basis, variance = principal_components(pairs.flatten(0, 1), rank)
     kept = variance > 1e-12 * variance[:1]
     pairs = pairs @ basis[:, kept]
     rng = Rng.generator("self-consistency")

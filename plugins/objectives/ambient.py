@@ -20,7 +20,7 @@ from invem import (
     Rng,
     Unsupported,
 )
-from invem.denoiser import Wrapper, level
+from invem.denoiser import Wrapper, expand_level
 from invem.objective import MakeNetwork, edm_weight, noise_levels
 
 _HIDDEN = 1e6  # the noise level of a hidden pixel, in place of infinity
@@ -177,7 +177,7 @@ class AmbientDenoiser(Wrapper):
         x_hat: Tensor = self.network(_hide(x_t, mask, self.mean), sigma, mask[:, None])
         if not isinstance(self.network, Preconditioned):
             return x_hat
-        scale = (1 + (self.sigma_data / level(sigma, x_t)) ** 2).sqrt()
+        scale = (1 + (self.sigma_data / expand_level(sigma, x_t)) ** 2).sqrt()
         return torch.where(mask > 0, x_hat, self.mean + scale * (x_hat - self.mean))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import Denoiser, Example, Measurement, Objective, RecipeError, Rng, examples
-from invem.objective import edm_weight, matching, noise_levels
+from invem.objective import edm_weight, noise_levels, score_matching
 
 _REACH = 2.0  # the consistency term begins at most at this multiple of the noise of the data
 
@@ -82,7 +82,7 @@ class AmbientTweedie(Objective):
             if batch.x is None:
                 raise RecipeError("ambient-tweedie was given neither measurements nor clean images")
             sigma = noise_levels(rng, batch.x, self.p_mean, self.p_std)
-            return matching(model, batch.x, sigma, edm_weight(model, sigma), rng)
+            return score_matching(model, batch.x, sigma, edm_weight(model, sigma), rng)
         least = m.level("ambient-tweedie")
         sigma = noise_levels(rng, m.y, self.p_mean, self.p_std, least)
         x_t, share = _noisier(m.y, least, sigma, rng)

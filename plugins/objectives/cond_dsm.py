@@ -7,8 +7,8 @@ from annotated_types import Gt, Interval
 from torch import Tensor
 
 from invem import Denoiser, Example, Gaussian, Measurement, Objective, Prior, RecipeError, Rng
-from invem.measurement import conditioning, remeasure
-from invem.objective import MakeNetwork, Observing, edm_weight, matching, noise_levels
+from invem.measurement import linear_condition, remeasure
+from invem.objective import MakeNetwork, Observing, edm_weight, noise_levels, score_matching
 from invem.prior import LinearConditioning
 
 
@@ -57,8 +57,8 @@ class CondDSM(Objective):
         cond = None
         if m is not None:
             kept = (kept >= self.drop).to(x).reshape(-1, *[1] * x.ndim)
-            cond = kept * conditioning(remeasure(m.to(x.device), x, rng)).to(x)
-        return matching(model, x, sigma, edm_weight(model, sigma), rng, cond)
+            cond = kept * linear_condition(remeasure(m.to(x.device), x, rng)).to(x)
+        return score_matching(model, x, sigma, edm_weight(model, sigma), rng, cond)
 
     def build(
         self, make_network: MakeNetwork, prior: Prior | None, m: Measurement | None

@@ -8,7 +8,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from invem import Denoiser, Example, Objective, RecipeError, Rng, examples
-from invem.objective import edm_weight, matching
+from invem.objective import edm_weight, score_matching
 
 _U = 1e-3  # distance of a uniform time from the ends where sigma or its weight is infinite
 
@@ -57,7 +57,7 @@ class DSM(Objective):
         if x is None:
             raise RecipeError("dsm learns from signals, and was given measurements only")
         sigma = self._sigma(x, rng)
-        return matching(model, x, sigma, self._weight(model, sigma), rng)
+        return score_matching(model, x, sigma, self._weight(model, sigma), rng)
 
     def _sigma(self, x: Tensor, rng: Rng) -> Tensor:
         ones = [1] * (x.ndim - 1)

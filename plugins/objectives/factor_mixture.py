@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import ClosedFormObjective, Example, FactorMixture, Gaussian, Prior, RecipeError, Rng
-from invem.batched import wide
+from invem.batched import to_float64
 from invem.prior import ClosedForm
 
 LARGEST = 1024  # entries of a signal
@@ -65,12 +65,12 @@ class FactorMixtureMoments(ClosedFormObjective):
         before = prior.exact if isinstance(prior.exact, FactorMixture) else None
         drawn = [self._draw(prior, before, example, rng) for example, rng in batches()]
         x = torch.cat([signals for signals, _ in drawn])
-        flat = wide(x.flatten(1))
+        flat = to_float64(x.flatten(1))
         components, rank = min(self.components, len(x)), min(self.rank, flat.shape[1])
         diag = None
         if before is not None and before.factors.shape[::2] == (components, rank):
-            share = torch.cat([wide(part) for _, part in drawn if part is not None])
-            diag = wide(before.diag)
+            share = torch.cat([to_float64(part) for _, part in drawn if part is not None])
+            diag = to_float64(before.diag)
         else:
             share = _means(flat, components)
         weights, means, factors, diag = self._step(flat, share, rank, diag)

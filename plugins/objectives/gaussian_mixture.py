@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import ClosedFormObjective, Example, Gaussian, Mixture, Prior, RecipeError, Rng
-from invem.batched import wide
+from invem.batched import to_float64
 from invem.prior import ClosedForm
 
 LARGEST = 256  # entries of a signal
@@ -93,16 +93,16 @@ class GaussianMixture(ClosedFormObjective):
             )
             gaussian = gaussian.to(first.device)
         assert gaussian is not None
-        cov = wide(gaussian.cov.dense())
+        cov = to_float64(gaussian.cov.dense())
         cov = self.spread * cov + self._lift(cov)
-        weights = wide(torch.full((components,), 1.0, device=first.device)) / components
+        weights = to_float64(torch.full((components,), 1.0, device=first.device)) / components
         return Mixture(weights, first, cov.expand(components, -1, -1).contiguous())
 
     def _step(self, prior: Mixture, batches: Iterable[tuple[Example, Rng]]) -> Mixture:
         """One iteration of EM, with sums in float64."""
-        mean, cov = wide(prior.means.flatten(1)), wide(prior.covs)
+        mean, cov = to_float64(prior.means.flatten(1)), to_float64(prior.covs)
         count, first, second = (
-            torch.zeros_like(wide(prior.weights)),
+            torch.zeros_like(to_float64(prior.weights)),
             torch.zeros_like(mean),
             torch.zeros_like(cov),
         )
@@ -117,7 +117,7 @@ class GaussianMixture(ClosedFormObjective):
             )
             gain, z = white[..., :-1], white[..., -1]
             log = (
-                wide(prior.weights).log()
+                to_float64(prior.weights).log()
                 - 0.5 * z.square().sum(-1)
                 - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             )
@@ -155,7 +155,7 @@ def _linear(example: Example, prior: Mixture) -> Iterator[tuple[Tensor, Tensor, 
     """
     x, m, components = example.x, example.measurement, len(prior.weights)
     if x is not None:
-        flat = wide(x.flatten(1))
+        flat = to_float64(x.flatten(1))
         d = flat.shape[1]
         size = max(ENTRIES // (components * d * (d + 1)), 1)
         eye = torch.eye(d, dtype=flat.dtype, device=flat.device)
@@ -172,4 +172,4 @@ def _linear(example: Example, prior: Mixture) -> Iterator[tuple[Tensor, Tensor, 
     )
     for index in torch.arange(len(m)).split(size):  # type: ignore[no-untyped-call]
         part = m[index]
-        yield part.matrices(), wide(part.y.flatten(1)), prior.spread(part)
+        yield part.matrices(), to_float64(part.y.flatten(1)), prior.spread(part)

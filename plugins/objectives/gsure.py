@@ -8,7 +8,7 @@ from annotated_types import Gt, Interval
 from torch import Tensor
 
 from invem import Denoiser, Example, Objective, RecipeError, Rng, examples
-from invem.objective import edm_weight, matching, noise_levels
+from invem.objective import edm_weight, noise_levels, score_matching
 
 
 @examples({"seen": 0.5})
@@ -55,7 +55,7 @@ class GSURE(Objective):
             if batch.x is None:
                 raise RecipeError("gsure was given neither measurements nor clean images")
             sigma = noise_levels(rng, batch.x, self.p_mean, self.p_std)
-            return matching(model, batch.x, sigma, edm_weight(model, sigma), rng)
+            return score_matching(model, batch.x, sigma, edm_weight(model, sigma), rng)
         svd = m.A.svd()
         level, data = m.spectral_noise(svd), m.spectral_data(svd)
         least = level.amin(1)

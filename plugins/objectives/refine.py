@@ -19,10 +19,10 @@ from invem import (
     RecipeError,
     Rng,
 )
-from invem.denoiser import level
+from invem.denoiser import expand_level
 from invem.factor_mixture import Conditioned
 from invem.measurement import remeasure
-from invem.objective import MakeNetwork, Observing, edm_weight, matching, noise_levels
+from invem.objective import MakeNetwork, Observing, edm_weight, noise_levels, score_matching
 from invem.prior import ClosedForm, Conditioning, closed_form
 
 _FEW = 256  # measurements from which the standard deviation of the residual is estimated
@@ -79,7 +79,7 @@ class Refine(Objective):
             )
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             cond = refined.condition_of(remeasure(m.to(x.device), x, rng)).to(x)
-        return matching(model, x, sigma, edm_weight(model, sigma), rng, cond)
+        return score_matching(model, x, sigma, edm_weight(model, sigma), rng, cond)
 
     def build(
         self, make_network: MakeNetwork, prior: Prior | None, m: Measurement | None
@@ -164,10 +164,10 @@ class RefinedDenoiser(Observing):
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
         """Returns E[x | x_t] under the prior, or with a condition E[x | x_t, mu, A^T y]."""
         if cond is None:
-            return self.exact.denoise(x_t, level(sigma, x_t))
+            return self.exact.denoise(x_t, expand_level(sigma, x_t))
         q = self.spread / self.network.sigma_data
         mu, centre = cond[:, 0], self.network.mean
-        residual: Tensor = self.network((x_t - mu) / q + centre, level(sigma, x_t) / q, cond)
+        residual: Tensor = self.network((x_t - mu) / q + centre, expand_level(sigma, x_t) / q, cond)
         return mu + q * (residual - centre)
 
     def _apply(self, *given: Any, **more: Any) -> Self:
@@ -197,8 +197,8 @@ class _Estimate(Conditioning):
         self, x_t: Tensor, sigma: Tensor, cond: Tensor, noise: float
     ) -> tuple[Tensor, Tensor]:
         # mu is a function of y and of the mask, and adds nothing to them.
-        y, level = cond[:, 1].double(), sigma.double() ** -2
-        return level + (y != 0) / noise**2, level * x_t.double() + y / noise**2
+        y, expand_level = cond[:, 1].double(), sigma.double() ** -2
+        return expand_level + (y != 0) / noise**2, expand_level * x_t.double() + y / noise**2
 
 
 def _estimate(exact: ClosedForm, m: Measurement) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from invem import Denoiser, Example, Gaussian, Measurement, Objective, Prior, RecipeError, Rng
-from invem.denoiser import level
-from invem.objective import MakeNetwork, ParameterGroup, edm_weight, matching, noise_levels
+from invem.denoiser import expand_level
+from invem.objective import MakeNetwork, ParameterGroup, edm_weight, noise_levels, score_matching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class RSD(Objective):
         m = batch.measurement
         x = pair.generated(rng.normal(*m.shape).to(m.y))
         sigma = noise_levels(rng, x, self.p_mean, self.p_std)
-        known = matching(student, x.detach(), sigma, edm_weight(student, sigma), rng)
+        known = score_matching(student, x.detach(), sigma, edm_weight(student, sigma), rng)
 
         sigma = noise_levels(rng, x, self.p_mean, self.p_std, self.least)
         x_t = x + sigma * rng.normal_like(x)
@@ -140,7 +140,9 @@ class Distilled(Denoiser):
 
     def generated(self, z: Tensor) -> Tensor:
         """Returns G(z), shape (B, *shape). z: standard normal, (B, *shape)."""
-        out: Tensor = self.generator(self.mean + self.init_sigma * z, level(self.init_sigma, z))
+        out: Tensor = self.generator(
+            self.mean + self.init_sigma * z, expand_level(self.init_sigma, z)
+        )
         return out
 
     def draw(self, rng: Rng, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import Denoiser, Example, Objective, RecipeError, Rng, Unsupported, examples
-from invem.objective import edm_weight, matching, noise_levels
+from invem.objective import edm_weight, noise_levels, score_matching
 
 
 @examples({"through": False}, {"score": 0.0})
@@ -84,4 +84,4 @@ class SUREScore(Objective):
 
     def _match(self, model: Denoiser, x: Tensor, rng: Rng) -> Tensor:
         sigma = noise_levels(rng, x, self.p_mean, self.p_std)
-        return matching(model, x, sigma, edm_weight(model, sigma), rng)
+        return score_matching(model, x, sigma, edm_weight(model, sigma), rng)

@@ -4,7 +4,7 @@ import torch
 from torch import Generator
 
 from invem import Mask, Operator, RecipeError, examples
-from invem.compose import total
+from invem.compose import operator_sum
 from invem.operator import OperatorLaw
 
 
@@ -33,4 +33,4 @@ def added(n: int, shape: tuple[int, ...], rng: Generator, *, of: list[OperatorLa
         raise RecipeError(
             f"sum: the measurements have different shapes: {', '.join(map(str, shapes))}"
         )
-    return total(*parts)
+    return operator_sum(*parts)

@@ -8,7 +8,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule, Unsupported
-from invem.diffusion import Stepping, calls, integrate
+from invem.diffusion import Stepping, count_calls, integrate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Conditional(ChainSampler):
 
     @property
     def cost(self) -> tuple[int, int]:
-        return (calls(self.stepping, self.steps) + 1) * (1 if self.guidance == 1 else 2), 0
+        return (count_calls(self.stepping, self.steps) + 1) * (1 if self.guidance == 1 else 2), 0
 
     @torch.no_grad()
     def __call__(

@@ -8,8 +8,8 @@ from annotated_types import Ge, Interval
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
-from invem.diffusion import initial_state, reverse
-from invem.likelihood import nearest_draw, sharpness
+from invem.diffusion import initial_state, reverse_diffusion
+from invem.likelihood import largest_curvature, proximal_draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class DAPS(ChainSampler):
         x_t = initial_state(prior, sigmas[0], rng, m.shape, m.y, start)
         for sigma, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             levels = Karras(sigma_max=sigma, sigma_min=min(sigmas[-1], 0.5 * sigma)).grid(self.flow)
-            h = reverse(prior, x_t, levels, rng, eta=0.0)
+            h = reverse_diffusion(prior, x_t, levels, rng, eta=0.0)
             z = (
-                nearest_draw(m, h, sigma, rng)
+                proximal_draw(m, h, sigma, rng)
                 if self.kernel == "exact"
                 else self._chain(m, h, sigma, rng)
             )
@@ -74,7 +74,7 @@ class DAPS(ChainSampler):
         return x_t
 
     def _chain(self, m: Measurement, h: Tensor, sigma: float, rng: Rng) -> Tensor:
-        curvature = sharpness(m, h).reshape(-1, *[1] * (h.ndim - 1))
+        curvature = largest_curvature(m, h).reshape(-1, *[1] * (h.ndim - 1))
         length = self.rate / (curvature + 1 / sigma**2)
         z, u = h, rng.normal_like(h)
         for _ in range(self.inner):

@@ -8,8 +8,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
-from invem.diffusion import posterior_state, reverse
-from invem.tweedie import Covariance, condition, local
+from invem.diffusion import posterior_state, reverse_diffusion
+from invem.local_gaussian import Covariance, condition_on, local_gaussian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ class DAPSMM(ChainSampler):
         m = m.floored(float(sigmas[-1]))
 
         def draw(x_t: Tensor, sigma: float) -> Tensor:
-            here = local(prior, x_t, sigma, self.covariance, self.switch, self.iterations)
-            return condition(here, m, rng, self.solver, self.iterations)
+            here = local_gaussian(prior, x_t, sigma, self.covariance, self.switch, self.iterations)
+            return condition_on(here, m, rng, self.solver, self.iterations)
 
-        return reverse(
+        return reverse_diffusion(
             draw, posterior_state(prior, float(sigmas[0]), rng, m, start), sigmas, rng, zeta=1.0
         )

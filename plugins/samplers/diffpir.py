@@ -8,8 +8,8 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
-from invem.diffusion import posterior_state, reverse
-from invem.likelihood import nearest
+from invem.diffusion import posterior_state, reverse_diffusion
+from invem.likelihood import proximal_point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,9 @@ class DiffPIR(ChainSampler):
         m = m.floored(float(sigmas[-1]))
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            return nearest(m, prior(x_t, sigma), sigma / self.lam**0.5)
+            return proximal_point(m, prior(x_t, sigma), sigma / self.lam**0.5)
 
-        return reverse(
+        return reverse_diffusion(
             posterior,
             posterior_state(prior, float(sigmas[0]), rng, m, start),
             sigmas,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invem import ChainSampler, Measurement, Prior, Rng, Schedule
 from invem.diffusion import initial_state
-from invem.likelihood import sharpness
+from invem.likelihood import largest_curvature
 from invem.schedule import Geometric
 
 
@@ -51,10 +51,10 @@ class AnnealedLangevin(ChainSampler):
         var = m.noise.var().expand_as(m.y)
         x = initial_state(prior, sigmas[0], rng, m.shape, m.y, start)
         for sigma in sigmas:
-            # `sharpness` is the curvature for the variance var. With the variance var + sigma^2 the
+            # `largest_curvature` is that for the variance var. With the variance var + sigma^2 the
             # curvature is at most the share var/(var + sigma^2) of it.
             share = (var / (var + sigma**2)).flatten(1).amax(1, keepdim=True)
-            length = self.rate / (1 / sigma**2 + share * sharpness(m, x, 5)).reshape(
+            length = self.rate / (1 / sigma**2 + share * largest_curvature(m, x, 5)).reshape(
                 -1, *[1] * (x.ndim - 1)
             )
             for _ in range(self.inner):

@@ -8,9 +8,9 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from invem import Karras, Measurement, PosteriorSampler, Prior, Rng
-from invem.diffusion import posterior_state, reverse
-from invem.likelihood import nearest_draw, strength
-from invem.tweedie import Covariance, condition, local, prior_draw
+from invem.diffusion import posterior_state, reverse_diffusion
+from invem.likelihood import largest_singular_value, proximal_draw
+from invem.local_gaussian import Covariance, condition_on, draw_given_state, local_gaussian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +53,18 @@ class MatchedGibbs(PosteriorSampler):
         how: Covariance = "jacobian" if prior.moments is None else "switch"
 
         def draw(x_t: Tensor, sigma: float) -> Tensor:
-            return condition(local(prior, x_t, sigma, how), m, rng)
+            return condition_on(local_gaussian(prior, x_t, sigma, how), m, rng)
 
-        x = reverse(draw, posterior_state(prior, float(sigmas[0]), rng, m), sigmas, rng, zeta=1.0)
-        rho = self.share / strength(m)
+        x = reverse_diffusion(
+            draw, posterior_state(prior, float(sigmas[0]), rng, m), sigmas, rng, zeta=1.0
+        )
+        rho = self.share / largest_singular_value(m)
         # Where y resolves almost nothing, only the scale of the data bounds rho.
         rho = rho.clamp(max=float(sigmas[0]))
         for _ in range(self.sweeps):
-            x = prior_draw(
+            x = draw_given_state(
                 prior,
-                nearest_draw(m, x, rho, rng, matched=True),
+                proximal_draw(m, x, rho, rng, matched=True),
                 rho,
                 self.levels,
                 0.2 * self.end,

@@ -8,8 +8,22 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, RecipeError, Rng, Schedule
-from invem.diffusion import Stepping, calls, initial_state, integrate, posterior_state, reverse
-from invem.tweedie import Covariance, Local, back, condition, linearised, local
+from invem.diffusion import (
+    Stepping,
+    count_calls,
+    initial_state,
+    integrate,
+    posterior_state,
+    reverse_diffusion,
+)
+from invem.local_gaussian import (
+    Covariance,
+    LocalGaussian,
+    apply_gain,
+    condition_on,
+    linearised,
+    local_gaussian,
+)
 
 
 def _integrates(stepping: str) -> TypeGuard[Stepping]:
@@ -90,7 +104,9 @@ class MMPS(ChainSampler):
 
     @property
     def cost(self) -> tuple[int, int]:
-        forwards = calls(self.stepping, self.steps) if _integrates(self.stepping) else self.steps
+        forwards = (
+            count_calls(self.stepping, self.steps) if _integrates(self.stepping) else self.steps
+        )
         levels = self.schedule.grid(self.steps)
         low = {
             "switch": float((levels <= self.switch).double().mean()),
@@ -115,12 +131,12 @@ class MMPS(ChainSampler):
         last: list[Tensor] = []
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            here = local(prior, x_t, sigma, self.covariance, self.switch, self.iterations)
+            here = local_gaussian(prior, x_t, sigma, self.covariance, self.switch, self.iterations)
             m = linearised(given, here.mean) if self.linearise else given
             exact = self.stepping == "corrected" or (
                 here.cheap and self.stepping in ("isotropic", "diagonal")
             )
-            x = condition(
+            x = condition_on(
                 here,
                 m,
                 rng if exact else None,
@@ -140,9 +156,9 @@ class MMPS(ChainSampler):
         )
         if _integrates(self.stepping):
             return integrate(self.stepping, posterior, x_t, sigmas, rng)
-        return reverse(posterior, x_t, sigmas, rng)
+        return reverse_diffusion(posterior, x_t, sigmas, rng)
 
-    def _variance(self, here: Local, m: Measurement, rng: Rng, sigma: float) -> Tensor:
+    def _variance(self, here: LocalGaussian, m: Measurement, rng: Rng, sigma: float) -> Tensor:
         """Returns the diagonal of Cov[x | x_t, y], or its mean for "isotropic", shape (B, *shape).
 
         Cov[x | x_t, y] = V - V A^T (A V A^T + S)^-1 A V. The result is clipped to [0, sigma^2].
@@ -151,7 +167,7 @@ class MMPS(ChainSampler):
         for _ in range(self.probes):
             z = rng.normal_like(here.mean).sign()
             v = here.cov(z.flatten(1)).reshape(z.shape)
-            total = total + z * (v - back(here, m, m.A(v), self.solver, self.iterations))
+            total = total + z * (v - apply_gain(here, m, m.A(v), self.solver, self.iterations))
         total = total / self.probes
         if self.stepping == "isotropic":
             total = total.flatten(1).mean(1).reshape(-1, *[1] * (total.ndim - 1)).expand_as(total)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from invem import GuidedSampler, Measurement, Prior, Rng
 from invem.diffusion import Denoise
-from invem.likelihood import pull
-from invem.tweedie import local
+from invem.likelihood import regularised_backprojection
+from invem.local_gaussian import local_gaussian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class PiGDM(GuidedSampler):
             v = float((cov.diag + cov.factor.square().sum(1)).mean()) if cov else 1.0
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            here = local(prior, x_t, sigma, "jacobian")
-            u = pull(m, m.y - m.A(here.mean), v * sigma**2 / (v + sigma**2))
+            here = local_gaussian(prior, x_t, sigma, "jacobian")
+            u = regularised_backprojection(m, m.y - m.A(here.mean), v * sigma**2 / (v + sigma**2))
             return here.mean + here.cov(u.flatten(1)).reshape(x_t.shape)
 
         return posterior

@@ -7,7 +7,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
-from invem.diffusion import Stepping, calls, initial_state, integrate
+from invem.diffusion import Stepping, count_calls, initial_state, integrate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class PriorSampler(ChainSampler):
 
     @property
     def cost(self) -> tuple[int, int]:
-        return calls(self.stepping, self.steps), 0
+        return count_calls(self.stepping, self.steps), 0
 
     def __call__(
         self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None

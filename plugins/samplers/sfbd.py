@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng
-from invem.tweedie import prior_draw
+from invem.local_gaussian import draw_given_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,4 +39,6 @@ class SFBD(PosteriorSampler):
     @torch.no_grad()
     def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         sigma = m.level("sfbd").reshape(-1, 1).clamp(min=2 * self.end)
-        return prior_draw(prior, m.y, sigma, self.steps, self.end, rng, iterations=self.iterations)
+        return draw_given_state(
+            prior, m.y, sigma, self.steps, self.end, rng, iterations=self.iterations
+        )

@@ -8,8 +8,8 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng
-from invem.likelihood import nearest_draw, sharpness
-from invem.tweedie import prior_draw
+from invem.likelihood import largest_curvature, proximal_draw
+from invem.local_gaussian import draw_given_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +60,15 @@ class SplitGibbs(PosteriorSampler):
         for k in range(self.sweeps):
             rho = max(self.first * self.decay**k, self.last)
             z = (
-                nearest_draw(m, x, rho, rng)
+                proximal_draw(m, x, rho, rng)
                 if self.kernel == "exact"
                 else self._langevin(m, x, rho, rng)
             )
-            x = prior_draw(prior, z, rho, self.levels, min(self.end, 0.5 * rho), rng)
+            x = draw_given_state(prior, z, rho, self.levels, min(self.end, 0.5 * rho), rng)
         return x
 
     def _langevin(self, m: Measurement, x: Tensor, rho: float, rng: Rng) -> Tensor:
-        length = 0.3 / (sharpness(m, x) + 1 / rho**2).reshape(-1, *[1] * (x.ndim - 1))
+        length = 0.3 / (largest_curvature(m, x) + 1 / rho**2).reshape(-1, *[1] * (x.ndim - 1))
         z = x
         for _ in range(self.inner):
             z = (

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from invem import GuidedSampler, Measurement, Prior, Rng
 from invem.diffusion import Denoise
-from invem.tweedie import local
+from invem.local_gaussian import local_gaussian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class TMPD(GuidedSampler):
         m = m.floored(float(self.schedule.grid(2)[-1]))
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            here = local(prior, x_t, sigma, "jacobian")
+            here = local_gaussian(prior, x_t, sigma, "jacobian")
             ones = m.A.adjoint(torch.ones_like(m.y)).flatten(1)
             rows = m.A(here.cov(ones).reshape(x_t.shape)).clamp(min=0)
             u = m.A.adjoint((m.y - m.A(here.mean)) / (m.noise.var() + rows))

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng
-from invem.likelihood import strength
+from invem.likelihood import largest_singular_value
 
 _EVERY = 10  # iterations between evaluations of the duality gap
 
@@ -49,7 +49,7 @@ class TotalVariation(PosteriorSampler):
     @torch.no_grad()
     def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         m = m.floored(1e-3)
-        a = 1.01 * strength(m).clamp(min=1e-12)
+        a = 1.01 * largest_singular_value(m).clamp(min=1e-12)
         axes = range(-min(len(m.shape), 2), 0)
         b = math.sqrt(4 * len(axes))
         radius, rho = self.weight * b, 3 * a.clamp(min=self.weight * b)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
 from invem.linalg import cg
-from invem.tweedie import local
+from invem.local_gaussian import local_gaussian
 
 from ._particles import choose, resample
 
@@ -57,7 +57,7 @@ class TwistedSMC(PosteriorSampler):
 
         def look(x_t: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
             """Returns x_hat, E[x | x_t, y], and log psi up to a term common to all particles."""
-            here, given = local(prior, x_t, sigma, "jacobian"), gaussian.cov.given(sigma)
+            here, given = local_gaussian(prior, x_t, sigma, "jacobian"), gaussian.cov.given(sigma)
             r = (each.y - each.A(here.mean)).flatten(1)
 
             def matvec(u: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from invem_plugins.schedules.vp import VP
 from torch import nn
 
 from invem import Karras, Prior
-from invem.likelihood import nearest
-from invem.tweedie import condition, local
+from invem.likelihood import proximal_point
+from invem.local_gaussian import condition_on, local_gaussian
 
 from . import NOISE, SHAPE, Levels, Numbers, exact, feed, gap, measured, network, normal
 
@@ -88,8 +88,10 @@ def walk(sampler, x_t, levels):
 def test_mmps_is_azulas_with_a_product_less(m, sigma, iterations):
     net, x_t = network(), sigma * normal(3)
     products = []
-    ours = condition(
-        _counted(local(Prior(net), x_t, sigma, "jacobian"), products), m, iterations=iterations
+    ours = condition_on(
+        _counted(local_gaussian(Prior(net), x_t, sigma, "jacobian"), products),
+        m,
+        iterations=iterations,
     )
     theirs = mmps(Theirs(net), m, "gmres", iterations)(
         x_t, torch.tensor(sigma, dtype=torch.float64)
@@ -106,7 +108,9 @@ def _counted(here, products):
 @pytest.mark.parametrize("iterations", [1, 3, 6])
 def test_mmps_by_conjugate_gradients_is_azulas(m, iterations):
     prior, x_t = exact(), normal(3)
-    ours = condition(local(prior, x_t, 1.0, "jacobian"), m, solver="cg", iterations=iterations)
+    ours = condition_on(
+        local_gaussian(prior, x_t, 1.0, "jacobian"), m, solver="cg", iterations=iterations
+    )
     theirs = mmps(Theirs(prior.denoiser), m, "cg", iterations)(
         x_t, torch.tensor(1.0, dtype=torch.float64)
     ).mean
@@ -123,7 +127,9 @@ def test_at_negative_curvature_conjugate_gradients_differ_on_purpose():
             return -x_t
 
     m, x_t = measured(OPERATORS["mask"](2), 2), normal(2)
-    ours = condition(local(Prior(Wrong()), x_t, 1.0, "jacobian"), m, solver="cg", iterations=1)
+    ours = condition_on(
+        local_gaussian(Prior(Wrong()), x_t, 1.0, "jacobian"), m, solver="cg", iterations=1
+    )
     theirs = mmps(Theirs(Wrong()), m, "cg", 1)(x_t, torch.tensor(1.0, dtype=torch.float64)).mean
     assert torch.equal(ours, -x_t)
     assert float(theirs.abs().max()) > 1e12
@@ -133,7 +139,7 @@ def test_images_differ_on_purpose_where_azulas_solvers_are_given_them_unflattene
     """(S + A V A^T) u = r is one system for the whole observation. azula reduces the last axis
     alone: an image is a system for each row."""
     m, net, x_t = measured(OPERATORS["blur"](2), 2), network(), normal(2)
-    ours = condition(local(Prior(net), x_t, 1.0, "jacobian"), m)
+    ours = condition_on(local_gaussian(Prior(net), x_t, 1.0, "jacobian"), m)
     theirs = MMPSDenoiser(Theirs(net), m.y, m.A, VAR, "gmres", 3)(
         x_t, torch.tensor(1.0, dtype=torch.float64)
     ).mean
@@ -251,7 +257,7 @@ def test_tmpd_is_azulas(m, sigma):
 @pytest.mark.parametrize("sigma", [5.0, 0.3])
 def test_the_estimate_of_diffpir_is_azulas(m, sigma):
     net, x_t = network(), sigma * normal(3)
-    ours = nearest(m, net(x_t, sigma), sigma / 7**0.5)
+    ours = proximal_point(m, net(x_t, sigma), sigma / 7**0.5)
 
     class Vectors(nn.Module):
         def forward(self, x, level):

@@ -14,10 +14,10 @@ from invem_plugins.samplers.pigdm import PiGDM
 from torch import nn
 
 from invem import Karras, Prior
-from invem.diffusion import reverse
-from invem.likelihood import nearest
+from invem.diffusion import reverse_diffusion
+from invem.likelihood import proximal_point
+from invem.local_gaussian import condition_on, local_gaussian
 from invem.schedule import Geometric
-from invem.tweedie import condition, local
 
 from . import NOISE, SHAPE, Bounded, Levels, Numbers, exact, feed, gap, measured, network, normal
 
@@ -155,7 +155,7 @@ def test_a_run_of_diffpir_is_deepinvs_at_half_its_lambda(monkeypatch):
         state = 2 * sampler(y, theirs) - 1
         levels = [float(sampler.sigmas[k]) for k in sampler.seq]
         last = levels[-1]
-        ended = nearest(each, net(state * (1 + last**2) ** 0.5, last), last / 3.5**0.5)
+        ended = proximal_point(each, net(state * (1 + last**2) ** 0.5, last), last / 3.5**0.5)
         begun = (
             2 * theirs.A_adjoint(y)
             - 1
@@ -202,7 +202,7 @@ def deterministic(m, theirs, net, fidelity, x_t, sigmas, **options):
 
 def last_state(denoise, x_t, sigmas):
     last = float(sigmas[-1])
-    return reverse(
+    return reverse_diffusion(
         lambda x, sigma: x if sigma == last else denoise(x, sigma),
         x_t,
         sigmas,
@@ -259,7 +259,9 @@ def test_mmps_by_conjugate_gradients_is_deepinvs(kind, iterations):
     prior, x_t = exact(torch.float32), normal(3, dtype=torch.float32)
     fidelity = MomentMatchingDataFidelity(prior.denoiser, cg_max_iter=iterations)
     guidance, x_hat = fidelity.grad(x_t, m.y, theirs, 1.0, get_model_outputs=True)
-    ours = condition(local(prior, x_t, 1.0, "jacobian"), m, solver="cg", iterations=iterations)
+    ours = condition_on(
+        local_gaussian(prior, x_t, 1.0, "jacobian"), m, solver="cg", iterations=iterations
+    )
     assert gap(ours, x_hat - guidance) < 1e-4
 
 

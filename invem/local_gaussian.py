@@ -14,13 +14,21 @@ from invem.measurement import Measurement
 from invem.operator import LinearOperator, Operator
 from invem.prior import Prior
 
-__all__ = ["Covariance", "Local", "back", "condition", "linearised", "local", "prior_draw"]
+__all__ = [
+    "Covariance",
+    "LocalGaussian",
+    "apply_gain",
+    "condition_on",
+    "draw_given_state",
+    "linearised",
+    "local_gaussian",
+]
 
 Covariance = Literal["switch", "jacobian", "moments"]
 
 
 @dataclass(frozen=True, eq=False)
-class Local:
+class LocalGaussian:
     """The Gaussian approximation of p(x | x_t) at one noise level.
 
     Attributes:
@@ -40,14 +48,14 @@ class Local:
         return self.mean + self.noise(rng)
 
 
-def local(
+def local_gaussian(
     prior: Prior,
     x_t: Tensor,
     sigma: Tensor | float,
     covariance: Covariance = "switch",
     switch: float = 0.3,
     iterations: int = 3,
-) -> Local:
+) -> LocalGaussian:
     """Returns the Gaussian approximation of p(x | x_t), with one denoiser call.
 
     V = sigma^2 J with J the Jacobian of the denoiser (Tweedie), at one vector-Jacobian product per
@@ -69,7 +77,7 @@ def local(
     if covariance == "moments" or (covariance == "switch" and float(sigma) > switch):
         given = prior.known_moments().cov.given(sigma)
         x = prior(x_t, sigma)
-        return Local(x, given.__call__, lambda rng: given.draw(rng).reshape(x.shape), True)
+        return LocalGaussian(x, given.__call__, lambda rng: given.draw(rng).reshape(x.shape), True)
     with torch.enable_grad():
         x_t = x_t.detach().requires_grad_()
         x_hat = prior(x_t, sigma)
@@ -81,11 +89,11 @@ def local(
     def noise(rng: Rng) -> Tensor:
         return sqrt_matvec(cov, rng.normal_like(x_hat.flatten(1)), iterations).reshape(x_hat.shape)
 
-    return Local(x_hat.detach(), cov, noise, False)
+    return LocalGaussian(x_hat.detach(), cov, noise, False)
 
 
-def condition(
-    here: Local,
+def condition_on(
+    here: LocalGaussian,
     m: Measurement,
     rng: Rng | None = None,
     solver: Literal["gmres", "cg"] = "gmres",
@@ -114,7 +122,7 @@ def condition(
     if rng is not None:
         x = x + here.noise(rng)
         r = m.y - m.A(x) - m.noise.var().sqrt() * rng.normal_like(m.y)
-    return x + back(here, m, r, solver, iterations, guess)
+    return x + apply_gain(here, m, r, solver, iterations, guess)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +163,8 @@ def linearised(m: Measurement, x: Tensor) -> Measurement:
     return replace(m, y=m.y - m.A(x) + J(x), A=J)
 
 
-def back(
-    here: Local,
+def apply_gain(
+    here: LocalGaussian,
     m: Measurement,
     r: Tensor,
     solver: Literal["gmres", "cg"] = "gmres",
@@ -194,7 +202,7 @@ def back(
     return step.reshape(here.mean.shape)
 
 
-def prior_draw(
+def draw_given_state(
     prior: Prior,
     x_t: Tensor,
     sigma: Tensor | float,
@@ -230,7 +238,7 @@ def prior_draw(
     for k, level in enumerate(levels):
         now = level.to(x_t.dtype) if not one else float(level)
         how: Covariance = "switch" if one and prior.moments is not None else "jacobian"
-        x = local(prior, x_t, now, how, switch, iterations).draw(rng)
+        x = local_gaussian(prior, x_t, now, how, switch, iterations).draw(rng)
         if k + 1 == len(levels):
             break
         w = (levels[k + 1] / level) ** 2
