@@ -35,6 +35,7 @@ from .noise import NoiseModel as NoiseModel
 from .objective import ClosedFormObjective as ClosedFormObjective, Objective as Objective
 from .operator import LinearOperator as LinearOperator, Operator as Operator
 from .prior import Prior as Prior
+from .priorfile import load_prior as load_prior, save_prior as save_prior
 from .sampler import (
     ChainSampler as ChainSampler,
     GuidedSampler as GuidedSampler,

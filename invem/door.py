@@ -28,6 +28,7 @@ from invem.planning.make import make
 from invem.planning.plan import Facts, Plan
 from invem.planning.resolve import resolve
 from invem.prior import Prior
+from invem.priorfile import copy_prior
 from invem.running.context import Context
 from invem.running.draws import has_draws, read_draws
 from invem.running.evaluate import unconditional
@@ -225,6 +226,15 @@ class Run:
             for _ in follow(records):
                 pass
 
+    def save_prior(self, path: str | Path) -> None:
+        """Writes the newest prior to a file of its own, NAME.safetensors. `invem.load_prior` loads
+        it without the run or the recipe.
+
+        Raises:
+            DataError: If no prior is fitted yet.
+        """
+        copy_prior(self.directory, path)
+
     def _check_versions(self) -> None:
         before = self.directory.description().get("components", [])
         changed = [row for row in before if row not in self.plan.components]
@@ -351,8 +361,7 @@ def run(
     """
     catalog = _installed() if catalog is None else catalog
     loaded = load_any(recipe, changes, smoke, device)
-    name = Path(loaded.source).stem
-    path = Path("runs", name) if out is None else Path(out).expanduser()
+    path = Path("runs", Path(loaded.source).stem) if out is None else Path(out).expanduser()
     directory = RunDirectory(path)
     if directory.begun:
         found = open(path, device=loaded.recipe.compute.device, catalog=catalog)

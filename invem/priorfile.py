@@ -1,16 +1,15 @@
 """Priors in files of their own: saved and loaded without the recipe or the run they come from."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from invem import store
-from invem.config import Catalog, parse_options
+from invem.config import Catalog
 from invem.errors import DataError, PluginError, RecipeError, Unsupported
-from invem.objective import ClosedFormObjective, MakeNetwork, Objective
+from invem.objective import MakeNetwork
+from invem.planning.build import factory_of
 from invem.prior import Prior
 from invem.running.priors import network_maker, prior_of_files
 from invem.storage.directory import RunDirectory
@@ -67,8 +66,8 @@ def load_prior(path: str | Path, device: str | torch.device = "cpu") -> Prior:
     made = meta["made of"] or {}
     catalog = Catalog.load()
     try:
-        objective = _component(catalog, "objectives", made.get("objective"))
-        network = _factory(catalog, "networks", made.get("network"))
+        objective = factory_of(catalog, "objectives", made.get("objective"))
+        network = factory_of(catalog, "networks", made.get("network"))
     except RecipeError as error:
         raise PluginError(f"{path}: {error}") from error
 
@@ -79,33 +78,8 @@ def load_prior(path: str | Path, device: str | torch.device = "cpu") -> Prior:
         return network_maker(lambda: build(tuple(made["shape"])), 0, sigma_data, mean)
 
     try:
-        return prior_of_files(tensors, meta, objective, make_network, torch.device(device))
+        solved_by = None if objective is None else objective()
+        return prior_of_files(tensors, meta, solved_by, make_network, torch.device(device))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: its weights are of another network: {reason}") from error
-
-
-def _factory(
-    catalog: Catalog, kind: str, part: Mapping[str, Any] | None
-) -> Callable[..., Any] | None:
-    """Returns the factory of a component with its options; None without one."""
-    if part is None:
-        return None
-    component = catalog.find(kind, part["name"])
-    problems: list[str] = []
-    given = {key: value for key, value in part.items() if key != "name"}
-    options = parse_options(
-        catalog, component, given, lambda at, key, text: problems.append(f"{at}: {text}")
-    )
-    if problems:
-        raise RecipeError("; ".join(problems))
-    build = component.load()
-    return lambda *given: build(*given, **options)
-
-
-def _component(
-    catalog: Catalog, kind: str, part: Mapping[str, Any] | None
-) -> Objective | ClosedFormObjective | None:
-    make = _factory(catalog, kind, part)
-    found: Objective | ClosedFormObjective | None = None if make is None else make()
-    return found

@@ -16,15 +16,7 @@ import torch
 from combinations import CATALOG, CLEAN, CONDITIONS, OBSERVATIONS
 from invem_plugins.flows.interpolant import InterpolantConditioning
 
-from invem import (
-    ClosedFormObjective,
-    Example,
-    Measurement,
-    Preconditioned,
-    Prior,
-    RecipeError,
-    Rng,
-)
+from invem import ClosedFormObjective, Example, Measurement, Preconditioned, Prior, RecipeError, Rng
 from invem.prior import LinearConditioning
 from invem.running.loop import carry_out
 from invem.testing import example_options, example_prior

@@ -31,6 +31,7 @@ LAYERS = [
     {"storage"},
     {"planning"},
     {"running", "files"},
+    {"priorfile"},
     {"door"},
     {"report", "bench"},
     {"testing"},
@@ -42,6 +43,7 @@ LAYERS = [
 PUBLIC = {f"invem.{name}" for layer in VOCABULARY for name in layer} | {
     "invem.report",
     "invem.store",
+    "invem.atomic",
 }
 FAMILIES = {"formats": {"datasets"}}  # what else of invem_plugins a family may use
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}

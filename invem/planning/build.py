@@ -1,7 +1,7 @@
 """Building components: each from its name and options, with every problem told at its place."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from invem import config as recipes
@@ -10,7 +10,7 @@ from invem.config.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError
 from invem.operator import OperatorLaw
 
-__all__ = ["Builder", "Make", "defaults", "listing"]
+__all__ = ["Builder", "Make", "defaults", "factory_of", "listing"]
 
 Make = Callable[..., Any]
 
@@ -141,3 +141,30 @@ def defaults(catalog: Catalog, kind: str) -> Iterator[tuple[str, Any]]:
         with contextlib.suppress(InvemError, TypeError):
             if len(offers) == 1:
                 yield name, offers[0].load()()
+
+
+def factory_of(catalog: Catalog, kind: str, part: Mapping[str, Any] | None) -> Make | None:
+    """Returns the factory of a component that is plain data, with its options; None without one.
+
+    Args:
+        catalog: The components.
+        kind: The kind.
+        part: The name and the options, as a resolved recipe has them.
+
+    Raises:
+        RecipeError: If there is no such component, or an option is not one of its.
+        PluginError: If it cannot be loaded.
+    """
+    if part is None:
+        return None
+    component, problems = catalog.find(kind, part["name"]), list[str]()
+    options = parse_options(
+        catalog,
+        component,
+        {key: value for key, value in part.items() if key != "name"},
+        lambda at, key, text: problems.append(f"{'.'.join(map(str, at))}: {text}"),
+    )
+    if problems:
+        raise RecipeError("; ".join(problems))
+    build = component.load()
+    return lambda *given: build(*given, **options)

@@ -191,7 +191,7 @@ def _first_prior(
         fail(str(error))
         return ()
     weights = TrainedWeights.from_file(tensors, meta)
-    if (other := shape_of(tensors)) != tuple(shape):
+    if (other := shape_of(tensors, meta)) != tuple(shape):
         fail(f"it is of signals of shape {other}, not {tuple(shape)}")
     elif weights is not None and (plain := weights.alone()) is not None:
         _compare_networks(plain, built, recipe.network.name, fail)

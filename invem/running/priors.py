@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from invem.batched import Rng
+from invem.config import Catalog
 from invem.denoiser import Denoiser, Preconditioned
 from invem.errors import DataError, RecipeError
 from invem.objective import ClosedFormObjective, MakeNetwork, Objective
+from invem.planning.build import factory_of
 from invem.planning.plan import Stage
 from invem.prior import Prior, closed_form
 from invem.running.context import Context
@@ -135,7 +137,7 @@ def read_prior(run: Context, at: Round | None) -> Prior:
     def make_network(sigma_data: float, mean: Tensor | None) -> MakeNetwork:
         return network_maker(run.plan.builder_of(stage), run.recipe.seed, sigma_data, mean)
 
-    objective = None if stage is None else stage.objective
+    objective = _foreign_objective(meta) if stage is None else stage.objective
     try:
         return prior_of_files(tensors, meta, objective, make_network, run.device)
     except RuntimeError as error:
@@ -143,6 +145,17 @@ def read_prior(run: Context, at: Round | None) -> Prior:
         raise RecipeError(
             f"{folder.file(name)}: it is of another network than the recipe's: {reason}"
         ) from error
+
+
+def _foreign_objective(meta: Mapping[str, Any]) -> ClosedFormObjective | None:
+    """Returns the objective that solved a prior of another run in closed form; None for a network,
+    which is built as this recipe has it."""
+    made = meta.get("made of") or {}
+    if made.get("network") is not None or "networks" in meta:
+        return None
+    make = factory_of(Catalog.load(), "objectives", made.get("objective"))
+    found: ClosedFormObjective | None = None if make is None else make()
+    return found
 
 
 def first_prior(run: Context) -> Prior | None:
@@ -156,10 +169,9 @@ def first_prior(run: Context) -> Prior | None:
         return Prior(network)
     if not run.directory.has(FOREIGN):
         tensors, meta = run.plan.foreign_prior()
-        if shape_of(tensors) != tuple(run.shape):
-            raise RecipeError(
-                f"prior {named}: it is of signals of shape {shape_of(tensors)}, not {run.shape}"
-            )
+        shape = shape_of(tensors, meta)
+        if shape != tuple(run.shape):
+            raise RecipeError(f"prior {named}: it is of signals of shape {shape}, not {run.shape}")
         run.directory.write(FOREIGN, tensors, meta)
     return read_prior(run, None)
 

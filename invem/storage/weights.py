@@ -51,8 +51,10 @@ def moments_of(tensors: Mapping[str, Tensor]) -> Gaussian | None:
     return found if found is None or isinstance(found, Gaussian) else found.moments()
 
 
-def shape_of(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+def shape_of(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[int, ...]:
     """Returns the shape of the signals that the prior of a file is of."""
+    if made := meta.get("made of"):
+        return tuple(made["shape"])
     moments = moments_of(tensors)
     return moments.shape if moments is not None else closed_form(below(tensors, "exact.")).shape
 

@@ -6,6 +6,6 @@ from invem import hookimpl
 @hookimpl
 def invem_figures() -> dict[str, str]:
     return {
-        "metrics": "invem_plugins.figures.metrics:Metrics",
-        "loss": "invem_plugins.figures.loss:TrainingLoss",
+        "metric-curves": "invem_plugins.figures.metrics:Metrics",
+        "loss-curves": "invem_plugins.figures.loss:TrainingLoss",
     }
