@@ -673,7 +673,7 @@ def test_it_needs_no_gaussian_noise_and_a_denoiser_that_was_told():
     assert "var" not in m.provides
     assert not Conditional.needs - m.provides - CondDSM.provides
     assert draw(Conditional(steps=4), m, 3).isfinite().all()
-    with pytest.raises(Unsupported, match=r"E\[x \| x_t, y\].*on conditions"):
+    with pytest.raises(Unsupported, match=r"E\[x \| x_t, y\].*conditional objective"):
         Conditional()(Prior.of(PRIOR), m, rng(3))
 
 

@@ -59,7 +59,9 @@ def test_the_page_of_recipes_has_every_key(model):
     [page for page in PAGES if page.name != "python.md"],
     ids=lambda p: p.name,
 )
-def test_python_snippets_run(page):
+def test_python_snippets_run(page, tmp_path, monkeypatch):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
     space = {"__name__": "snippet"}
     for block in blocks(page, "python"):
         exec(compile(block, f"{page.name} snippet", "exec"), space)

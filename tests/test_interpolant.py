@@ -310,7 +310,7 @@ def test_what_an_interpolant_is_not_for():
     for objective in FORMS:
         with pytest.raises(Unsupported, match="observations of the shape of the signals"):
             objective.loss(network((1, 8, 8)), Example(x, m), rng(2))
-    with pytest.raises(Unsupported, match="an objective of stochastic interpolants"):
+    with pytest.raises(Unsupported, match="scsi or sfbd-omni"):
         InterpolantFlow()(Prior.of(PRIOR), measured("mask", 2), rng(2))
     assert InterpolantFlow(steps=8).cost == (15, 0) and InterpolantFlow(
         steps=8, stepping="euler"

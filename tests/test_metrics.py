@@ -38,6 +38,7 @@ from invem import (
 )
 from invem.bench import LEVELS, coverage_curve
 from invem.compare import canonical_order, principal_components, ranks, share_inside
+from invem.linalg import DPLR
 from invem.prior import ExactDenoiser
 
 torch.set_num_threads(1)
@@ -417,9 +418,7 @@ def prior(d=8, mean=0.0, scale=1.0, rank=None):
     if rank is None:
         return invem.Gaussian.full(torch.full((d,), mean), scale * 0.8 ** (i[:, None] - i).abs())
     factor = scale**0.5 * normal(d, rank, seed=5)
-    return invem.Gaussian(
-        torch.full((d,), mean), invem.DPLR(scale * torch.linspace(0.1, 0.4, d), factor)
-    )
+    return invem.Gaussian(torch.full((d,), mean), DPLR(scale * torch.linspace(0.1, 0.4, d), factor))
 
 
 def signals(law, n, *key):
@@ -678,7 +677,7 @@ def test_likelihood_by_random_vectors_is_unbiased_and_of_the_observation():
     order = torch.randperm(400, generator=rng())
     moved = value(one, measurement=m[order][:50], prior=known)
     assert torch.allclose(moved, found[order][:50], atol=1e-5)
-    flat = invem.Gaussian(torch.zeros(6), invem.DPLR(torch.linspace(0.1, 2, 6), torch.zeros(6, 0)))
+    flat = invem.Gaussian(torch.zeros(6), DPLR(torch.linspace(0.1, 2, 6), torch.zeros(6, 0)))
     few, all_ = (value(replace(one, probes=k), measurement=m, prior=Prior.of(flat)) for k in (1, 6))
     assert torch.allclose(few, all_, atol=1e-5), (
         "of a diagonal Jacobian one vector of signs is exact"
@@ -911,7 +910,7 @@ def test_self_consistency_where_there_is_none():
         SelfConsistency(), **parts | {"simulated": replace(parts["simulated"], A=hidden)}
     ).shape == (15,)
     silent = replace(parts["simulated"], noise=Gaussian(torch.zeros(20, 1)))
-    with pytest.raises(RecipeError, match="deviations of the noise"):
+    with pytest.raises(RecipeError, match="standard deviation of the noise, which is 0"):
         value(SelfConsistency(), **parts | {"simulated": silent})
     with pytest.raises(DataError, match="8 samples"):
         value(

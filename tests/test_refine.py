@@ -233,7 +233,7 @@ def test_operators_that_differ_are_measured_with_again():
     assert torch.equal(Refine().prior(again, None).conditioning(m[:3]), one.conditioning(m[:3]))
     with pytest.raises(RecipeError, match="there is none"):
         Refine().build(lambda: network, None, m)
-    with pytest.raises(RecipeError, match="no measurement"):
+    with pytest.raises(RecipeError, match="no operator and noise"):
         Refine().loss(RefinedDenoiser(network, prior), Example(x[:2]), rng(2))
     with pytest.raises(RecipeError, match="measurements only"):
         Refine().loss(model, Example(None, m[:2]), rng(2))

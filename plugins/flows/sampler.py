@@ -45,7 +45,7 @@ class InterpolantFlow(PosteriorSampler):
         flow = prior.conditioning
         if not isinstance(flow, InterpolantConditioning):
             raise Unsupported(
-                "it needs a prior that an objective of stochastic interpolants was fitted to"
+                "it needs a prior that knows an interpolant: train one by scsi or sfbd-omni"
             )
         cond = flow(m)
 
