@@ -28,6 +28,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.operators.random_mask import random_mask
 from torch import Tensor, nn
 
-from invem import Denoiser, Gaussian, Measurement, Preconditioned, Prior, Rng
+from invem import Denoiser, Gaussian, Mask, Measurement, Preconditioned, Prior, Rng
 from invem.config import Catalog
 from invem.running.context import keep_memory
 
@@ -130,7 +131,8 @@ class Recorded(Denoiser):
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
         self.calls.append(Call(len(x_t), torch.is_grad_enabled() and x_t.requires_grad))
-        out: Tensor = self.inner(Seen.apply(x_t, self.calls[-1]), sigma)
+        seen = Seen.apply(x_t, self.calls[-1])  # type: ignore[no-untyped-call]
+        out: Tensor = self.inner(seen, sigma)
         return out
 
 
@@ -164,12 +166,17 @@ def samplers(m: Measurement, prior: Prior) -> list[tuple[str, Any, tuple[str, ..
         for label, name, options, peers in NAMED
     ]
     for name in sorted(set(catalog.offers["samplers"]) - {name for _, name, _, _ in NAMED}):
-        kind = catalog.find("samplers", name).load()
+        kind: Any = catalog.find("samplers", name).load()
         known = {field.name for field in dataclasses.fields(kind)}
         sampler = kind(**OPTIONS.get(name, {"steps": 12} if "steps" in known else {}))
         if sampler.needs <= m.provides | prior.provides:
             named.append((name, sampler, ()))
     return named
+
+
+def _mask(m: Measurement) -> Tensor:
+    assert isinstance(m.A, Mask)
+    return m.A.mask
 
 
 def azula(what: str, net: Any, m: Measurement, sampler: Any) -> Callable[[], Any]:
@@ -183,7 +190,7 @@ def azula(what: str, net: Any, m: Measurement, sampler: Any) -> Callable[[], Any
     from azula.linalg.covariance import IsotropicCovariance
     from azula.sample import DDIMSampler, DDPMSampler
 
-    class Theirs(Base):
+    class Theirs(Base):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.schedule = lambda t: (torch.ones_like(t), t)
@@ -193,7 +200,7 @@ def azula(what: str, net: Any, m: Measurement, sampler: Any) -> Callable[[], Any
 
     sigmas = sampler.schedule.grid(sampler.steps)
     levels = torch.cat([sigmas, torch.zeros(1)]).float()
-    den, mask, y = Theirs(), m.A.mask.flatten(1), m.y.flatten(1)
+    den, mask, y = Theirs(), _mask(m).flatten(1), m.y.flatten(1)
     flat = {"x": torch.randn_like(y) * levels[0], "A": lambda x: mask * x}
     name, _, iterations = what.partition(" ")
     if name == "mmps":
@@ -225,7 +232,7 @@ def deepinv(what: str, net: Any, m: Measurement, sampler: Any) -> Callable[[], A
     from deepinv.sampling.noisy_datafidelity import MomentMatchingDataFidelity, PiGDMDataFidelity
 
     noise = library.physics.GaussianNoise(NOISE)
-    mask = m.A.mask[:1] if what == "ddrm" else m.A.mask
+    mask = _mask(m)[:1] if what == "ddrm" else _mask(m)
     physics = library.physics.Inpainting(SHAPE, mask=mask, noise_model=noise)
     sigmas = sampler.schedule.grid(sampler.steps)
     if what == "ddrm":
@@ -288,6 +295,12 @@ def ratio(
     ]
 
 
+def _of_peer(
+    build: Callable[..., Callable[[], Any]], what: str, m: Measurement, sampler: Any, net: Any
+) -> Callable[[], Any]:
+    return build(what, net, m, sampler)
+
+
 def measure(
     label: str, sampler: Any, peers: tuple[str, ...], prior: Prior, batch: int, turns: int
 ) -> list[dict[str, Any]]:
@@ -300,7 +313,7 @@ def measure(
     for peer in peers:
         library, _, what = peer.partition(" ")
         build = azula if library == "azula" else deepinv
-        makers[library] = lambda d, build=build, what=what: build(what, d, m, sampler)
+        makers[library] = partial(_of_peer, build, what, m, sampler)
     runs, calls = {}, {}
     for who, make in list(makers.items()):
         recorded = Recorded(prior.denoiser)
@@ -352,6 +365,7 @@ def compiled(net: Denoiser) -> str:
     config.donated_buffer = False
     begun = time.perf_counter()
     try:
+        assert isinstance(net, Preconditioned)
         net.backbone.compile(dynamic=False)
         x = torch.randn(32, *SHAPE)
         bare(net, [Call(32, False), Call(32, True, 2)], x)()
@@ -421,7 +435,8 @@ def main() -> None:
         print(table(json.loads(options.kept.read_text("utf-8"))))
         return
     torch.set_num_threads(1)
-    prior, begun, rows = network(), time.perf_counter(), []
+    prior, begun = network(), time.perf_counter()
+    rows: list[dict[str, Any]] = []
     chosen = [
         case
         for case in samplers(problem(2), prior)
@@ -431,7 +446,9 @@ def main() -> None:
     def add(cases: list[Any], batch: int, how: str) -> None:
         turns = max(2, options.turns) * (2 if batch == 1 else 1)
         rows.extend(
-            {**row, "how": how} for case in cases for row in measure(*case, prior, batch, turns)
+            {**row, "how": how}
+            for label, sampler, peers in cases
+            for row in measure(label, sampler, peers, prior, batch, turns)
         )
 
     some = [case for case in chosen if case[0] in SOME]

@@ -159,7 +159,7 @@ def rebuild(names: list[str]) -> str:
     return benchmark.table(json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8")))
 
 
-def study(names):
+def study(names: list[str]) -> str:
     import study as benchmark  # the script in studies/fashion
 
     return benchmark.table(names[0])
