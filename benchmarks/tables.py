@@ -162,7 +162,8 @@ def rebuild(names: list[str]) -> str:
 def study(names: list[str]) -> str:
     import study as benchmark  # the script in studies/fashion
 
-    return benchmark.table(names[0])
+    table: str = benchmark.table(names[0])
+    return table
 
 
 def draws(names: list[str]) -> str:

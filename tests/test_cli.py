@@ -26,9 +26,9 @@ ROOT = Path(__file__).parent.parent
 BLUR = str(ROOT / "recipes" / "blur.yaml")
 ONE_THREAD = "compute.threads=1"  # as tests/conftest.py makes of any number in this process
 WARM = "phases.warm-start.fit={objective: gaussian-moments}"
+QUICK = {f"recipes/{name}.yaml" for name in ("blind-blur", "blur", "denoising", "inpainting")}
 RECIPES = [
-    # Those on 8x8 digits are quick; the others are the same steps on larger images and networks.
-    pytest.param(name, marks=[] if name.count("/") == 1 else pytest.mark.slow)
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
     for name in sorted(
         path.relative_to(ROOT).as_posix()
         for path in [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "studies").glob("*/*.yaml")]

@@ -60,6 +60,7 @@ def matrix(planner, chosen):
     return cases.matrix(planner, chosen, SAMPLERS)
 
 
+@pytest.mark.slow
 def test_every_refusal_says_what_is_lacking_and_which_fit(matrix):
     refused = {text for text in matrix.values() if text}
     assert 0 < sum(not text for text in matrix.values()) < len(matrix)
@@ -72,6 +73,7 @@ def test_every_refusal_says_what_is_lacking_and_which_fit(matrix):
             ), line
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_plan_says(planner, operators, matrix):
     assert page.PAGE.read_text("utf-8") == page.text(planner, operators, SAMPLERS, matrix), (
         "run: python tests/combinations_page.py"
@@ -269,6 +271,7 @@ def learns(name, options, m):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), OBJECTIVES, ids=str)
 def test_an_objective_learns_from_every_operator_and_noise_that_it_is_accepted_with(
     name, options, operators

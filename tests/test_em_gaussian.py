@@ -40,6 +40,7 @@ def by(sampler):
     return lambda prior, m, rng: sampler(Prior.of(prior), m, rng)
 
 
+@pytest.mark.slow
 def test_forty_rounds_of_mmps_learn_the_covariance():
     m = observe(32768)
     learned = learn(by(MMPS()), m)

@@ -67,6 +67,7 @@ def test_the_moments_are_those_of_the_samples():
     assert torch.allclose(torch.cov(x.T), moments.cov.dense(), atol=0.1)
 
 
+@pytest.mark.slow
 def test_the_posterior_is_what_weighted_samples_of_the_prior_say():
     prior = mixture()
     m = measurement(prior)

@@ -86,6 +86,7 @@ BIASED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "noise", "error", "low", "high"), BIASED)
 def test_these_have_their_known_bias(name, options, noise, error, low, high):
     found = compared(build(name, **options), noise)
@@ -105,6 +106,7 @@ def test_published_daps_doubles_what_the_data_do_not_see():
     assert 1.8 < few[2] < many[2] < 2.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weight", "low", "high"), [(0.1, 0.07, 1.0), (0.3, 0.46, 1.0), (1.0, 0.6, 24)]
 )
@@ -124,6 +126,7 @@ def test_sitcom_is_under_dispersed():
     assert found.average < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["langevin", "twisted-smc", "mcg-diff"])
 def test_these_converge_to_the_posterior(name):
     """Their error shrinks as steps (and particles) grow."""

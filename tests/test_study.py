@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from invem.config import Catalog, load, yaml
-from invem.planning.plan import resolve
+from invem.planning.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "studies" / "fashion"
