@@ -31,7 +31,7 @@ def rng(seed=0):
 def test_a_missing_extra_names_the_command_that_brings_it():
     code = (
         "import sys; sys.modules.update(deepinv=None, diffusers=None, azula=None)\nfrom invem"
-        " import MissingExtra\nfrom invem.config import Catalog\nimport torch\nload ="
+        ".errors import MissingExtra\nfrom invem.config import Catalog\nimport torch\nload ="
         " lambda kind, name: Catalog.load().find(kind, name).load()\nfor call in (lambda:"
         " load('operators', 'deepinv')(1, (1, 8, 8), torch.Generator(), physics='Blur'),\n   "
         " lambda: load('networks', 'deepinv')((1, 8, 8), model='DRUNet'), lambda: load('networks',"
