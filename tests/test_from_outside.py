@@ -104,7 +104,7 @@ PLUGINS = {
         """,
     ("objectives", "twins"): """
         from invem import Denoiser, Objective, hookimpl
-        from invem.objective import ParameterGroup, edm_weight, matching, noise_levels
+        from invem.objective import ParameterGroup, edm_weight, noise_levels, score_matching
 
         class Average(Denoiser):
             def __init__(self, one, two):
@@ -127,7 +127,8 @@ PLUGINS = {
             def loss(self, model, batch, rng):
                 sigma = noise_levels(rng, batch.x)
                 weight = edm_weight(model.one, sigma)
-                return sum(matching(net, batch.x, sigma, weight, rng) for net in model.children())
+                parts = model.children()
+                return sum(score_matching(net, batch.x, sigma, weight, rng) for net in parts)
 
         @hookimpl
         def invem_objectives():
