@@ -39,7 +39,7 @@ class FileFormat:
 
     def accepts(self, path: Path) -> bool:
         """Whether a path has this format, by its name or its content."""
-        return bool(self.suffix) and path.suffix == self.suffix
+        return bool(self.suffix) and path.suffix.lower() == self.suffix
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
         """Returns y, shape (N, *measurement shape), and tensors of operator and noise by path.

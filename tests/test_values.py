@@ -1,0 +1,88 @@
+"""Values that were wrong without a word: each test is named after the kind of fault."""
+
+import numpy as np
+import pytest
+import torch
+from invem_plugins.noises.gaussian import Gaussian as Noise
+from invem_plugins.operators.fourier_mask import FourierMask
+from invem_plugins.operators.mask_file import mask_file
+from invem_plugins.samplers.ddnm import DDNM
+from invem_plugins.samplers.pseudo_inverse import PseudoInverse
+from PIL import Image
+
+from invem import Gaussian, Mask, Measurement, Prior, RecipeError, Rng
+from invem.linalg import DPLR
+
+torch.set_num_threads(1)
+
+
+# Masks with weights
+
+
+def weights(*shape):
+    return torch.tensor([1.0, 0.5, 0.0, 2.0, -0.25, 0.0, 1.0, 3.0]).reshape(1, *shape)
+
+
+@pytest.mark.parametrize(
+    ("operator", "wide"),
+    [(Mask((1, 2, 4), weights(1, 2, 4)), 1), (FourierMask((2, 2, 4), weights(1, 2, 4)), 2)],
+    ids=["mask", "fourier-mask"],
+)
+def test_the_pseudo_inverse_of_a_weighted_mask_divides_by_the_weight(operator, wide):
+    x = torch.randn(3, wide, 2, 4, generator=torch.Generator().manual_seed(0))
+    y = operator(x)
+    assert torch.allclose(operator(operator.pinv(y)), y, atol=1e-6)
+    seen = (weights(1, 2, 4) != 0).float()
+    assert torch.equal(operator.seen, seen)
+    svd = operator.svd()
+    assert (svd.s >= 0).all()
+    assert torch.allclose(svd.u(svd.s * svd.vt(x)[:, : svd.s.shape[1]]), y, atol=1e-6)
+    assert torch.allclose(svd.ut(svd.u(y.flatten(1))), y.flatten(1), atol=1e-6)
+
+
+def test_solvers_restore_what_a_weighted_mask_shows():
+    A = Mask((1, 2, 4), weights(1, 2, 4))
+    x = torch.randn(3, 1, 2, 4, generator=torch.Generator().manual_seed(0))
+    A = A[torch.zeros(3, dtype=torch.long)]
+    m = Measurement(A(x), A, Noise(torch.zeros(3, 1, 1, 1)))
+    prior = Prior.of(Gaussian(torch.zeros(1, 2, 4), DPLR(torch.ones(8), torch.zeros(8, 0))))
+    shown = (weights(1, 2, 4) != 0).expand_as(x)
+    for sampler in (PseudoInverse(), DDNM(plus=False, steps=4), DDNM(plus=True, steps=4)):
+        found = sampler(prior, m, Rng([1, 2, 3]))
+        assert torch.allclose(found[shown], x[shown], atol=1e-5)
+
+
+def faint(kind, folder):
+    """A mask file whose smallest values are easily lost, and which hides the first row."""
+    values = np.zeros((4, 4), np.float32)
+    values[1:] = 0.5
+    if kind == "float.tiff":
+        Image.fromarray(values).save(folder / kind)
+    elif kind == "sixteen.png":
+        Image.fromarray((values * 2).astype(np.uint16)).save(folder / kind)
+    elif kind in ("blue.png", "alpha.png"):
+        colours = np.zeros((4, 4, 4 if kind == "alpha.png" else 3), np.uint8)
+        colours[1:, :, 2] = 1
+        if kind == "alpha.png":
+            colours[..., 3] = 255
+        Image.fromarray(colours).save(folder / kind)
+    else:
+        with open(folder / kind, "wb") as file:
+            np.save(file, values)
+    return str(folder / kind)
+
+
+@pytest.mark.parametrize(
+    "kind", ["float.tiff", "sixteen.png", "blue.png", "alpha.png", "MASK.NPY", "mask.npy"]
+)
+def test_a_mask_file_measures_whatever_is_not_zero(kind, tmp_path):
+    A = mask_file(2, (1, 4, 4), torch.Generator(), file=faint(kind, tmp_path))
+    assert A.mask[0, 0].tolist() == [[0.0] * 4] + [[1.0] * 4] * 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, "text"])
+def test_a_mask_file_of_no_finite_numbers_is_refused(value, tmp_path):
+    values = np.full((4, 4), value)
+    np.save(tmp_path / "mask.npy", values)
+    with pytest.raises(RecipeError, match="finite numbers"):
+        mask_file(2, (1, 4, 4), torch.Generator(), file=str(tmp_path / "mask.npy"))
