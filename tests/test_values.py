@@ -1,5 +1,7 @@
 """Values that were wrong without a word: each test is named after the kind of fault."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from invem_plugins.samplers.ddnm import DDNM
 from invem_plugins.samplers.pseudo_inverse import PseudoInverse
 from PIL import Image
 
+import invem
 from invem import Gaussian, Mask, Measurement, Prior, RecipeError, Rng
 from invem.linalg import DPLR
 
@@ -86,3 +89,55 @@ def test_a_mask_file_of_no_finite_numbers_is_refused(value, tmp_path):
     np.save(tmp_path / "mask.npy", values)
     with pytest.raises(RecipeError, match="finite numbers"):
         mask_file(2, (1, 4, 4), torch.Generator(), file=str(tmp_path / "mask.npy"))
+
+
+# Files of an operator that change after the run
+
+RECIPE = {
+    "data": "digits",
+    "operator": "identity",
+    "noise": {"name": "gaussian", "sigma": 0.1},
+    "network": "mlp",
+    "count": 16,
+    "phases": [{"name": "fit", "fit": {"objective": "gaussian-moments", "rank": 2}}],
+    "evaluate": {"sampler": "exact", "observations": 0, "samples": 0},
+    "compute": {"threads": 1},
+}
+
+
+def kernels(path, *centres):
+    """Writes one kernel (3, 3), or several, with these values at the centre."""
+    values = np.full((len(centres), 3, 3), 0.05)
+    values[:, 1, 1] = centres
+    np.save(path, values if len(centres) > 1 else values[0])
+
+
+@pytest.mark.parametrize("change", ["values", "size", "folder", "several"])
+def test_restoring_uses_the_kernel_that_is_stored_with_the_measurements(
+    change, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    kernels("kernel.npy", 0.6)
+    blur = {"name": "kernel-blur", "file": "kernel.npy", "normalise": True}
+    run = invem.run(RECIPE, {"operator": blur}, out="run")
+    y = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    wanted = run.restore(y, draws=1).draws
+    if change == "size":
+        np.save("kernel.npy", np.full((5, 5), 0.04))
+    elif change == "folder":
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path / "other")
+        kernels("kernel.npy", 0.1)
+    else:
+        kernels("kernel.npy", *([0.1] if change == "values" else [0.1, 0.5, 0.9]))
+    opened = invem.open(os.path.relpath(tmp_path / "run"))
+    assert torch.equal(opened.restore(y, draws=1).draws, wanted)
+
+
+def test_restoring_asks_for_a_kernel_that_differed_between_the_observations(tmp_path):
+    kernels(tmp_path / "kernel.npy", 0.2, 0.4, 0.6)
+    blur = {"name": "kernel-blur", "file": str(tmp_path / "kernel.npy"), "normalise": True}
+    run = invem.run(RECIPE, {"operator": blur}, out=tmp_path / "run")
+    kernels(tmp_path / "kernel.npy", 0.6)
+    with pytest.raises(invem.DataError, match=r"'A\.kernel' differs between the observations"):
+        invem.open(run.path).restore(torch.zeros(2, 1, 8, 8), draws=1)

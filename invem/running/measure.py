@@ -1,7 +1,7 @@
 """Measuring: signals become observations once, and what is granted of the truth is kept apart."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 import torch
 from torch import Tensor
@@ -118,11 +118,31 @@ def believed(run: Context, at: Round | None = None) -> dict[str, float]:
 def draw_like_training(
     run: Context, n: int, rng: torch.Generator, theta: Mapping[str, float]
 ) -> tuple[Operator, NoiseModel]:
-    """Draws operator and noise of n new measurements, with what is common to those of the run."""
+    """Draws operator and noise of n new measurements, with what is common to those of the run.
+
+    What was stored with the measurements is not drawn again: a file that an option names may have
+    changed since.
+    """
     operator, noise = run.plan.model.draw(n, rng, theta)
     if not run.directory.measurements("train").has("00000"):
         return operator, noise
-    return with_shared(operator, noise, run.observations("train").shared(theta))
+    stored = run.observations("train")
+    operator, noise = with_shared(operator, noise, stored.shared(theta))
+    m = Measurement(torch.zeros(1), operator, noise)
+    repeated = {
+        path: row.expand(n, *row.shape[1:]).contiguous()
+        for path, row in stored.repeated(theta).items()
+    }
+    m = m.with_tensors(m.tensors() | repeated)
+    return m.A, m.noise
+
+
+def _constant(run: Context, theta: Mapping[str, float], paths: Set[str]) -> Set[str]:
+    """Returns the tensors of operator and noise that are the same for all training observations."""
+    if not run.directory.measurements("train").has("00000"):
+        return paths
+    stored = run.observations("train")
+    return stored.shared(theta).keys() | stored.repeated(theta).keys()
 
 
 def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement:
@@ -131,8 +151,8 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
     Args:
         run: The run.
         tensors: `y`, shape (N, *measurement shape), and the other tensors that the measurements of
-            the run have ("A.mask", "noise.sigma"), of which those may be left out that are the same
-            whenever they are drawn.
+            the run have ("A.mask", "noise.sigma"). Those may be left out that are the same for all
+            training observations; they are taken from the run's measurements.
 
     Raises:
         DataError: If a tensor is missing, unknown or of the wrong shape.
@@ -144,12 +164,15 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
     drawn = (draw_like_training(run, len(y), Rng.generator("restore", k), theta) for k in range(2))
     one, two = (Measurement(y, *both) for both in drawn)
     known, again = one.tensors(), two.tensors()
+    constant = _constant(run, theta, known.keys())
     for name in tensors.keys() - known.keys():
         raise DataError(f"there is no tensor '{name}' (known: {', '.join(known)})")
     for name, tensor in known.items():
-        if name not in tensors and not torch.equal(tensor, again[name]):
+        if name in tensors or name == "y":
+            continue
+        if name not in constant or not torch.equal(tensor, again[name]):
             raise DataError(
-                f"'{name}' is drawn anew for each observation by this recipe: give it, shape"
+                f"'{name}' differs between the observations of this recipe: give it, shape"
                 f" {tuple(tensor.shape)}, beside y"
             )
     m = one.with_tensors({**known, **tensors, "y": y})
