@@ -11,6 +11,7 @@ from invem_plugins.operators.mask_file import mask_file
 from invem_plugins.samplers.ddnm import DDNM
 from invem_plugins.samplers.pseudo_inverse import PseudoInverse
 from PIL import Image
+from safetensors.torch import save_file
 
 import invem
 from invem import Gaussian, Mask, Measurement, Prior, RecipeError, Rng
@@ -141,3 +142,84 @@ def test_restoring_asks_for_a_kernel_that_differed_between_the_observations(tmp_
     kernels(tmp_path / "kernel.npy", 0.6)
     with pytest.raises(invem.DataError, match=r"'A\.kernel' differs between the observations"):
         invem.open(run.path).restore(torch.zeros(2, 1, 8, 8), draws=1)
+
+
+# Measurements of the wrong shape or number type
+
+
+def measured(folder, **tensors):
+    """A recipe of measurements of a random mask with these tensors in place of the right ones."""
+    rng = torch.Generator().manual_seed(0)
+    right = {
+        "y": torch.randn(20, 1, 4, 4, generator=rng),
+        "A.mask": torch.ones(20, 1, 4, 4),
+        "noise.sigma": torch.full((20, 1, 1, 1), 0.1),
+    }
+    save_file(right | tensors, folder / "y.safetensors")
+    return RECIPE | {
+        "data": None,
+        "observations": {"name": "measurements", "file": str(folder / "y.safetensors")},
+        "operator": "random-mask",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("A.mask", torch.ones(20, 4, 4), r"'A\.mask' .*\(18, 4, 4\), and must .*\(18, 1, 4, 4\)"),
+        ("A.mask", torch.ones(20, 1, 4, 3), r"'A\.mask' of shape \(18, 1, 4, 3\) does not fit y"),
+        ("A.mask", torch.ones(20, 1, 4, 4) > 0, r"'A\.mask' holds bool, and must hold float32"),
+        ("noise.sigma", torch.ones(20), r"'noise\.sigma' .*\(18,\), and must .*\(18, 1, 1, 1\)"),
+        ("noise.sigma", torch.ones(20, 1), r"'noise\.sigma' .*\(18, 1\), and must"),
+        ("noise.sigma", torch.ones(20, 1, 3, 1), r"'noise\.sigma' of .* does not fit y"),
+        ("y", torch.ones(20, 1, 4, 4, dtype=torch.int8), "'y' holds int8, and must hold float32"),
+        ("y", torch.ones(20, 1, 4, 4, dtype=torch.uint8), "'y' holds uint8"),
+        ("y", torch.ones(20, 1, 4, 4, dtype=torch.int64), "'y' holds int64"),
+        ("y", torch.ones(20, 1, 4, 4) > 0, "'y' holds bool"),
+        ("y", torch.ones(20, 1, 4, 4) + 1j, "'y' holds complex64"),
+        ("y", torch.full((20, 1, 4, 4), 1e19), r"y has values beyond 1e\+15"),
+        ("y", torch.full((20, 1, 4, 4), 1e300, dtype=torch.float64), "y has values beyond"),
+    ],
+)
+def test_measurements_of_the_wrong_shape_or_type_are_refused_by_the_plan(
+    name, tensor, said, tmp_path
+):
+    with pytest.raises(RecipeError, match=said) as caught:
+        invem.plan(measured(tmp_path, **{name: tensor}))
+    assert "\n" not in str(caught.value) and "observations" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float8_e4m3fn])
+def test_masks_in_low_precision_are_converted(kind, tmp_path):
+    mask = {"A.mask": torch.ones(20, 1, 4, 4).to(kind)}
+    run = invem.run(measured(tmp_path, **mask), out=tmp_path / "run")
+    m = run.measurement(run.observations().tensors() | {"A.mask": mask["A.mask"][:16]})
+    assert m.A.mask.dtype == torch.float32
+
+
+def test_measurements_in_double_precision_are_converted(tmp_path):
+    wanted = invem.run(measured(tmp_path), out=tmp_path / "single")
+    double = {
+        "y": torch.randn(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double(),
+        "A.mask": torch.ones(20, 1, 4, 4).double(),
+        "noise.sigma": torch.full((20, 1, 1, 1), 0.1).double(),
+    }
+    run = invem.run(measured(tmp_path, **double), out=tmp_path / "double")
+    assert torch.equal(run.prior.moments.mean, wanted.prior.moments.mean)
+    m = run.measurement(double)
+    assert all(tensor.dtype == torch.float32 for tensor in m.tensors().values())
+
+
+def test_a_noise_level_per_pixel_fits(tmp_path):
+    assert invem.plan(measured(tmp_path, **{"noise.sigma": torch.ones(20, 1, 4, 4)})).train == 16
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int32, torch.bool])
+def test_restoring_refuses_other_numbers_than_floating_point(kind, tmp_path):
+    run = invem.run(measured(tmp_path), out=tmp_path / "run")
+    y = torch.ones(2, 1, 4, 4).to(kind)
+    more = {"A.mask": torch.ones(2, 1, 4, 4), "noise.sigma": torch.ones(2, 1, 1, 1)}
+    with pytest.raises(invem.DataError, match=r"'y' holds .*, and must hold float32"):
+        run.restore({"y": y} | more)
+    with pytest.raises(invem.DataError, match=r"'A\.mask' holds .*, and must hold float32"):
+        run.restore(more | {"y": torch.ones(2, 1, 4, 4), "A.mask": y})

@@ -12,6 +12,7 @@ from invem.errors import DataError, RecipeError
 from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
+from invem.planning.sources import conform
 from invem.running.context import Context
 from invem.running.observations import BLOCK, with_shared
 from invem.running.records import Record
@@ -155,11 +156,11 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
             training observations; they are taken from the run's measurements.
 
     Raises:
-        DataError: If a tensor is missing, unknown or of the wrong shape.
+        DataError: If a tensor is missing, unknown, or of the wrong shape or number type.
     """
     if "y" not in tensors or not tensors["y"].numel():
         raise DataError("there are no observations: a tensor named y is needed")
-    y = tensors["y"].float()
+    y = conform("y", tensors["y"], torch.zeros(()))
     theta = believed(run)
     drawn = (draw_like_training(run, len(y), Rng.generator("restore", k), theta) for k in range(2))
     one, two = (Measurement(y, *both) for both in drawn)
@@ -175,7 +176,8 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
                 f"'{name}' differs between the observations of this recipe: give it, shape"
                 f" {tuple(tensor.shape)}, beside y"
             )
-    m = one.with_tensors({**known, **tensors, "y": y})
+    given = {name: conform(name, tensor, known[name]) for name, tensor in tensors.items()}
+    m = one.with_tensors({**known, **given})
     expected = one.A(torch.zeros(len(y), *run.shape)).shape
     for name, tensor in m.tensors().items():
         wanted = tuple(expected if name == "y" else known[name].shape)
