@@ -223,3 +223,23 @@ def test_restoring_refuses_other_numbers_than_floating_point(kind, tmp_path):
         run.restore({"y": y} | more)
     with pytest.raises(invem.DataError, match=r"'A\.mask' holds .*, and must hold float32"):
         run.restore(more | {"y": torch.ones(2, 1, 4, 4), "A.mask": y})
+
+
+# A share of clean images in batches that are too small
+
+
+def shares(clean, batch, count, draws=1):
+    fit = {"objective": "dsm", "steps": 2, "batch": batch, "clean": clean}
+    em = {"name": "em", "sampler": "exact", "draws": draws, "fit": fit}
+    return RECIPE | {"phases": [*RECIPE["phases"], em], "clean": "all", "count": count}
+
+
+@pytest.mark.parametrize(("batch", "count"), [(1, 16), (64, 1)])
+def test_clean_images_in_batches_of_one_are_refused_by_the_plan(batch, count):
+    with pytest.raises(RecipeError, match=r"phases\.1\.fit\.clean: .* batches of 2 or more"):
+        invem.plan(shares(0.5, batch, count))
+
+
+@pytest.mark.parametrize(("count", "draws"), [(2, 1), (1, 2)])
+def test_clean_images_leave_a_place_for_a_draw_in_small_batches(count, draws, tmp_path):
+    assert invem.run(shares(0.9, 64, count, draws), out=tmp_path / "run").finished

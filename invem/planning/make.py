@@ -16,7 +16,7 @@ from invem.planning.build import Builder, Make
 from invem.planning.model import MeasurementModel
 from invem.planning.needs import Provided, check_metrics, check_stages
 from invem.planning.plan import Facts, Plan, Stage, read_foreign_prior
-from invem.planning.policies import check_stops
+from invem.planning.policies import check_batches, check_stops
 from invem.planning.requirements import check_requirements
 from invem.planning.resolve import resolved
 from invem.planning.sources import Source, check_observations
@@ -162,6 +162,9 @@ def _checked(
         image=len(model.shape) == 3,
     )
     stages = check_stages(recipe, builder, stages, provided)
+    check_batches(
+        recipe, builder, stages, min(recipe.count or facts.whole_train, facts.whole_train)
+    )
     check_metrics(recipe, builder, stages, metrics, provided)
     for i, stage in enumerate(stages):
         if stage.objective is not None and (reason := stage.objective.refuses(model.shape)):
