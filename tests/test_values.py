@@ -243,3 +243,14 @@ def test_clean_images_in_batches_of_one_are_refused_by_the_plan(batch, count):
 @pytest.mark.parametrize(("count", "draws"), [(2, 1), (1, 2)])
 def test_clean_images_leave_a_place_for_a_draw_in_small_batches(count, draws, tmp_path):
     assert invem.run(shares(0.9, 64, count, draws), out=tmp_path / "run").finished
+
+
+# Samplers that divide by the noise
+
+
+def test_tmpd_without_noise_is_refused_by_the_plan():
+    em = {"name": "em", "sampler": "tmpd"}
+    recipe = RECIPE | {"phases": [*RECIPE["phases"], em]}
+    with pytest.raises(RecipeError, match=r"tmpd needs noise with a density \(density\)"):
+        invem.plan(recipe, {"noise.sigma": 0})
+    assert invem.plan(recipe).stages[1].sampler is not None
