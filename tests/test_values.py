@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from invem_plugins.datasets.folder import folder as image_folder
 from invem_plugins.noises.gaussian import Gaussian as Noise
 from invem_plugins.operators.fourier_mask import FourierMask
 from invem_plugins.operators.mask_file import mask_file
@@ -254,3 +255,80 @@ def test_tmpd_without_noise_is_refused_by_the_plan():
     with pytest.raises(RecipeError, match=r"tmpd needs noise with a density \(density\)"):
         invem.plan(recipe, {"noise.sigma": 0})
     assert invem.plan(recipe).stages[1].sampler is not None
+
+
+# Too few signals for a metric
+
+
+def judged(*metrics, **changes):
+    fit = {"objective": "gaussian-moments", "rank": 2}
+    em = {"name": "em", "sampler": "exact", "fit": fit}
+    options = {"sampler": "exact", "observations": 2, "samples": 8, "metrics": list(metrics)}
+    recipe = RECIPE | {"phases": [*RECIPE["phases"], em], "evaluate": options}
+    return recipe | changes.pop("top", {}) | {"evaluate": options | changes}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (judged("memorisation", top={"count": 1}), r"memorisation needs 2 .*, and there are 1"),
+        (judged("observation-distance", top={"count": 3}), r"needs 4 .*, and there are 3"),
+        (judged("observation-distance", samples=3), r"needs 4 .*, and there are 3"),
+        (
+            judged({"name": "self-consistency", "of": "spectrum"}, samples=7),
+            r"needs 8 .*samples.*, and there are 7",
+        ),
+        (judged("frechet", samples=1), r"frechet needs unconditional samples .* 2 or more"),
+    ],
+)
+def test_too_few_signals_for_a_metric_are_refused_by_the_plan(recipe, said):
+    with pytest.raises(RecipeError, match=said):
+        invem.plan(recipe)
+
+
+def images(folder, held_out, *, of_class=""):
+    """Writes images until so many are held out; returns the data set."""
+    rng = np.random.default_rng(0)
+    (folder / of_class).mkdir(exist_ok=True)
+    for i in range(12):
+        values = rng.integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(values).save(folder / of_class / f"{i}.png")
+    data = {"name": "folder", "root": str(folder), "channels": 1}
+    count = {k: len(folder_images(folder, k / 100)) for k in range(1, 100)}
+    share = next(k for k, n in count.items() if n == held_out)
+    return data | {"test": share / 100}
+
+
+def folder_images(root, share):
+    try:
+        return image_folder("test", root=str(root), channels=1, test=share)
+    except invem.DataError:
+        return ()
+
+
+def test_one_image_for_a_distance_between_sets_is_refused_by_the_plan(tmp_path):
+    data = images(tmp_path, 1)
+    said = r"frechet needs 2 or more .*reference.*, and there are 1"
+    with pytest.raises(RecipeError, match=said):
+        invem.plan(judged("frechet", top={"data": data}))
+    with pytest.raises(RecipeError, match=r"frechet needs 2 or more training signals"):
+        data = images(tmp_path, 11)
+        invem.plan(judged("frechet", top={"data": data}))
+
+
+def test_a_classifier_without_labels_is_refused_by_the_plan(tmp_path):
+    metric, data = {"name": "frechet", "features": "classifier"}, images(tmp_path, 3)
+    with pytest.raises(RecipeError, match=r"frechet needs labelled clean signals"):
+        invem.plan(judged(metric, top={"data": data}))
+    images(tmp_path, 3, of_class="a")
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    assert invem.plan(judged(metric, top={"data": data | {"labels": True, "test": 0.5}})).metrics
+
+
+@pytest.mark.parametrize("name", ["frechet", "memorisation", "observation-distance"])
+def test_the_least_number_that_a_metric_names_is_enough(name, tmp_path):
+    samples = 4 if name == "observation-distance" else 2
+    recipe = judged(name, samples=samples, top={"count": samples})
+    run = invem.run(recipe, out=tmp_path / "run")
+    assert run.metrics[-1]["metrics"][name]["value"] is not None

@@ -6,6 +6,7 @@ from invem.errors import RecipeError
 from invem.metric import Metric
 from invem.objective import ClosedFormObjective, Objective
 from invem.planning.build import Builder, listing
+from invem.planning.counts import examples_of
 from invem.planning.plan import Stage
 from invem.sampler import ChainSampler, PosteriorSampler
 from invem.stopping import Watched
@@ -62,16 +63,10 @@ def check_batches(recipe: Recipe, builder: Builder, stages: list[Stage], train: 
         train: The number of training observations.
     """
     for i, stage in enumerate(stages):
-        phase, fit = stage.phase, stage.phase.fit
+        fit = stage.phase.fit
         if fit is None or not fit.clean:
             continue
-        examples = min(phase.observations or train, train)
-        if stage.on == "draws":
-            examples *= phase.draws
-        elif stage.on == "observations":
-            examples = train
-        else:
-            examples = train if recipe.clean == "all" else min(recipe.clean, train)
+        examples = examples_of(recipe, stage, train)
         if min(fit.batch, examples) < 2:
             builder.fail(
                 ("phases", i, "fit", "clean"),
