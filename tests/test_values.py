@@ -7,7 +7,7 @@ import pytest
 import torch
 from invem_plugins.datasets.folder import folder as image_folder
 from invem_plugins.noises.gaussian import Gaussian as Noise
-from invem_plugins.operators.fourier_mask import FourierMask
+from invem_plugins.operators.fourier_mask import FourierMask, fourier_mask
 from invem_plugins.operators.mask_file import mask_file
 from invem_plugins.samplers.ddnm import DDNM
 from invem_plugins.samplers.pseudo_inverse import PseudoInverse
@@ -332,3 +332,32 @@ def test_the_least_number_that_a_metric_names_is_enough(name, tmp_path):
     recipe = judged(name, samples=samples, top={"count": samples})
     run = invem.run(recipe, out=tmp_path / "run")
     assert run.metrics[-1]["metrics"][name]["value"] is not None
+
+
+# The share of the frequencies that is measured
+
+
+@pytest.mark.parametrize("pattern", ["random", "equispaced", "variable"])
+@pytest.mark.parametrize("width", [16, 31, 64, 320])
+@pytest.mark.parametrize(("acceleration", "centre"), [(1, 0), (4, 0.08), (8, 0.08), (8, 0.125)])
+def test_the_acceleration_that_is_asked_for_comes_out(pattern, width, acceleration, centre):
+    rng = torch.Generator().manual_seed(0)
+    options = {"acceleration": acceleration, "centre": centre, "pattern": pattern}
+    masks = fourier_mask(200, (1, 4, width), rng, **options).mask[:, 0, 0]
+    assert masks.sum(1).sub(width / acceleration).abs().max() <= 1
+    kept = round(centre * width)
+    first = width // 2 - kept // 2
+    assert (masks[:, first : first + kept] == 1).all()
+    if pattern == "equispaced":
+        assert masks.any(0).all() or acceleration * centre == 1
+        outer = masks[:, masks.mean(0) < 1]
+        for row in outer:
+            steps = row.nonzero()[:, 0].diff()
+            assert not len(steps) or steps.max() - steps.min() <= 1
+
+
+def test_no_mask_of_few_columns_is_empty():
+    rng = torch.Generator().manual_seed(0)
+    options = {"acceleration": 32, "centre": 0, "pattern": "equispaced"}
+    masks = fourier_mask(200, (1, 16, 16), rng, **options).mask
+    assert (masks[:, 0, 0].sum(1) == 1).all()
