@@ -51,6 +51,14 @@ class FileFormat:
         """
         raise Unsupported(f"{type(self).__name__} cannot be read")
 
+    def names(self, path: Path, expected: Expected) -> list[str]:
+        """Returns the name of each observation, in the order of `read`; empty if they have none.
+
+        Raises:
+            DataError: If there are no observations, or they cannot be read.
+        """
+        return []
+
     def write(self, path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Writes results, completely or not at all.
 

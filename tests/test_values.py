@@ -13,10 +13,13 @@ from invem_plugins.samplers.ddnm import DDNM
 from invem_plugins.samplers.pseudo_inverse import PseudoInverse
 from PIL import Image
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import invem
 from invem import Gaussian, Mask, Measurement, Prior, RecipeError, Rng
+from invem.cli.app import app
 from invem.linalg import DPLR
+from invem.store import read_meta
 
 torch.set_num_threads(1)
 
@@ -361,3 +364,34 @@ def test_no_mask_of_few_columns_is_empty():
     options = {"acceleration": 32, "centre": 0, "pattern": "equispaced"}
     masks = fourier_mask(200, (1, 16, 16), rng, **options).mask
     assert (masks[:, 0, 0].sum(1) == 1).all()
+
+
+# The order and the names of results
+
+
+def test_restored_images_are_in_natural_order_with_the_names_of_their_files(tmp_path):
+    run = invem.run(RECIPE, out=tmp_path / "run")
+    (tmp_path / "scans" / "b").mkdir(parents=True)
+    wanted = [
+        "1.png",
+        "2.png",
+        "10.png",
+        "b/3.npy#0",
+        "b/3.npy#1",
+        "b/20.png",
+        "x1y9.png",
+        "x1y10.png",
+    ]
+    for level, name in enumerate(wanted):
+        values = np.full((8, 8), 10 * level, np.uint8)
+        if name == "b/3.npy#0":
+            np.save(tmp_path / "scans" / "b" / "3.npy", np.stack([values, values + 10]))
+        elif "#" not in name:
+            Image.fromarray(values).save(tmp_path / "scans" / name)
+    out = tmp_path / "restored.safetensors"
+    command = ["restore", str(run.path), str(tmp_path / "scans"), "--out", str(out), "--draws", "2"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    tensors, about = read_meta(out)
+    assert about["names"] == wanted and len(tensors["mean"]) == len(wanted)
+    assert tensors["mean"].flatten(1).mean(1).diff().gt(0).all()

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -209,7 +210,7 @@ class Folder(Dataset):
 
     Attributes:
         reader: Turns a file into an image.
-        items: The images of this split, in the order of their names.
+        items: The images of this split, in the natural order of their names (2 before 10).
         shape: The shape of one image.
         labels: Shape (N,), int64; or None.
         classes: The names of the labels.
@@ -226,6 +227,12 @@ class Folder(Dataset):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def names(self) -> list[str]:
+        """The path of each image below the root; "#2" says that it is the third of its file."""
+        several = {item.name for item in self.items if item.page}
+        return [f"{i.name}#{i.page}" if i.name in several else i.name for i in self.items]
 
     def __getitem__(self, index: Tensor) -> Example:
         x = torch.empty(len(index), *self.shape)
@@ -343,7 +350,7 @@ def folder(
 
 
 def _files(root: Path) -> list[str]:
-    """Returns the paths of the image files relative to root, sorted, with forward slashes."""
+    """Returns the paths of the image files relative to root, in natural order, with slashes."""
 
     def refuse(error: OSError) -> None:
         raise DataError(
@@ -361,7 +368,13 @@ def _files(root: Path) -> list[str]:
             for p in paths
             if p.suffix.lower() in EXTENSIONS and p.is_file()
         ]
-    return sorted(names)
+    return sorted(names, key=_natural)
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Orders names with their numbers by value, so that 2.png comes before 10.png."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _held_out(item: Item, fraction: float) -> bool:
