@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from invem_plugins.datasets.digits import digits
 from invem_plugins.datasets.folder import folder as image_folder
 from invem_plugins.noises.gaussian import Gaussian as Noise
 from invem_plugins.operators.fourier_mask import FourierMask, fourier_mask
@@ -395,3 +396,54 @@ def test_restored_images_are_in_natural_order_with_the_names_of_their_files(tmp_
     tensors, about = read_meta(out)
     assert about["names"] == wanted and len(tensors["mean"]) == len(wanted)
     assert tensors["mean"].flatten(1).mean(1).diff().gt(0).all()
+
+
+# Data that change between start and resume
+
+
+def interrupted(recipe, path):
+    """A run that is stopped before anything is measured."""
+
+    def stop(records):
+        for record in records:
+            if record.event == "measure":
+                raise KeyboardInterrupt
+            yield record
+
+    with pytest.raises(KeyboardInterrupt):
+        invem.run(recipe, out=path, follow=stop)
+    for file in path.rglob("0000*.safetensors"):
+        file.unlink()
+    return invem.open(path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_pictures_that_were_replaced_are_refused_when_a_run_goes_on(split, tmp_path):
+    (tmp_path / "images").mkdir()
+    data = images(tmp_path / "images", 3)
+    top = {"data": data, "count": None}
+    run = interrupted(judged("psnr", observations=3, samples=0, top=top), tmp_path / "run")
+    assert set(run.plan.facts.digests) == {"train", "test"}
+    name = run.plan.data(split).data.items[-1].name
+    path = tmp_path / "images" / name
+    before = path.read_bytes()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    with pytest.raises(
+        RecipeError, match=f"the {split} data have changed .*, their values are not"
+    ):
+        run.resume()
+    path.write_bytes(before)
+    assert invem.open(run.path).resume() is None and invem.open(run.path).finished
+
+
+@pytest.mark.parametrize("name", ["y", "A.mask"])
+def test_measurements_that_were_replaced_are_refused_when_a_run_goes_on(name, tmp_path):
+    run = interrupted(measured(tmp_path), tmp_path / "run")
+    measured(tmp_path, **{name: torch.ones(20, 1, 4, 4) * 0.5})
+    with pytest.raises(RecipeError, match="the train data have changed"):
+        run.resume()
+
+
+def test_the_digest_of_a_data_set_is_of_its_values():
+    one, two = (digits("train").digest() for _ in range(2))
+    assert one == two != digits("test").digest() != digits("train", pad=1).digest()

@@ -63,6 +63,12 @@ class Source(Dataset):
             raise self.error(str(error)) from error
         return example if example.x is None else example._replace(x=_single(example.x))
 
+    def digest(self) -> str:
+        try:
+            return self.data.digest()
+        except DataError as error:
+            raise self.error(str(error)) from error
+
     def measured(self, index: Tensor) -> dict[str, Tensor] | None:
         given = self.data.measured(index)
         return given and {name: _single(tensor) for name, tensor in given.items()}

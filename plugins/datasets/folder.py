@@ -49,7 +49,7 @@ class Reader:
 
     def scan(self, name: str) -> list[Item]:
         """Lists the images in a file from its headers alone."""
-        with self._refusing(name):
+        with self.refusing(name):
             if name.lower().endswith(".npy"):
                 array = self._memory(name)
                 self._ends(name, _white(array.dtype))
@@ -70,7 +70,7 @@ class Reader:
 
     def decode(self, item: Item) -> Tensor:
         """Returns an image, shape (channels, H, W), float32 in [-1, 1]."""
-        with self._refusing(item.name):
+        with self.refusing(item.name):
             bands, white = (
                 self._row(item) if item.name.lower().endswith(".npy") else self._page(item)
             )
@@ -95,7 +95,7 @@ class Reader:
         return 0.0, white
 
     @contextmanager
-    def _refusing(self, name: str) -> Iterator[None]:
+    def refusing(self, name: str) -> Iterator[None]:
         """Turns any error of a decoder on a broken file into a DataError.
 
         Pillow alone raises ten kinds.
@@ -227,6 +227,16 @@ class Folder(Dataset):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def digest(self) -> str:
+        """Returns a digest of the names and the bytes of all files of this split."""
+        found = hashlib.sha256()
+        for name in dict.fromkeys(item.name for item in self.items):
+            with self.reader.refusing(name), open(self.reader.root / name, "rb") as file:
+                found.update(
+                    os.fsencode(name) + b"\0" + hashlib.file_digest(file, "sha256").digest()
+                )
+        return found.hexdigest()
 
     @property
     def names(self) -> list[str]:

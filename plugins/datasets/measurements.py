@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from invem import DataError, Dataset, Example, RecipeError, examples
+from invem.dataset import digest_of
 
 LARGEST = 1e15  # sums of squares of larger numbers leave the range of float32
 
@@ -34,6 +35,9 @@ class Measurements(Dataset):
 
     def __getitem__(self, index: Tensor) -> Example:
         return Example(self.tensors["y"][index])
+
+    def digest(self) -> str:
+        return digest_of(self.tensors)
 
     def measured(self, index: Tensor) -> dict[str, Tensor]:
         """Returns y and the other tensors of the observations at `index`."""
