@@ -90,8 +90,8 @@ def open_data(run: Context, split: str) -> Dataset:
         if data.digest() != before:
             raise RecipeError(
                 f"{run.directory.path}: the {split} data have changed since the run was begun:"
-                " their number and shape are the same, their values are not; put the old ones back, or"
-                " begin a new run"
+                " their number and shape are the same, their values are not; put the old ones back,"
+                " or begin a new run"
             )
         run.known_data.add(split)
     return data
