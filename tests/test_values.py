@@ -1,6 +1,7 @@
 """Values that were wrong without a word: each test is named after the kind of fault."""
 
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import invem
-from invem import Gaussian, Mask, Measurement, Prior, RecipeError, Rng
+from invem import Gaussian, Mask, Measurement, Prior, RecipeError, Rng, linalg
 from invem.cli.app import app
 from invem.linalg import DPLR
 from invem.store import read_meta
@@ -447,3 +448,41 @@ def test_measurements_that_were_replaced_are_refused_when_a_run_goes_on(name, tm
 def test_the_digest_of_a_data_set_is_of_its_values():
     one, two = (digits("train").digest() for _ in range(2))
     assert one == two != digits("test").digest() != digits("train", pad=1).digest()
+
+
+# Solvers that stop early
+
+
+@pytest.fixture
+def fresh_warnings(monkeypatch):
+    monkeypatch.setattr(linalg, "_WARNED", set())
+
+
+@pytest.mark.parametrize("ask", ["posterior", "posterior_mean"])
+def test_an_exact_posterior_that_stops_early_warns_once(ask, fresh_warnings):
+    rng = torch.Generator().manual_seed(0)
+    prior = Gaussian(torch.zeros(1, 8, 8), DPLR(torch.linspace(1e-2, 10, 64), torch.zeros(64, 0)))
+    A = Mask((1, 8, 8), torch.ones(3, 1, 8, 8))
+    m = Measurement(
+        torch.randn(3, 1, 8, 8, generator=rng), A, Noise(torch.full((3, 1, 1, 1), 0.01))
+    )
+    given = (m, Rng([1, 2, 3])) if ask == "posterior" else (m,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = getattr(prior, ask)(*given)
+    with pytest.warns(RuntimeWarning, match=r"after 3 iterations in 3 of 3 .*residual of up to"):
+        early = getattr(prior, ask)(*given, iterations=3)
+    assert not torch.allclose(early, exact, atol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        getattr(prior, ask)(*given, iterations=3)
+
+
+def test_conjugate_gradients_say_their_residual():
+    b = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    scale = torch.tensor([1.0, 2.0, 5.0])
+    found = linalg.cg(lambda v: scale * v, b, 2)
+    wanted = (b - scale * found.x).norm(dim=1) / b.norm(dim=1).clamp(min=1)
+    wanted[0] = (b - scale * found.x)[0].norm() / b[0].norm()
+    assert torch.allclose(found.residual.float(), wanted, atol=1e-5) and found.residual[1] == 0
+    assert linalg.cg(lambda v: scale * v, b, 3, tol=1e-5).residual.max() < 1e-5
