@@ -180,11 +180,11 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
     for name, tensor in known.items():
         if name in tensors or name == "y":
             continue
-        if name not in constant or not torch.equal(tensor, again[name]):
-            raise DataError(
-                f"'{name}' differs between the observations of this recipe: give it, shape"
-                f" {tuple(tensor.shape)}, beside y"
-            )
+        drawn = not torch.equal(tensor, again[name])
+        if drawn or name not in constant:
+            why = "is drawn anew for each observation by this recipe"
+            why = why if drawn else "differs between the observations of this run"
+            raise DataError(f"'{name}' {why}: give it, shape {tuple(tensor.shape)}, beside y")
     given = {name: conform(name, tensor, known[name]) for name, tensor in tensors.items()}
     m = one.with_tensors({**known, **given})
     expected = one.A(torch.zeros(len(y), *run.shape)).shape
