@@ -1,12 +1,26 @@
 """Data sets of clean signals, or of existing observations."""
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from invem.measurement import Example
 
-__all__ = ["Dataset"]
+__all__ = ["Dataset", "digest_of"]
+
+_DIGESTED = 64  # items of a data set that its digest is made of
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a digest of the names, shapes and values of tensors."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 class Dataset(ABC):
@@ -34,6 +48,18 @@ class Dataset(ABC):
     @abstractmethod
     def __getitem__(self, index: Tensor) -> Example:
         """Returns x of shape (B, *shape) for these indices, and labels if there are any."""
+
+    def digest(self) -> str:
+        """Returns a digest of the data, by which a run that goes on knows them again.
+
+        It is of up to 64 evenly spaced items, with what was measured of them; a data set that can
+        cheaply say more overrides it.
+        """
+        n = len(self)
+        index = torch.linspace(0, n - 1, min(n, _DIGESTED), dtype=torch.float64).long()
+        example = self[index]
+        tensors = {"x": example.x, "label": example.label} | (self.measured(index) or {})
+        return digest_of({name: t for name, t in tensors.items() if t is not None})
 
     def measured(self, index: Tensor) -> dict[str, Tensor] | None:
         """Returns y of some observations, and the stored tensors of their operators and noise.

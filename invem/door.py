@@ -403,15 +403,11 @@ def _facts(directory: RunDirectory) -> Facts:
     about = directory.description()
     try:
         data = about["data"]
-        first = data["prior"]
-        return Facts(
-            tuple(data["shape"]),
-            tuple(data["range"]),
-            data["whole_train"],
-            data["whole_test"],
-            None if first is None else tuple(first),
-        )
-    except (KeyError, TypeError) as error:
+        first, digests = data["prior"], dict(data.get("digests", {}))
+        prior = None if first is None else tuple(first)
+        sizes = data["whole_train"], data["whole_test"]
+        return Facts(tuple(data["shape"]), tuple(data["range"]), *sizes, prior, digests)
+    except (KeyError, TypeError, ValueError) as error:
         path = directory.path / "run.json"
         raise DataError(f"{path}: damaged: {error} is missing") from error
 

@@ -39,7 +39,7 @@ class FileFormat:
 
     def accepts(self, path: Path) -> bool:
         """Whether a path has this format, by its name or its content."""
-        return bool(self.suffix) and path.suffix == self.suffix
+        return bool(self.suffix) and path.suffix.lower() == self.suffix
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
         """Returns y, shape (N, *measurement shape), and tensors of operator and noise by path.
@@ -50,6 +50,14 @@ class FileFormat:
             DataError: If there are no observations, or they cannot be read.
         """
         raise Unsupported(f"{type(self).__name__} cannot be read")
+
+    def names(self, path: Path, expected: Expected) -> list[str]:
+        """Returns the name of each observation, in the order of `read`; empty if they have none.
+
+        Raises:
+            DataError: If there are no observations, or they cannot be read.
+        """
+        return []
 
     def write(self, path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Writes results, completely or not at all.

@@ -11,7 +11,7 @@ from invem.fileformat import Expected, FileFormat
 from invem.planning.build import defaults
 from invem.planning.plan import Plan
 
-__all__ = ["read_observations", "writer"]
+__all__ = ["observation_names", "read_observations", "writer"]
 
 
 def _formats(catalog: Catalog, ability: str) -> Iterator[FileFormat]:
@@ -34,15 +34,36 @@ def read_observations(path: Path, plan: Plan) -> dict[str, Tensor]:
     Raises:
         DataError: If there are none, they cannot be read, or no format is that of the path.
     """
-    if not path.exists():
-        raise DataError("there is no such file or folder")
+    return _reader(path).read(path, _expected(plan))
+
+
+def observation_names(path: Path, plan: Plan) -> list[str]:
+    """Returns the names of new observations, such as those of files; empty if they have none.
+
+    Args:
+        path: A file or a folder.
+        plan: The plan.
+
+    Raises:
+        DataError: If there are none, they cannot be read, or no format is that of the path.
+    """
+    return _reader(path).names(path, _expected(plan))
+
+
+def _expected(plan: Plan) -> Expected:
     given = plan.recipe.data or plan.recipe.observations
     assert given is not None
-    expected = Expected(plan.shape, given.name, given.options)
+    return Expected(plan.shape, given.name, given.options)
+
+
+def _reader(path: Path) -> FileFormat:
+    """Returns the format that a path is read in."""
+    if not path.exists():
+        raise DataError("there is no such file or folder")
     catalog = Catalog.load()
     for fmt in _formats(catalog, "read"):
         if fmt.accepts(path):
-            return fmt.read(path, expected)
+            return fmt
     raise DataError(f"no file format reads it (known: {_names(catalog, 'read')})")
 
 

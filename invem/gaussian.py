@@ -218,8 +218,9 @@ class Gaussian(Batched):
         def pull(u: Tensor) -> Tensor:
             return self.cov(m.A.adjoint(u.reshape(r.shape)).flatten(1)).reshape(-1, *self.shape)
 
-        u = cg(lambda v: var * v + m.A(pull(v)).flatten(1), r.flatten(1), iterations, tol).x
-        return pull(u)
+        solved = cg(lambda v: var * v + m.A(pull(v)).flatten(1), r.flatten(1), iterations, tol)
+        solved.warn_unless(tol, "posterior of a Gaussian prior")
+        return pull(solved.x)
 
 
 def _require_two_signals(n: int) -> None:

@@ -4,6 +4,7 @@ Vectors are (B, d). Scalars are float64, so that short recurrences stay precise 
 float32.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from invem.batched import Batched, Rng, shared, to_float64
 from invem.operator import LinearOperator
 
 __all__ = ["DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"]
+
+_WARNED: set[str] = set()  # what a warning was given of
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -31,11 +34,39 @@ class Krylov(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The result of `cg`: the solution, iterations per sample, and where curvature was negative."""
+    """The result of `cg`.
+
+    Attributes:
+        x: The solution, shape (B, d).
+        iterations: The iterations of each sample, shape (B,).
+        negative: Whether a sample met negative curvature, shape (B,).
+        residual: |b - M x| / |b| of each sample as the recurrence has it, shape (B,); 0 where b is
+            0.
+    """
 
     x: Tensor
     iterations: Tensor
     negative: Tensor
+    residual: Tensor
+
+    def warn_unless(self, tol: float, what: str) -> None:
+        """Warns, once per process, of samples that stopped with a residual above `tol`.
+
+        Args:
+            tol: The relative residual that was asked for.
+            what: What was solved for, for the message.
+        """
+        if what in _WARNED or not bool((self.residual > tol).any()):
+            return
+        _WARNED.add(what)
+        late = self.residual > tol
+        warnings.warn(
+            f"{what}: conjugate gradients stopped after {int(self.iterations.max())} iterations in"
+            f" {int(late.sum())} of {len(late)} systems, at a relative residual of up to"
+            f" {float(self.residual.max()):.1e}, not {tol:.0e}: the result is approximate",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -59,12 +90,14 @@ def cg(
         x0: An initial guess; None is zero, which costs no product with M.
 
     Returns:
-        x (B, d), the iterations per sample (B,), and whether a sample met negative curvature (B,).
+        x (B, d), the iterations per sample (B,), whether a sample met negative curvature (B,), and
+        the relative residual (B,).
     """
     x = torch.zeros_like(b) if x0 is None else x0
     r = b if x0 is None else b - matvec(x0)
     p, rr = r, _dot(r, r)
-    stop = tol**2 * _dot(b, b)
+    size = _dot(b, b)
+    stop = tol**2 * size
     live = rr > stop
     negative = torch.zeros_like(live)
     used = torch.zeros_like(rr, dtype=torch.long)
@@ -86,7 +119,8 @@ def cg(
         p = torch.where(live, r + torch.where(live, new / rr, 0.0).to(b.dtype) * p, p)
         rr = torch.where(live, new, rr)
         live = live & (rr > stop)
-    return Solution(x, used.squeeze(-1), negative.squeeze(-1))
+    residual = torch.where(size > 0, (rr / torch.where(size > 0, size, 1)).sqrt(), 0.0)
+    return Solution(x, used.squeeze(-1), negative.squeeze(-1), residual.squeeze(-1))
 
 
 def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:

@@ -14,11 +14,25 @@ from invem.batched import shared
 from invem.errors import RecipeError
 from invem.operator import SVD, LinearOperator, image_shape
 
-__all__ = ["Boundary", "CircularConvolution", "Convolution", "Mask", "Matrix", "Separable", "blur"]
+__all__ = [
+    "Boundary",
+    "CircularConvolution",
+    "Convolution",
+    "Mask",
+    "Matrix",
+    "Separable",
+    "blur",
+    "inverse_weights",
+]
 
 Boundary = Literal["reflect", "circular", "zero", "valid"]
 
 _DIRECT = 13 * 13  # a kernel of at most so many entries is faster without a Fourier transform
+
+
+def inverse_weights(mask: Tensor) -> Tensor:
+    """Returns 1/w for each weight w of a mask, and 0 where it is 0; the shape of `mask`."""
+    return torch.where(mask != 0, 1 / mask, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +40,9 @@ class Mask(LinearOperator):
     """A x = mask * x. A hidden entry measures zero plus noise.
 
     Attributes:
-        mask: 1 where an entry is measured and 0 where it is hidden, shape (B, ...), broadcastable
-            to (B, *shape).
+        mask: The weight of each entry, shape (B, ...), broadcastable to (B, *shape): 1 where it is
+            measured, 0 where it is hidden, and any other number where it is measured with that
+            weight.
     """
 
     mask: Tensor
@@ -47,16 +62,24 @@ class Mask(LinearOperator):
         return self.mask * y
 
     def pinv(self, y: Tensor) -> Tensor:
-        return self.mask * y
+        return inverse_weights(self.mask) * y
 
     def svd(self) -> SVD:
+        sign = torch.where(self.mask < 0, -1, 1).to(self.mask.dtype)
+
         def flat(x: Tensor) -> Tensor:
             return x.flatten(1)
 
         def whole(z: Tensor) -> Tensor:
             return z.reshape(len(z), *self.shape)
 
-        return SVD(self.mask.expand(-1, *self.shape).flatten(1), whole, flat, whole, flat)
+        return SVD(
+            self.mask.abs().expand(-1, *self.shape).flatten(1),
+            lambda z: sign * whole(z),
+            lambda y: flat(sign * y),
+            whole,
+            flat,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,6 +67,15 @@ class Metric(ABC):
         """A class attribute, or a property if it depends on the options."""
 
     @property
+    def least(self) -> Mapping[str, int]:
+        """The least number of entries of the fields of `Outcome` that it reads, by their names.
+
+        "training" is the number of signals that `prepare` is given. The plan refuses a recipe that
+        has fewer. One is enough where nothing is said.
+        """
+        return {}
+
+    @property
     def target(self) -> float | None:
         """The perfect value of a metric that can err on both sides, such as a coverage; or None."""
         return None

@@ -159,7 +159,7 @@ def restore(
     """Restore new observations with the newest prior of a run: mean, standard deviation and
     posterior draws."""
     from invem.cli.progress import follow
-    from invem.files import writer
+    from invem.files import observation_names, writer
     from invem.storage.directory import RunDirectory
 
     path = out or RunDirectory(run).file(f"restored-{observations.stem}")
@@ -168,11 +168,12 @@ def restore(
     make_parent(path)
     try:
         m = opened.measurement(observations)
+        names = observation_names(observations.expanduser(), opened.plan)
     except DataError as error:  # what a person gave is mended by another command
         raise RecipeError(str(error)) from error
     found = opened.restore(m, draws, seed, follow=follow)
     tensors = {"mean": found.mean, "std": found.std, "draws": found.draws}
-    fmt.write(path, tensors, {"run": str(run), "seed": seed})
+    fmt.write(path, tensors, {"run": str(run), "seed": seed} | ({"names": names} if names else {}))
     shape = list(opened.plan.shape)
     print_data(
         {"restored": str(path), "observations": len(m), "draws": draws, "shape": shape}, as_json

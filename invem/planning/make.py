@@ -13,10 +13,11 @@ from invem.denoiser import Denoiser, Preconditioned
 from invem.errors import DataError
 from invem.metric import Metric
 from invem.planning.build import Builder, Make
+from invem.planning.counts import check_counts
 from invem.planning.model import MeasurementModel
 from invem.planning.needs import Provided, check_metrics, check_stages
 from invem.planning.plan import Facts, Plan, Stage, read_foreign_prior
-from invem.planning.policies import check_stops
+from invem.planning.policies import check_batches, check_stops
 from invem.planning.requirements import check_requirements
 from invem.planning.resolve import resolved
 from invem.planning.sources import Source, check_observations
@@ -69,7 +70,8 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     built = network(model.shape)
     if not begun:
         facts = facts._replace(prior=_first_prior(recipe, builder, built, model.shape))
-    stages = _checked(recipe, builder, stages, metrics, model, built, facts)
+    labels = _labelled(metrics, train)
+    stages = _checked(recipe, builder, stages, metrics, model, built, facts, labels)
     builder.done()
     return Plan(
         loaded=loaded,
@@ -123,6 +125,13 @@ def _metrics(recipe: Recipe, builder: Builder) -> dict[str, Metric]:
     return metrics
 
 
+def _labelled(metrics: dict[str, Metric], train: Dataset | None) -> bool:
+    """Whether signals have labels, if a metric needs them. train: None if the run was begun
+    before."""
+    asked = any("labels" in metric.needs for metric in metrics.values())
+    return train is None or not asked or train[torch.tensor([0])].label is not None
+
+
 def _skipped(where: str, data: Dataset) -> list[str]:
     """Returns a warning if files of a data set were left out."""
     skipped = data.skipped
@@ -141,6 +150,7 @@ def _checked(
     model: MeasurementModel,
     built: nn.Module,
     facts: Facts,
+    labels: bool,
 ) -> list[Stage]:
     """Compares what components need with what there is; returns the phases with the sampler that
     can evaluate each."""
@@ -159,10 +169,15 @@ def _checked(
         prior=frozenset(facts.prior or ()),
         conditions=conditions,
         truth=recipe.data is not None,
+        labels=recipe.data is not None and labels,
         image=len(model.shape) == 3,
     )
     stages = check_stages(recipe, builder, stages, provided)
+    check_batches(
+        recipe, builder, stages, min(recipe.count or facts.whole_train, facts.whole_train)
+    )
     check_metrics(recipe, builder, stages, metrics, provided)
+    check_counts(recipe, builder, stages, metrics, facts)
     for i, stage in enumerate(stages):
         if stage.objective is not None and (reason := stage.objective.refuses(model.shape)):
             assert stage.phase.fit is not None

@@ -1,6 +1,6 @@
 """What components need, compared with what there is: every lack is told with what would fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from invem.capability import CAPABILITIES, meaning
@@ -15,6 +15,7 @@ __all__ = ["Provided", "check_metrics", "check_stages", "fitting_samplers", "pri
 
 _CLOSED = frozenset({"moments", "closed form"})
 _TRAINED = frozenset({"moments"})
+_FIT_FIRST = ("a phase before it must fit one",)
 _GIVEN = {
     "draws": frozenset({"x", "measurement"}),
     "clean": frozenset({"x"}),
@@ -32,6 +33,7 @@ class Provided:
         prior: What the prior provides that the first phase begins with.
         conditions: For each phase the number of conditions that its network takes.
         truth: Whether the clean signals are there.
+        labels: Whether they have labels.
         image: Whether signals are images.
     """
 
@@ -40,6 +42,7 @@ class Provided:
     prior: frozenset[str]
     conditions: list[int]
     truth: bool
+    labels: bool
     image: bool
 
 
@@ -147,9 +150,9 @@ def _objectives_that_provide(builder: Builder, lacks: frozenset[str]) -> list[st
     return sorted(found) if special else []
 
 
-def _advice(lacks: frozenset[str]) -> list[str]:
+def _advice(lacks: frozenset[str], otherwise: Iterable[str] = _FIT_FIRST) -> list[str]:
     known = [CAPABILITIES[name].advice for name in sorted(lacks) if name in CAPABILITIES]
-    return [text for text in known if text] or ["a phase before it must fit one"]
+    return [text for text in known if text] or list(otherwise)
 
 
 def _check_objective(
@@ -208,7 +211,9 @@ def check_metrics(
     if provided.image:
         have.add("image")
     if provided.truth:
-        have |= {"truth", "reference", "labels"}
+        have |= {"truth", "reference"}
+    if provided.labels:
+        have.add("labels")
     if any(stage.objective is not None for stage in stages):
         have.add("prior")
     if any(stage.on in ("draws", "clean") for stage in stages):
@@ -223,5 +228,7 @@ def check_metrics(
         if lacks := metric.needs - have:
             silent = "density" not in provided.measurement and "var" in lacks
             why = " (the noise is 0)" if silent else ""
+            advice = "; ".join(dict.fromkeys(_advice(lacks, otherwise=[])))
             text = f"{name} needs {meaning(lacks)}, which this recipe does not have{why}"
+            text = f"{text}: {advice}" if advice else text
             builder.fail(("evaluate", "metrics", i), text)

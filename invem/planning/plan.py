@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -64,6 +65,8 @@ class Facts(NamedTuple):
         whole_test: The length of the test split; 0 if it is not used.
         prior: What the prior provides that the first phase begins with; None if it begins with
             none.
+        digests: The digest of each split that is used (`Dataset.digest`); none before the run is
+            begun.
     """
 
     shape: tuple[int, ...]
@@ -71,6 +74,7 @@ class Facts(NamedTuple):
     whole_train: int
     whole_test: int
     prior: tuple[str, ...] | None = None
+    digests: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,11 +6,12 @@ from invem.errors import RecipeError
 from invem.metric import Metric
 from invem.objective import ClosedFormObjective, Objective
 from invem.planning.build import Builder, listing
+from invem.planning.counts import examples_of
 from invem.planning.plan import Stage
 from invem.sampler import ChainSampler, PosteriorSampler
 from invem.stopping import Watched
 
-__all__ = ["check_fit", "check_policy", "check_stops"]
+__all__ = ["check_batches", "check_fit", "check_policy", "check_stops"]
 
 
 def check_fit(
@@ -50,6 +51,28 @@ def check_fit(
     elif "clean" in named and not objective.takes_examples:
         text = f"{fit.objective} learns from the prior before it alone, without clean"
         builder.fail(path, text)
+
+
+def check_batches(recipe: Recipe, builder: Builder, stages: list[Stage], train: int) -> None:
+    """Refuses clean images in batches that have no place for them beside another example.
+
+    Args:
+        recipe: The recipe.
+        builder: Where problems go.
+        stages: The phases.
+        train: The number of training observations.
+    """
+    for i, stage in enumerate(stages):
+        fit = stage.phase.fit
+        if fit is None or not fit.clean:
+            continue
+        examples = examples_of(recipe, stage, train)
+        if min(fit.batch, examples) < 2:
+            builder.fail(
+                ("phases", i, "fit", "clean"),
+                "a share of each batch needs batches of 2 or more: the batch is"
+                f" {fit.batch}, and there are {examples} examples",
+            )
 
 
 def check_policy(

@@ -47,6 +47,7 @@ class Context:
         )
         self.compile = accelerated if compute.compile == "auto" else compute.compile
         self.cancelled = False
+        self.known_data: set[str] = set()  # splits whose digest was compared
         self._stop = stop
         self._observations: dict[str, Observations] = {}
 

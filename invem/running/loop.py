@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -101,7 +102,7 @@ def _begin(run: Context) -> Iterator[Record]:
         name = Path(plan.loaded.source).stem
         created = datetime.now(UTC).isoformat(timespec="seconds")
         facts = {"name": name, "created": created, "environment": environment()}
-        about = {"components": plan.components, "data": plan.facts._asdict(), **facts}
+        about = {"components": plan.components, "data": _data_facts(plan), **facts}
         run.directory.begin(yaml.dump(plan.resolved), about)
     if not run.directory.has_json("identifiability"):
         try:
@@ -112,6 +113,13 @@ def _begin(run: Context) -> Iterator[Record]:
             told = {"lines": [str(reason)], "warning": None}
         run.directory.write_json("identifiability", told)
         yield Record("identify", told)
+
+
+def _data_facts(plan: Plan) -> dict[str, Any]:
+    """Returns what a run keeps of its data, as plain data."""
+    used = {"train": plan.facts.whole_train, "test": plan.facts.whole_test}
+    digests = {split: plan.data(split).digest() for split, n in used.items() if n}
+    return plan.facts._replace(digests=digests)._asdict()
 
 
 def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None, Prior | None]:

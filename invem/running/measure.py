@@ -1,7 +1,7 @@
 """Measuring: signals become observations once, and what is granted of the truth is kept apart."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from invem.errors import DataError, RecipeError
 from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
+from invem.planning.sources import conform
 from invem.running.context import Context
 from invem.running.observations import BLOCK, with_shared
 from invem.running.records import Record
@@ -84,6 +85,15 @@ def open_data(run: Context, split: str) -> Dataset:
             f"{run.directory.path}: the {split} data have changed since the run was begun: {was}"
             f" then, {now} now"
         )
+    before = facts.digests.get(split)
+    if before is not None and split not in run.known_data:
+        if data.digest() != before:
+            raise RecipeError(
+                f"{run.directory.path}: the {split} data have changed since the run was begun:"
+                " their number and shape are the same, their values are not; put the old ones back,"
+                " or begin a new run"
+            )
+        run.known_data.add(split)
     return data
 
 
@@ -118,11 +128,31 @@ def believed(run: Context, at: Round | None = None) -> dict[str, float]:
 def draw_like_training(
     run: Context, n: int, rng: torch.Generator, theta: Mapping[str, float]
 ) -> tuple[Operator, NoiseModel]:
-    """Draws operator and noise of n new measurements, with what is common to those of the run."""
+    """Draws operator and noise of n new measurements, with what is common to those of the run.
+
+    What was stored with the measurements is not drawn again: a file that an option names may have
+    changed since.
+    """
     operator, noise = run.plan.model.draw(n, rng, theta)
     if not run.directory.measurements("train").has("00000"):
         return operator, noise
-    return with_shared(operator, noise, run.observations("train").shared(theta))
+    stored = run.observations("train")
+    operator, noise = with_shared(operator, noise, stored.shared(theta))
+    m = Measurement(torch.zeros(1), operator, noise)
+    repeated = {
+        path: row.expand(n, *row.shape[1:]).contiguous()
+        for path, row in stored.repeated(theta).items()
+    }
+    m = m.with_tensors(m.tensors() | repeated)
+    return m.A, m.noise
+
+
+def _constant(run: Context, theta: Mapping[str, float], paths: Set[str]) -> Set[str]:
+    """Returns the tensors of operator and noise that are the same for all training observations."""
+    if not run.directory.measurements("train").has("00000"):
+        return paths
+    stored = run.observations("train")
+    return stored.shared(theta).keys() | stored.repeated(theta).keys()
 
 
 def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement:
@@ -131,28 +161,32 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
     Args:
         run: The run.
         tensors: `y`, shape (N, *measurement shape), and the other tensors that the measurements of
-            the run have ("A.mask", "noise.sigma"), of which those may be left out that are the same
-            whenever they are drawn.
+            the run have ("A.mask", "noise.sigma"). Those may be left out that are the same for all
+            training observations; they are taken from the run's measurements.
 
     Raises:
-        DataError: If a tensor is missing, unknown or of the wrong shape.
+        DataError: If a tensor is missing, unknown, or of the wrong shape or number type.
     """
     if "y" not in tensors or not tensors["y"].numel():
         raise DataError("there are no observations: a tensor named y is needed")
-    y = tensors["y"].float()
+    y = conform("y", tensors["y"], torch.zeros(()))
     theta = believed(run)
     drawn = (draw_like_training(run, len(y), Rng.generator("restore", k), theta) for k in range(2))
     one, two = (Measurement(y, *both) for both in drawn)
     known, again = one.tensors(), two.tensors()
+    constant = _constant(run, theta, known.keys())
     for name in tensors.keys() - known.keys():
         raise DataError(f"there is no tensor '{name}' (known: {', '.join(known)})")
     for name, tensor in known.items():
-        if name not in tensors and not torch.equal(tensor, again[name]):
-            raise DataError(
-                f"'{name}' is drawn anew for each observation by this recipe: give it, shape"
-                f" {tuple(tensor.shape)}, beside y"
-            )
-    m = one.with_tensors({**known, **tensors, "y": y})
+        if name in tensors or name == "y":
+            continue
+        drawn = not torch.equal(tensor, again[name])
+        if drawn or name not in constant:
+            why = "is drawn anew for each observation by this recipe"
+            why = why if drawn else "differs between the observations of this run"
+            raise DataError(f"'{name}' {why}: give it, shape {tuple(tensor.shape)}, beside y")
+    given = {name: conform(name, tensor, known[name]) for name, tensor in tensors.items()}
+    m = one.with_tensors({**known, **given})
     expected = one.A(torch.zeros(len(y), *run.shape)).shape
     for name, tensor in m.tensors().items():
         wanted = tuple(expected if name == "y" else known[name].shape)

@@ -220,7 +220,7 @@ class _Feeder:
         self.run, self.at, self.training, self.fit = run, at, training, fit
         self.clean = clean_signals(run) if fit.clean else None
         size = min(fit.batch, len(training))
-        self.granted = min(max(round(fit.clean * size), 1), fit.batch - 1) if fit.clean else 0
+        self.granted = min(max(round(fit.clean * size), 1), size - 1) if fit.clean else 0
         self.size = size - self.granted
 
     def batches(self, step: int) -> list[tuple[Example, Rng]]:

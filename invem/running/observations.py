@@ -19,6 +19,7 @@ from invem.storage.directory import Folder
 __all__ = ["BLOCK", "Observations", "with_shared"]
 
 BLOCK = 1024  # observations of one file, whose operators and noises are drawn together
+_MANY = 16  # so many choices of one of two agree by chance in 1 of 32,768 cases
 _NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
@@ -61,6 +62,21 @@ class Observations:
         m = self.at(theta)
         common = m.shared_paths()
         return {path: tensor for path, tensor in m.tensors().items() if path in common}
+
+    def repeated(self, theta: Mapping[str, float] = _NOTHING) -> dict[str, Tensor]:
+        """Returns what every observation has the same value of, by path: one row, (1, ...).
+
+        Few observations can agree by chance: a tensor that the model draws anew is then left out.
+        """
+        m = self.at(theta)
+        drawn = m.shared_paths() | {"y"}
+        if len(m) < _MANY:
+            drawn |= self.model.drawn_anew()
+        return {
+            path: tensor[:1]
+            for path, tensor in m.tensors().items()
+            if path not in drawn and bool((tensor == tensor[:1]).all())
+        }
 
     def _read(self, theta: Mapping[str, float]) -> Measurement:
         parts = self._blocks or self.folder.read_all()

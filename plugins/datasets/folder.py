@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class Reader:
 
     def scan(self, name: str) -> list[Item]:
         """Lists the images in a file from its headers alone."""
-        with self._refusing(name):
+        with self.refusing(name):
             if name.lower().endswith(".npy"):
                 array = self._memory(name)
                 self._ends(name, _white(array.dtype))
@@ -69,7 +70,7 @@ class Reader:
 
     def decode(self, item: Item) -> Tensor:
         """Returns an image, shape (channels, H, W), float32 in [-1, 1]."""
-        with self._refusing(item.name):
+        with self.refusing(item.name):
             bands, white = (
                 self._row(item) if item.name.lower().endswith(".npy") else self._page(item)
             )
@@ -94,7 +95,7 @@ class Reader:
         return 0.0, white
 
     @contextmanager
-    def _refusing(self, name: str) -> Iterator[None]:
+    def refusing(self, name: str) -> Iterator[None]:
         """Turns any error of a decoder on a broken file into a DataError.
 
         Pillow alone raises ten kinds.
@@ -209,7 +210,7 @@ class Folder(Dataset):
 
     Attributes:
         reader: Turns a file into an image.
-        items: The images of this split, in the order of their names.
+        items: The images of this split, in the natural order of their names (2 before 10).
         shape: The shape of one image.
         labels: Shape (N,), int64; or None.
         classes: The names of the labels.
@@ -226,6 +227,22 @@ class Folder(Dataset):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def digest(self) -> str:
+        """Returns a digest of the names and the bytes of all files of this split."""
+        found = hashlib.sha256()
+        for name in dict.fromkeys(item.name for item in self.items):
+            with self.reader.refusing(name), open(self.reader.root / name, "rb") as file:
+                found.update(
+                    os.fsencode(name) + b"\0" + hashlib.file_digest(file, "sha256").digest()
+                )
+        return found.hexdigest()
+
+    @property
+    def names(self) -> list[str]:
+        """The path of each image below the root; "#2" says that it is the third of its file."""
+        several = {item.name for item in self.items if item.page}
+        return [f"{i.name}#{i.page}" if i.name in several else i.name for i in self.items]
 
     def __getitem__(self, index: Tensor) -> Example:
         x = torch.empty(len(index), *self.shape)
@@ -343,7 +360,7 @@ def folder(
 
 
 def _files(root: Path) -> list[str]:
-    """Returns the paths of the image files relative to root, sorted, with forward slashes."""
+    """Returns the paths of the image files relative to root, in natural order, with slashes."""
 
     def refuse(error: OSError) -> None:
         raise DataError(
@@ -361,7 +378,13 @@ def _files(root: Path) -> list[str]:
             for p in paths
             if p.suffix.lower() in EXTENSIONS and p.is_file()
         ]
-    return sorted(names)
+    return sorted(names, key=_natural)
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Orders names with their numbers by value, so that 2.png comes before 10.png."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _held_out(item: Item, fraction: float) -> bool:

@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from invem import DataError, Dataset, Example, RecipeError, examples
+from invem.dataset import digest_of
+
+LARGEST = 1e15  # sums of squares of larger numbers leave the range of float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,9 @@ class Measurements(Dataset):
 
     def __getitem__(self, index: Tensor) -> Example:
         return Example(self.tensors["y"][index])
+
+    def digest(self) -> str:
+        return digest_of(self.tensors)
 
     def measured(self, index: Tensor) -> dict[str, Tensor]:
         """Returns y and the other tensors of the observations at `index`."""
@@ -62,7 +68,8 @@ def measurements(
         test: The fraction held out for testing.
 
     Raises:
-        DataError: If the file is missing or damaged, or its tensors have different lengths.
+        DataError: If the file is missing or damaged, its tensors have different lengths, or its
+            values are not finite or beyond 1e15.
     """
     if split not in ("train", "test"):
         raise RecipeError(f"split '{split}' is not one of: train, test")
@@ -72,6 +79,11 @@ def measurements(
         raise DataError(f"{file} does not exist") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
+    # Most functions do not take numbers of 8 bits.
+    tensors = {
+        name: t.float() if t.is_floating_point() and t.itemsize < 4 else t
+        for name, t in tensors.items()
+    }
     n = len(tensors["y"]) if "y" in tensors and tensors["y"].ndim else 0
     if not n:
         raise DataError(f"{file} holds no tensor y with an observation in it")
@@ -83,6 +95,10 @@ def measurements(
             )
         if not bool(tensor.isfinite().all()):
             raise DataError(f"{file}: {name} has values that are not finite")
+        if tensor.is_floating_point() and float(tensor.abs().max()) > LARGEST:
+            raise DataError(
+                f"{file}: {name} has values beyond {LARGEST:g}: write it in other units"
+            )
     first = n - round(test * n)
     rows = slice(0, first) if split == "train" else slice(first, n)
     if not len(range(*rows.indices(n))):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invem.fileformat import Expected, FileFormat
 
-from ..datasets.folder import folder
+from ..datasets.folder import Folder, folder
 
 DATA_SET = "folder"  # its options apply again if the run learned from one
 
@@ -25,10 +25,17 @@ class ImageFolder(FileFormat):
         return path.is_dir()
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
-        options: dict[str, Any] = {"channels": expected.shape[0]}
-        if expected.source == DATA_SET:
-            options = dict(expected.options)
-        images = folder("train", **{**options, "root": str(path), "test": 0.0})
+        images = _images(path, expected)
         x = images[torch.arange(len(images))].x
         assert x is not None
         return {"y": x}
+
+    def names(self, path: Path, expected: Expected) -> list[str]:
+        return _images(path, expected).names
+
+
+def _images(path: Path, expected: Expected) -> Folder:
+    options: dict[str, Any] = {"channels": expected.shape[0]}
+    if expected.source == DATA_SET:
+        options = dict(expected.options)
+    return folder("train", **{**options, "root": str(path), "test": 0.0})

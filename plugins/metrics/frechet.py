@@ -75,6 +75,11 @@ class Frechet(Metric):
         ]
         return frozenset({"samples", "reference"} | more)
 
+    @property
+    def least(self) -> Mapping[str, int]:
+        training = {} if self.features == "inception" else {"training": 2}
+        return {"samples": 2, "reference": 2} | training
+
     def prepare(self, training: Example) -> dict[str, Tensor]:
         """Finds the principal components or trains the classifier.
 

@@ -32,6 +32,10 @@ class Memorisation(Metric):
     ratio: Annotated[float, Interval(gt=0, lt=1)] = 1 / 3
     needs: ClassVar[frozenset[str]] = frozenset({"samples", "trained"})
 
+    @property
+    def least(self) -> Mapping[str, int]:
+        return {"trained": 2}
+
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
         """Returns 1 for each sample that is a copy and 0 for the others, shape (M,).
 

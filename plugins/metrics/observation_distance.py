@@ -58,6 +58,10 @@ class ObservationDistance(Metric):
     needs: ClassVar[frozenset[str]] = frozenset({"observed", "simulated"})
 
     @property
+    def least(self) -> Mapping[str, int]:
+        return {"observed": 4, "simulated": 2}
+
+    @property
     def target(self) -> float:
         """The value for two sets of real observations."""
         return 0.5 if self.distance == "classifier" else 1.0

@@ -56,6 +56,10 @@ class SelfConsistency(Metric):
         )
 
     @property
+    def least(self) -> Mapping[str, int]:
+        return {} if self.of == "residual" else {"samples": 8, "resimulated": 8}
+
+    @property
     def target(self) -> float:
         return 1.0 if self.of == "residual" else 0.0
 

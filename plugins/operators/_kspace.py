@@ -3,6 +3,8 @@
 A complex image has two channels, its real and its imaginary part.
 """
 
+import math
+
 import torch
 from torch import Generator, Tensor
 
@@ -25,6 +27,28 @@ def fourier_adjoint(y: Tensor) -> Tensor:
         torch.fft.ifft2(torch.fft.ifftshift(z, (-2, -1)), norm="ortho"), (-2, -1)
     )
     return torch.view_as_real(z).movedim(-1, -3)
+
+
+def _equispaced(n: int, total: int, inner: Tensor, lines: int, rng: Generator) -> Tensor:
+    """Draws n masks of equispaced lines from a random offset, shape (n, total).
+
+    Args:
+        n: The number of masks.
+        total: The number of all lines.
+        inner: The lines that are always measured.
+        lines: How many of the others are measured. They are as far apart as this number asks for,
+            up to rounding, so that the centre does not add to the share that is measured.
+        rng: Draws the offsets.
+    """
+    mask = torch.zeros(n, total)
+    mask[:, inner] = 1
+    if not lines:
+        return mask
+    outer = (mask[:1] == 0).expand(n, total).nonzero()[:, 1].reshape(n, -1)
+    spacing = outer.shape[1] / lines
+    offset = -torch.randint(math.ceil(spacing), (n, 1), generator=rng) % math.ceil(spacing)
+    steps = (torch.arange(lines, dtype=torch.float64) * spacing + offset).long()
+    return mask.scatter_(1, outer.gather(1, steps), 1.0)
 
 
 def kspace_mask(
@@ -67,9 +91,7 @@ def kspace_mask(
     kept = min(wanted, max(1, round(centre * total))) if centre else 0
     inner = distance.argsort(stable=True)[:kept]
     if pattern == "equispaced":
-        offset = torch.randint(acceleration, (n, 1), generator=rng)
-        mask = ((torch.arange(total) + offset) % acceleration == 0).float()
-        mask[:, inner] = 1
+        mask = _equispaced(n, total, inner, wanted - kept, rng)
     else:
         # The largest keys of Efraimidis and Spirakis are a weighted draw without replacement.
         weight = (

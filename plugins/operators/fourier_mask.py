@@ -8,6 +8,7 @@ from annotated_types import Ge, Interval
 from torch import Generator, Tensor
 
 from invem import LinearOperator, RecipeError, examples
+from invem.linear import inverse_weights
 from invem.operator import SVD, image_shape
 
 from ._kspace import fourier, fourier_adjoint, kspace_mask
@@ -20,14 +21,14 @@ class FourierMask(LinearOperator):
     F is orthonormal, with the zero frequency at the centre.
 
     Attributes:
-        mask: 1 where a frequency is measured, shape (B, 1, H, W).
+        mask: The weight of each frequency, 0 where it is not measured, shape (B, 1, H, W).
     """
 
     mask: Tensor
 
     @property
     def seen(self) -> Tensor:
-        return self.mask
+        return (self.mask != 0).to(self.mask.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.mask * fourier(x)
@@ -36,17 +37,17 @@ class FourierMask(LinearOperator):
         return fourier_adjoint(self.mask * y)
 
     def pinv(self, y: Tensor) -> Tensor:
-        return self.adjoint(y)
+        return fourier_adjoint(inverse_weights(self.mask) * y)
 
     def svd(self) -> SVD:
         def whole(z: Tensor) -> Tensor:
             return z.reshape(len(z), *self.shape)
 
-        s = self.mask.expand(-1, *self.shape).flatten(1)
+        sign = torch.where(self.mask < 0, -1, 1).to(self.mask.dtype)
         return SVD(
-            s,
-            whole,
-            lambda y: y.flatten(1),
+            self.mask.abs().expand(-1, *self.shape).flatten(1),
+            lambda z: sign * whole(z),
+            lambda y: (sign * y).flatten(1),
             lambda z: fourier_adjoint(whole(z)),
             lambda x: fourier(x).flatten(1),
         )

@@ -1,6 +1,7 @@
 """Inpainting by masks from a file."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,18 @@ def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
     return {"file": str(folder / "mask.npy")}
 
 
+def _nonzero(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+    """Returns stored values (H, W), or for colours whether any channel is not zero.
+
+    Pillow's conversion to grey would clip small values of a float image, and round faint colours,
+    to zero.
+    """
+    if image.mode.startswith(("1", "L", "I", "F")):
+        values = np.asarray(image)
+        return values[..., 0] if values.ndim == 3 else values
+    return np.asarray(image.convert("RGB")).max(-1)
+
+
 @examples(_example)
 def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> Mask:
     """Measures the pixels where a mask from a file is not zero.
@@ -26,22 +39,26 @@ def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> M
         shape: (C, H, W).
         rng: Draws the masks, where the file holds several.
         file: A PNG or TIFF image, or a .npy file with one mask (H, W) or several (N, H, W), one of
-            which is drawn per observation.
+            which is drawn per observation. Of a colour image, a pixel is measured if any channel is
+            not zero; transparency is ignored.
 
     Raises:
         DataError: If the file is missing or cannot be read.
-        RecipeError: If its shape is not that of the images, or a mask measures nothing.
+        RecipeError: If its shape is not that of the images, its values are not finite numbers, or
+            a mask measures nothing.
     """
     _, height, width = image_shape("mask-file", shape)
     path = Path(file).expanduser()
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             values = np.load(path, allow_pickle=False)
         else:
             with Image.open(path, formats=("PNG", "TIFF")) as image:
-                values = np.asarray(image.convert("L"))
+                values = _nonzero(image)
     except (OSError, ValueError) as error:
         raise DataError(f"mask-file: {file} cannot be read: {error}") from None
+    if values.dtype.kind not in "biufc" or not np.isfinite(values).all():
+        raise RecipeError(f"mask-file: {file} must hold finite numbers")
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3 or values.shape[1:] != (height, width) or not len(values):

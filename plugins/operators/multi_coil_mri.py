@@ -29,7 +29,7 @@ class MultiCoilMRI(LinearOperator):
 
     @property
     def seen(self) -> Tensor:
-        return self.mask
+        return (self.mask != 0).to(self.mask.dtype)
 
     @cached_property
     def _phased(self) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ class TMPD(GuidedSampler):
     It is exact if A V A^T is diagonal, and wrong if rows are correlated, as for a blur. Negative
     sums count as zero.
 
+    The level of the noise must be above 0: nothing else bounds 1/(S + c) where the sum is zero.
+
     Attributes:
         steps: The number of noise levels.
         stepping: The rule of the reverse diffusion.
@@ -28,7 +30,7 @@ class TMPD(GuidedSampler):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"adjoint", "var"})
+        return frozenset({"adjoint", "var", "density"})
 
     @property
     def products(self) -> int:
