@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from invem.errors import InvemError, RecipeError
+from invem.errors import InvemError, RecipeError, out_of_memory
 
 __all__ = [
     "AsJson",
@@ -92,10 +92,7 @@ def main() -> None:
         print(f"{kind}{error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (MemoryError, RuntimeError) as error:
-        # PyTorch says so in the message of a RuntimeError.
-        if isinstance(error, RuntimeError) and not any(
-            word in str(error) for word in ("out of memory", "can't allocate memory")
-        ):
+        if not out_of_memory(error):
             raise
         print("error: out of memory: smaller batches need less", file=sys.stderr)
         sys.exit(6)

@@ -48,13 +48,14 @@ def carry_out(
         Stopped: After the state was saved, if `stop` said so.
         NumericalError: If draws or a loss are not finite.
         DataError: If a file of the run is damaged.
+        PluginError: If a component breaks.
         ResourceError: If the disk is full.
     """
     if plan.recipe.compute.threads:
         torch.set_num_threads(plan.recipe.compute.threads)
     keep_memory()
     run = Context(plan, RunDirectory(path), stop)
-    with atomic.lock(path):
+    with atomic.lock(path), plan.origins.naming():
         yield from _begin(run)
         for split, n in (("train", plan.train), ("test", plan.test)):
             if n:

@@ -12,6 +12,7 @@ from invem.errors import DataError, RecipeError
 from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
+from invem.planning.checked import measured
 from invem.running.context import Context
 from invem.running.observations import BLOCK, with_shared
 from invem.running.records import Record
@@ -63,7 +64,8 @@ def _measured(
     if train.has("00000"):
         operator, noise = with_shared(operator, noise, train.read("00000"))
     if not run.plan.observed:
-        return Measurement(noise.sample(operator(x), rng), operator, noise)
+        y = measured(operator, noise, x, rng, run.plan.origins)
+        return Measurement(y, operator, noise)
     m = Measurement(x, operator, noise)
     given = data.measured(rows)
     return m if given is None else m.with_tensors(m.tensors() | given)

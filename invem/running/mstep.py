@@ -203,7 +203,14 @@ def _trainer(
         for network, state in zip(made, states, strict=True):
             network.load_state_dict(state)
     trainer = Trainer(
-        objective, fit, model.to(run.device), made, run.device, run.bfloat16, run.compile
+        objective,
+        fit,
+        model.to(run.device),
+        made,
+        run.device,
+        run.bfloat16,
+        run.compile,
+        run.plan.origins,
     )
     if stage.sampler is None and prior is not None and prior.trained:
         # A teacher counts too. In a phase with a sampler the next E-step may be calling it.
