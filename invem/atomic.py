@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from invem.errors import DataError, InvemError, RecipeError, ResourceError
 
 __all__ = [
+    "FULL",
     "append_json",
     "lock",
     "read_json",
@@ -22,7 +23,8 @@ __all__ = [
     "write_text",
 ]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The numbers of the errors that say that no more can be written."""
 
 
 @contextlib.contextmanager
@@ -49,7 +51,7 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     except caught as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) in _FULL or "No space" in str(error)
+        full = getattr(error, "errno", None) in FULL or "No space" in str(error)
         kind = ResourceError if full else DataError
         raise kind(f"{path}: cannot be written: {error}") from error
 
@@ -102,7 +104,7 @@ def append_json(path: Path, value: Any) -> None:
             torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
             file.write(b"\n" * bool(torn) + json.dumps(value, sort_keys=True).encode() + b"\n")
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in FULL
         raise (ResourceError if full else DataError)(
             f"{path}: cannot be written: {error}"
         ) from error

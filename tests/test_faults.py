@@ -1,13 +1,21 @@
 """Faults that were found by injecting them, one test of each kind."""
 
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import yaml
 
-from invem import door
+from invem import cli, door
+from invem.cli.progress import follow
 from invem.config import Catalog
 from invem.errors import PluginError, RecipeError
+from invem.running.records import Record
 
 CATALOG = Catalog.load()
 SMALL = {
@@ -16,10 +24,41 @@ SMALL = {
     "noise": {"name": "gaussian", "sigma": 0.2},
     "network": {"name": "mlp", "width": 8, "depth": 1},
     "phases": [
-        {"name": "only", "rounds": 1, "sampler": "observation", "fit": {"objective": "dsm"}}
+        {
+            "name": "first",
+            "rounds": 1,
+            "sampler": "observation",
+            "fit": {"objective": "gaussian-moments"},
+        },
+        {
+            "name": "second",
+            "rounds": 1,
+            "sampler": {"name": "mmps", "steps": 2},
+            "fit": {"objective": "dsm", "steps": 2, "batch": 4},
+        },
     ],
-    "evaluate": {"samples": 4, "draws": 1, "steps": 2, "sampler": "observation"},
+    "evaluate": {"metrics": ["psnr"], "samples": 4, "draws": 2, "steps": 2},
 }
+
+
+def invem(monkeypatch, capsys, *words):
+    """Runs the command line; returns the exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["invem", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code or 0, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run."""
+    return door.run(SMALL, out=tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """The directory of a finished run that a test may damage."""
+    return Path(shutil.copytree(whole.path, tmp_path / "copy"))
 
 
 # D1. Code that runs from data
@@ -144,7 +183,7 @@ def frail(tmp_path, monkeypatch):
             "noise": "frail",
             "network": "frail",
             "phases": [
-                {**SMALL["phases"][0], "name": "first", "fit": {"objective": "gaussian-moments"}},
+                SMALL["phases"][0],
                 {
                     "name": "second",
                     "rounds": 1,
@@ -179,3 +218,69 @@ def test_a_component_that_breaks_is_named(frail, tmp_path, kind, fault):
     assert kind in text and found.value.exit_code == 3
     if fault == "an exception":
         assert "no such coil" in text and "frail.py, line" in text
+
+
+# D3. Control characters and markup
+
+ESCAPE = "\x1b]0;owned\x07\x9b31m\u202e"
+
+
+def test_no_control_character_reaches_the_terminal(copy, monkeypatch, capsys):
+    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    value = {"value": 1.0, "sem": None, "unit": "[/nope]" + ESCAPE, "n": 1}
+    rows[-1] |= {"name": "[/nope]" + ESCAPE, "metrics": {"[red]psnr" + ESCAPE: value}}
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = invem(monkeypatch, capsys, "eval", copy)
+    assert code == 0 and "[/nope]" in out and "[red]psnr" in out and r"\x1b" in out
+    missing = copy.parent / f"no{ESCAPE}[/nope]run"
+    code, more, err = invem(monkeypatch, capsys, "eval", missing)
+    assert code == 2 and r"\x1b]0;owned\x07\x9b31m\u202e[/nope]" in err
+    assert not set(out + more + err) & set(ESCAPE.replace("]0;owned", "").replace("31m", ""))
+
+
+def test_messages_of_plugins_are_escaped(tmp_path, monkeypatch, capsys):
+    (tmp_path / "evil.py").write_text("raise RuntimeError('\\x1b[2J[/nope]')")
+    monkeypatch.setenv("INVEM_PLUGINS_DIR", str(tmp_path))
+    for words in (["ls"], ["plugin", "list"]):
+        code, out, err = invem(monkeypatch, capsys, *words)
+        assert code == 0 and "\x1b" not in out + err and r"\x1b[2J[/nope]" in out + err
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_escaped(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    where = {"name": "[/nope]\x07", "round": 0}
+    steps = [Record("e-step", {**where, "done": 1, "total": 1})]
+    assert len(list(follow([*steps, Record("stop", {**where, "reason": "[/no]"})]))) == 2
+    err = capsys.readouterr().err
+    assert "\x07" not in err and "[/no]" in err
+
+
+# D12. Output that cannot be written
+
+
+def test_a_stderr_that_is_closed_or_full_ends_nothing(monkeypatch):
+    records = [Record("stop", {"name": "only", "round": 0, "reason": "enough"})]
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(follow(records)) == records
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert list(follow(records)) == records
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+
+
+def test_a_stdout_that_is_full_is_a_lack_of_space(copy):
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "invem", "eval", str(copy)]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_pictures_in_a_folder_that_cannot_be_written_are_a_sentence(copy, monkeypatch, capsys):
+    (copy / "pictures").write_text("not a folder")
+    code, _, err = invem(monkeypatch, capsys, "report", copy, "--png")
+    assert code == 4 and "cannot be written" in err and "Traceback" not in err

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from invem.cli.app import AsJson, Device, Overrides, RecipePath, RunPath, Smoke
-from invem.cli.output import make_parent, print_data, print_metrics, print_warnings
+from invem.cli.output import make_parent, print_data, print_metrics, print_warnings, say, tell
 from invem.cli.recipes import installed, make_plan
 from invem.errors import DataError, RecipeError
 
@@ -36,7 +35,7 @@ class StopSignals:
         if self.code:
             os._exit(self.code)
         self.code = 128 + number
-        print("stopping after saving; once more to stop at once", file=sys.stderr)
+        tell("stopping after saving; once more to stop at once")
 
     def __call__(self) -> int:
         return self.code
@@ -62,7 +61,7 @@ def _carry_out(run: "Run", as_json: bool, force: bool = False) -> None:
         print_data({**found, "report": str(page)}, True)
     else:
         print_metrics(found["evaluations"])
-        print(f"\nrun     {run.path}\nreport  {page}")
+        say(f"\nrun     {run.path}\nreport  {page}")
 
 
 def run(

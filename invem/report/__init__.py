@@ -86,8 +86,6 @@ def pictures(run: Path) -> list[Path]:
         name = f"samples-{samples.folder.removesuffix('-evaluation')}.png"
         made[name] = sample_sheet(samples.images)
     folder = run / "pictures"
-    if made:
-        folder.mkdir(exist_ok=True)
     for name, image in made.items():
         write_bytes(folder / name, png(image))
     return [folder / name for name in made]
