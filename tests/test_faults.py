@@ -284,3 +284,40 @@ def test_pictures_in_a_folder_that_cannot_be_written_are_a_sentence(copy, monkey
     (copy / "pictures").write_text("not a folder")
     code, _, err = invem(monkeypatch, capsys, "report", copy, "--png")
     assert code == 4 and "cannot be written" in err and "Traceback" not in err
+
+
+# D9. Damaged text
+
+DAMAGED = [
+    ("run.json", b"[]"),
+    ("run.json", b"null"),
+    ("run.json", b"[" * 100000 + b"]" * 100000),
+    ("run.json", b"\xff"),
+    ("run.json", {"format": 99}),
+    ("run.json", {"recipe": 5}),
+    ("run.json", {"components": [{"name": "x"}]}),
+    ("run.json", {"components": None}),
+    ("run.json", {"data": {"shape": "x"}}),
+    ("recipe.yaml", b"\xff\xfe"),
+    ("metrics.jsonl", {"metrics": None}),
+    ("metrics.jsonl", {"metrics": {"psnr": {"a": 1}}}),
+    ("metrics.jsonl", {"name": [1]}),
+    ("log.jsonl", {"event": [1]}),
+    ("log.jsonl", {"cpu": "x"}),
+    ("1-000-evaluation/metrics.json", b"{}"),
+    ("observations.json", b"null"),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED)
+def test_damaged_text_is_named(copy, monkeypatch, capsys, name, content):
+    path = copy / name
+    if isinstance(content, dict):
+        one = path.read_text().splitlines()[-1] if name.endswith("l") else path.read_text()
+        content = json.dumps(json.loads(one) | content).encode()
+    path.write_bytes(content)
+    read_by_eval = name in ("run.json", "metrics.jsonl", "log.jsonl")
+    code, _, err = invem(monkeypatch, capsys, "eval" if read_by_eval else "resume", copy)
+    assert code == 4 and str(path) in err and err.count("\n") == 1
+    if name == "run.json":
+        assert invem(monkeypatch, capsys, "resume", copy)[0] == 4
