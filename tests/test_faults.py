@@ -9,12 +9,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from invem import cli, door
 from invem.cli.progress import follow
 from invem.config import Catalog
-from invem.errors import PluginError, RecipeError
+from invem.errors import DataError, PluginError, RecipeError
 from invem.running.records import Record
 
 CATALOG = Catalog.load()
@@ -321,3 +322,30 @@ def test_damaged_text_is_named(copy, monkeypatch, capsys, name, content):
     assert code == 4 and str(path) in err and err.count("\n") == 1
     if name == "run.json":
         assert invem(monkeypatch, capsys, "resume", copy)[0] == 4
+
+
+# D6. Tensors that are given to `restore`
+
+
+def test_observations_of_any_real_type_are_taken_as_numbers(whole):
+    y = torch.randn(3, 1, 4, 4)
+    sigma = whole.measurement(y).noise.var().sqrt()
+    for kind in (torch.float64, torch.float16, torch.float8_e4m3fn, torch.int16, torch.uint8):
+        given = {"y": y.abs().to(kind), "noise.sigma": torch.ones_like(sigma).to(kind)}
+        m = whole.measurement(given)
+        assert m.y.dtype == torch.float32 and m.noise.var().dtype == torch.float32
+        assert torch.equal(m.y, y.abs().to(kind).float())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("y", torch.zeros(3, 1, 4, 4, dtype=torch.complex64), "'y' is complex"),
+        ("y", torch.tensor(1.0), "'y' has no dimensions"),
+        ("noise.sigma", torch.full((3, 1, 1, 1), -0.2), "'noise.sigma' has negative values"),
+        ("noise.sigma", torch.ones(3, 1, 1, 1, dtype=torch.complex128), "'noise.sigma' is complex"),
+    ],
+)
+def test_observations_that_would_lose_something_are_refused(whole, name, value, words):
+    with pytest.raises(DataError, match=words):
+        whole.measurement({"y": torch.zeros(3, 1, 4, 4), name: value})

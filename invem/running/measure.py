@@ -141,7 +141,9 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
     """
     if "y" not in tensors or not tensors["y"].numel():
         raise DataError("there are no observations: a tensor named y is needed")
-    y = tensors["y"].float()
+    y = _numbers("y", tensors["y"], torch.zeros(()))
+    if not y.ndim:
+        raise DataError("'y' has no dimensions: its shape is (N, *measurement shape)")
     theta = believed(run)
     drawn = (draw_like_training(run, len(y), Rng.generator("restore", k), theta) for k in range(2))
     one, two = (Measurement(y, *both) for both in drawn)
@@ -154,7 +156,8 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
                 f"'{name}' is drawn anew for each observation by this recipe: give it, shape"
                 f" {tuple(tensor.shape)}, beside y"
             )
-    m = one.with_tensors({**known, **tensors, "y": y})
+    given = {name: _numbers(name, tensor, known[name]) for name, tensor in tensors.items()}
+    m = one.with_tensors({**known, **given, "y": y})
     expected = one.A(torch.zeros(len(y), *run.shape)).shape
     for name, tensor in m.tensors().items():
         wanted = tuple(expected if name == "y" else known[name].shape)
@@ -163,3 +166,30 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
         if not bool(tensor.isfinite().all()):
             raise DataError(f"'{name}' has values that are not finite")
     return m
+
+
+def _numbers(name: str, given: Tensor, like: Tensor) -> Tensor:
+    """Returns a tensor that was given from outside, in the type of one that is drawn.
+
+    Args:
+        name: Its name, for messages.
+        given: The tensor, of any type.
+        like: What the recipe draws in its place.
+
+    Raises:
+        DataError: If something would be lost, or a parameter of the noise is negative.
+    """
+    if given.is_complex() and not like.is_complex():
+        raise DataError(
+            f"'{name}' is complex, and real numbers are needed: give the real and the imaginary"
+            " part as the operator of the recipe returns them"
+        )
+    try:
+        found = given.to(like.dtype)
+    except RuntimeError as error:
+        kind = str(given.dtype).removeprefix("torch.")
+        raise DataError(f"'{name}' of type {kind} cannot be used: {error}") from error
+    ordered = found.is_floating_point() and name.startswith("noise.")
+    if ordered and bool((found < 0).any()) and not bool((like < 0).any()):
+        raise DataError(f"'{name}' has negative values; it is a parameter of the noise")
+    return found
