@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -349,3 +350,35 @@ def test_observations_of_any_real_type_are_taken_as_numbers(whole):
 def test_observations_that_would_lose_something_are_refused(whole, name, value, words):
     with pytest.raises(DataError, match=words):
         whole.measurement({"y": torch.zeros(3, 1, 4, 4), name: value})
+
+
+# D7. Options without upper bounds
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("compute.threads", 100000),
+        ("network", {"name": "mlp", "depth": 65537}),
+        ("network", {"name": "mlp", "width": 2**40}),
+        ("phases.second.fit.steps", 2**63),
+        ("phases.second.fit.lr", 1e38),
+        ("phases.second.fit.shift", 10**22),
+        ("phases.second.sampler", {"name": "mmps", "steps": 2**63}),
+        ("phases.second.sampler", {"name": "mmps", "schedule": {"name": "karras", "rho": 1e-12}}),
+        ("data", {"name": "synthetic", "test": 10**26}),
+        ("data", {"name": "synthetic", "size": 2**40}),
+        ("count", 10**26),
+        ("evaluate.steps", 2**63),
+    ],
+)
+def test_options_have_upper_bounds(key, value):
+    with pytest.raises(RecipeError, match=r"at most|at least"):
+        door.plan(SMALL, {key: value}, catalog=CATALOG)
+
+
+def test_threads_are_bounded_by_the_cores(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    door.run(SMALL, {"compute.threads": 1024}, out=tmp_path / "run")
+    assert 1 <= asked[0] <= 4 * os.cpu_count()
