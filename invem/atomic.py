@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import os
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The numbers of the errors that say that no more can be written."""
 
 
+# Some libraries give the words alone.
+_WORDS = tuple(os.strerror(number) for number in FULL)
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     """Gives a temporary path beside a file, and puts what was written there in its place.
@@ -43,7 +49,10 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     caught: tuple[type[Exception], ...] = (OSError, *failures)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask gives
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -51,7 +60,7 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     except caught as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) in FULL or "No space" in str(error)
+        full = getattr(error, "errno", None) in FULL or any(word in str(error) for word in _WORDS)
         kind = ResourceError if full else DataError
         raise kind(f"{path}: cannot be written: {error}") from error
 
@@ -127,6 +136,32 @@ def lock(run: Path) -> Iterator[None]:
     except OSError as error:
         raise RecipeError(f"{run}: no run can be put there: {error.strerror}") from error
     try:
+        _sweep(run)
         yield
     finally:
         held.release()
+
+
+def _sweep(run: Path) -> None:
+    """Removes what writes that were killed have left in a run directory that was just locked."""
+    locked = time.time()
+    for left in run.rglob(".tmp-*-*"):
+        number = left.name.rpartition("-")[2]
+        with contextlib.suppress(OSError):
+            if number.isdigit() and left.lstat().st_mtime < locked and not _alive(int(number)):
+                left.unlink()
+
+
+def _alive(process: int) -> bool:
+    """Whether another process of this number is there."""
+    if process == os.getpid():
+        return False
+    if os.name == "nt":
+        return True  # a signal 0 is not a question there
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from invem import cli, door
+from invem import atomic, cli, door, store
 from invem.cli.progress import follow
 from invem.config import Catalog
 from invem.errors import DataError, PluginError, RecipeError
@@ -382,3 +383,67 @@ def test_threads_are_bounded_by_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     door.run(SMALL, {"compute.threads": 1024}, out=tmp_path / "run")
     assert 1 <= asked[0] <= 4 * os.cpu_count()
+
+
+# D14. What a kill leaves behind
+
+
+def test_temporary_files_of_dead_processes_are_swept(copy):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {f".tmp-a.json-{dead.pid}": False, f".tmp-b.json-{os.getppid()}": True, ".tmp-c": True}
+    for folder in (copy, copy / "1-000-denoiser"):
+        for name in names:
+            (folder / name).write_text("half")
+    time.sleep(0.05)
+    with atomic.lock(copy):
+        for folder in (copy, copy / "1-000-denoiser"):
+            assert {name: (folder / name).exists() for name in names} == names
+
+
+def test_a_damaged_checkpoint_is_told(copy, capsys):
+    opened = door.open(copy)
+    folder = opened.directory.fit(opened.rounds[-1])
+    folder.remove("denoiser")
+    shutil.rmtree(copy / "1-000-evaluation")
+    folder.file("step-00000001").write_bytes(b"torn")
+    opened.resume(follow=follow)
+    told = [row for row in opened.directory.logged() if row["event"] == "damaged"]
+    assert len(told) == 1 and "step-00000001.safetensors: damaged" in told[0]["warning"]
+    assert "warning: " + told[0]["warning"] in capsys.readouterr().err
+
+
+# D15. Exit codes and modes
+
+
+def test_a_limit_of_file_size_is_a_lack_of_space(tmp_path):
+    text = """
+import resource, signal, sys, torch
+from pathlib import Path
+from invem import atomic, store
+from invem.errors import ResourceError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+for write, value in ((store.write, {"x": torch.zeros(10000)}), (atomic.write_json, "x" * 40000),
+                     (store.write_arrays, {"x": torch.zeros(10000)})):
+    try:
+        write(Path(sys.argv[1]) / "file", value)
+    except ResourceError:
+        continue
+    sys.exit(1)
+"""
+    words = [sys.executable, "-c", text, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_of_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        store.write(tmp_path / "x.safetensors", {"x": torch.zeros(3)})
+        atomic.write_json(tmp_path / "x.json", {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}

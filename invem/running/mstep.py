@@ -128,7 +128,8 @@ def _train(
     sigma_data = _scale(run, before, moments)
     trainer = _trainer(run, at, objective, training.m, prior, before, sigma_data, moments)
     folder = run.directory.fit(at)
-    trainer.load(folder)
+    for told in trainer.load(folder):
+        yield run.log("damaged", **run.named(at), warning=f"{told}; an older one is used")
     feeder = _Feeder(run, at, training, fit)
     losses: list[Tensor] = []
     while trainer.step < fit.steps:

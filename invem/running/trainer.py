@@ -166,12 +166,18 @@ class Trainer:
         for name in folder.checkpoints()[:-2]:
             folder.remove(name)
 
-    def load(self, folder: Folder) -> None:
-        """Goes on from the newest checkpoint that is whole, if there is one."""
+    def load(self, folder: Folder) -> list[str]:
+        """Goes on from the newest checkpoint that is whole, if there is one.
+
+        Returns:
+            What is wrong with each newer one, which was passed over.
+        """
+        damaged: list[str] = []
         for name in reversed(folder.checkpoints()):
             try:
                 tensors, facts = folder.read_meta(name)
-            except DataError:
+            except DataError as error:
+                damaged.append(str(error))
                 continue
             kept = TrainedWeights.from_file(tensors, self.state().meta())
             assert kept is not None
@@ -181,7 +187,8 @@ class Trainer:
             self._load_optimizer(kept.optimizer)
             self.step, self.passes = int(facts["step"]), int(facts["passes"])
             self.clock.add(facts)
-            return
+            break
+        return damaged
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
