@@ -19,6 +19,7 @@ __all__ = [
     "append_json",
     "lock",
     "read_json",
+    "refuse_links",
     "replacing",
     "write_bytes",
     "write_json",
@@ -28,6 +29,8 @@ __all__ = [
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The numbers of the errors that say that no more can be written."""
 
+
+_WRITTEN_IN_PLACE = (".lock", "log.jsonl")
 
 # Some libraries give the words alone.
 _WORDS = tuple(os.strerror(number) for number in FULL)
@@ -47,6 +50,8 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     """
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     caught: tuple[type[Exception], ...] = (OSError, *failures)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: cannot be written: it is a device, not a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -126,9 +131,11 @@ def lock(run: Path) -> Iterator[None]:
     Raises:
         InvemError: If another process holds it.
         RecipeError: If the directory cannot be made.
+        DataError: If something in it is a link that would be written through.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
+        refuse_links(run)
         held = FileLock(run / ".lock", timeout=0)
         held.acquire()
     except Timeout:
@@ -140,6 +147,23 @@ def lock(run: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def refuse_links(run: Path) -> None:
+    """Checks that nothing in a run directory leads out of it when it is written.
+
+    A link in the place of a file that is replaced as a whole does no harm.
+
+    Raises:
+        DataError: If a folder, the lock or the log is a symbolic link.
+    """
+    for folder, folders, files in os.walk(run):
+        links = [name for name in files if name in _WRITTEN_IN_PLACE] + folders
+        for path in (Path(folder, name) for name in links):
+            if path.is_symlink():
+                raise DataError(
+                    f"{path}: it is a symbolic link, which a run does not write through"
+                )
 
 
 def _sweep(run: Path) -> None:

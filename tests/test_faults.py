@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ import yaml
 
 from invem import atomic, cli, door, store
 from invem.cli.progress import follow
+from invem.cli.runs import StopSignals
 from invem.config import Catalog
 from invem.errors import DataError, PluginError, RecipeError
 from invem.running.records import Record
@@ -47,8 +49,12 @@ SMALL = {
 def invem(monkeypatch, capsys, *words):
     """Runs the command line; returns the exit code, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["invem", *map(str, words)])
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [(number, signal.getsignal(number)) for number in numbers]
     with pytest.raises(SystemExit) as stopped:
         cli.main()
+    for number, handler in handlers:
+        signal.signal(number, handler)
     return stopped.value.code or 0, *capsys.readouterr()
 
 
@@ -447,3 +453,52 @@ def test_files_have_the_mode_of_the_umask(tmp_path, mask):
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}
+
+
+# D2. Links inside a run
+
+
+@pytest.mark.parametrize("name", [".lock", "log.jsonl", "1-000-denoiser", "measurements/train"])
+def test_links_inside_a_run_are_refused(copy, tmp_path, monkeypatch, capsys, name):
+    inside, outside = copy / name, tmp_path / "outside"
+    shutil.move(inside, outside)
+    inside.symlink_to(outside)
+    before = outside.stat().st_mtime_ns
+    code, _, err = invem(monkeypatch, capsys, "resume", copy)
+    assert code == 4 and f"{inside}: it is a symbolic link" in err
+    assert outside.stat().st_mtime_ns == before
+
+
+def test_pictures_are_not_written_through_a_link(copy, tmp_path, monkeypatch, capsys):
+    (tmp_path / "outside").mkdir()
+    (copy / "pictures").symlink_to(tmp_path / "outside")
+    code, _, err = invem(monkeypatch, capsys, "report", copy, "--png")
+    assert code == 4 and "symbolic link" in err and list((tmp_path / "outside").iterdir()) == []
+
+
+# D16. Devices and hangups
+
+
+def test_a_device_is_not_replaced(copy, tmp_path, monkeypatch, capsys):
+    node = tmp_path / "pipe.safetensors"
+    os.mkfifo(node)
+    code, _, err = invem(monkeypatch, capsys, "sample", copy, "--n", "2", "--out", node)
+    assert code == 2 and "it is a device, not a file" in err and node.is_fifo()
+    with pytest.raises(DataError, match="a device"):
+        store.write(node, {"x": torch.zeros(1)})
+    assert node.is_fifo()
+
+
+def test_a_hangup_stops_a_run_as_a_termination_does(monkeypatch):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        asked = StopSignals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert asked() == 128 + signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        StopSignals()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

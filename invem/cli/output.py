@@ -112,6 +112,8 @@ def make_parent(path: Path) -> None:
     Raises:
         RecipeError: If it cannot be made.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise RecipeError(f"{path}: cannot be written: it is a device, not a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,13 +23,17 @@ Seed = Annotated[int, typer.Option("--seed", min=0)]
 
 
 class StopSignals:
-    """Remembers the first SIGINT or SIGTERM, so that a run stops with its state saved. A second
-    signal ends the process at once."""
+    """Remembers the first SIGINT, SIGTERM or SIGHUP, so that a run stops with its state saved.
+
+    A second signal ends the process at once. A hangup that `nohup` ignores stays ignored."""
 
     def __init__(self) -> None:
         self.code = 0
         signal.signal(signal.SIGINT, self._handle)
         signal.signal(signal.SIGTERM, self._handle)
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            signal.signal(hangup, self._handle)
 
     def _handle(self, number: int, _: object) -> None:
         if self.code:
