@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import os
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,25 @@ from filelock import FileLock, Timeout
 from invem.errors import DataError, InvemError, RecipeError, ResourceError
 
 __all__ = [
+    "FULL",
     "append_json",
     "lock",
     "read_json",
+    "refuse_links",
     "replacing",
     "write_bytes",
     "write_json",
     "write_text",
 ]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The numbers of the errors that say that no more can be written."""
+
+
+_WRITTEN_IN_PLACE = (".lock", "log.jsonl")
+
+# Some libraries give the words alone.
+_WORDS = tuple(os.strerror(number) for number in FULL)
 
 
 @contextlib.contextmanager
@@ -39,9 +50,14 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     """
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     caught: tuple[type[Exception], ...] = (OSError, *failures)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: cannot be written: it is a device, not a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask gives
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -49,7 +65,7 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     except caught as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) in _FULL or "No space" in str(error)
+        full = getattr(error, "errno", None) in FULL or any(word in str(error) for word in _WORDS)
         kind = ResourceError if full else DataError
         raise kind(f"{path}: cannot be written: {error}") from error
 
@@ -91,7 +107,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged: {error}") from error
 
 
@@ -102,7 +118,7 @@ def append_json(path: Path, value: Any) -> None:
             torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
             file.write(b"\n" * bool(torn) + json.dumps(value, sort_keys=True).encode() + b"\n")
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in FULL
         raise (ResourceError if full else DataError)(
             f"{path}: cannot be written: {error}"
         ) from error
@@ -115,9 +131,11 @@ def lock(run: Path) -> Iterator[None]:
     Raises:
         InvemError: If another process holds it.
         RecipeError: If the directory cannot be made.
+        DataError: If something in it is a link that would be written through.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
+        refuse_links(run)
         held = FileLock(run / ".lock", timeout=0)
         held.acquire()
     except Timeout:
@@ -125,6 +143,49 @@ def lock(run: Path) -> Iterator[None]:
     except OSError as error:
         raise RecipeError(f"{run}: no run can be put there: {error.strerror}") from error
     try:
+        _sweep(run)
         yield
     finally:
         held.release()
+
+
+def refuse_links(run: Path) -> None:
+    """Checks that nothing in a run directory leads out of it when it is written.
+
+    A link in the place of a file that is replaced as a whole does no harm.
+
+    Raises:
+        DataError: If a folder, the lock or the log is a symbolic link.
+    """
+    for folder, folders, files in os.walk(run):
+        links = [name for name in files if name in _WRITTEN_IN_PLACE] + folders
+        for path in (Path(folder, name) for name in links):
+            if path.is_symlink():
+                raise DataError(
+                    f"{path}: it is a symbolic link, which a run does not write through"
+                )
+
+
+def _sweep(run: Path) -> None:
+    """Removes what writes that were killed have left in a run directory that was just locked."""
+    locked = time.time()
+    for left in run.rglob(".tmp-*-*"):
+        number = left.name.rpartition("-")[2]
+        with contextlib.suppress(OSError):
+            if number.isdigit() and left.lstat().st_mtime < locked and not _alive(int(number)):
+                left.unlink()
+
+
+def _alive(process: int) -> bool:
+    """Whether another process of this number is there."""
+    if process == os.getpid():
+        return False
+    if os.name == "nt":
+        return True  # a signal 0 is not a question there
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True

@@ -5,6 +5,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from invem.errors import PluginError
+
 __all__ = ["Denoiser", "Preconditioned", "Wrapper", "expand_level"]
 
 
@@ -78,6 +80,12 @@ class Preconditioned(Denoiser):
         x = x_t - self.mean
         c_noise = (sigma.flatten().log() / 4).expand(len(x))
         out: Tensor = self.backbone(x * total.rsqrt(), c_noise, cond)
+        if not isinstance(out, Tensor) or out.shape != x.shape or out.is_complex():
+            kind, found = type(self.backbone), tuple(getattr(out, "shape", ()))
+            raise PluginError(
+                f"network {kind.__qualname__} of {kind.__module__}: it returned a value of type"
+                f" {type(out).__name__} and shape {found}, not a tensor of shape {tuple(x.shape)}"
+            )
         skipped = self.mean + self._sigma_data**2 / total * x
         return skipped + self._sigma_data * sigma * total.rsqrt() * out.to(x.dtype)
 

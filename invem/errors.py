@@ -17,6 +17,7 @@ __all__ = [
     "ResourceError",
     "Stopped",
     "Unsupported",
+    "out_of_memory",
     "suggest",
 ]
 
@@ -78,6 +79,14 @@ class Stopped(InvemError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that no memory is left; PyTorch says so by a RuntimeError."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def suggest(word: str, allowed: Iterable[str]) -> str:

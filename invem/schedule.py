@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from invem.errors import RecipeError
@@ -40,7 +40,7 @@ class Karras(Schedule):
 
     sigma_max: Annotated[float, Gt(0)] = 20.0
     sigma_min: Annotated[float, Gt(0)] = 0.005
-    rho: Annotated[float, Gt(0)] = 7.0
+    rho: Annotated[float, Ge(0.1), Le(100)] = 7.0
 
     def __post_init__(self) -> None:
         _decreasing(self.sigma_max, self.sigma_min)

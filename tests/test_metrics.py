@@ -340,10 +340,11 @@ class Detector(torch.nn.Module):
         return images.double().mean([2, 3])
 
 
-def test_frechet_of_a_network_in_a_file(tmp_path):
+def test_frechet_of_a_network_in_a_file(tmp_path, monkeypatch):
     path = tmp_path / "detector.pt"
     torch.jit.script(Detector()).save(str(path))
-    metric = Frechet(features="inception", weights=str(path))
+    monkeypatch.setenv("INVEM_INCEPTION", str(path))
+    metric = Frechet(features="inception")
     x = normal(50, 1, 8, 8).mul(0.1).clamp(-0.5, 0.5)
     assert metric.prepare(Example(x)) == {}
     assert value(metric, samples=x, reference=x).item() == pytest.approx(0, abs=1e-5)
@@ -354,10 +355,12 @@ def test_frechet_of_a_network_in_a_file(tmp_path):
     path.write_bytes(b"not a network")
     with pytest.raises(DataError, match=r"\A[^\n]*detector.pt is not a TorchScript file[^\n]*\Z"):
         value(metric, samples=x, reference=x)
-    with pytest.raises(RecipeError, match="weights"):
-        Frechet(features="inception")
+    monkeypatch.setenv("INVEM_INCEPTION", str(tmp_path / "missing.pt"))
     with pytest.raises(DataError, match=r"missing.pt"):
-        Frechet(features="inception", weights=str(tmp_path / "missing.pt"))
+        Frechet(features="inception")
+    monkeypatch.delenv("INVEM_INCEPTION")
+    with pytest.raises(RecipeError, match="INVEM_INCEPTION"):
+        Frechet(features="inception")
 
 
 def test_frechet_of_hopeless_sets():

@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-from invem.errors import InvemError, RecipeError
+from invem.atomic import FULL
+from invem.cli.output import tell
+from invem.errors import InvemError, RecipeError, ResourceError, out_of_memory
 
 __all__ = [
     "AsJson",
@@ -85,19 +87,25 @@ def _root(
 def main() -> None:
     """Runs the command line. An expected error becomes one line and its exit code."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except InvemError as error:
         # A list of problems has the place of each at the start of its line.
         kind = "" if isinstance(error, RecipeError) and "\n" in str(error) else "error: "
-        print(f"{kind}{error}", file=sys.stderr)
+        tell(f"{kind}{error}")
         sys.exit(error.exit_code)
     except (MemoryError, RuntimeError) as error:
-        # PyTorch says so in the message of a RuntimeError.
-        if isinstance(error, RuntimeError) and not any(
-            word in str(error) for word in ("out of memory", "can't allocate memory")
-        ):
+        if not out_of_memory(error):
             raise
-        print("error: out of memory: smaller batches need less", file=sys.stderr)
+        tell("error: out of memory: smaller batches need less")
         sys.exit(6)
     except BrokenPipeError:
         os._exit(0)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        tell(f"error: the output cannot be written: {error.strerror}")
+        os._exit(ResourceError.exit_code)

@@ -1,13 +1,12 @@
 """The command bench: posterior samplers compared on one problem."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from invem.cli.app import Device
-from invem.cli.output import make_parent, print_table
+from invem.cli.output import make_parent, print_table, say, tell
 from invem.cli.recipes import installed, make_plan
 from invem.cli.runs import open_run
 from invem.errors import RecipeError
@@ -107,21 +106,21 @@ def bench(
     design = benches.Design.of(opened, seeds, observations, draws, tune, budget)
     chosen, left = benches.select_samplers(opened, catalog, samplers, levels, budget)
     for line in left:
-        print(line, file=sys.stderr)
+        tell(line)
     rows = []
     for row in benches.compare_samplers(opened, chosen, catalog, design):
         done = f"{row.seconds * row.draws:.1f} s" if row.error is None else f"fails: {row.error}"
-        print(f"{row.setting}: {done}", file=sys.stderr, flush=True)
+        tell(f"{row.setting}: {done}")
         rows.append(row)
     document = benches.make_document(opened, rows, design, left)
     _write(document, rows, files)
     if markdown:
-        print(benches.render_markdown(document), end="")
+        say(benches.render_markdown(document).rstrip("\n"))
     else:
         print_table(benches.to_rich(document), _WIDTH)
     if before is not None:
         moved = benches.compare_with_baseline(document, before)
-        print("\n".join(moved) or "nothing moved by more than twice its standard error")
+        say("\n".join(moved) or "nothing moved by more than twice its standard error")
 
 
 def _check_files(files: Files) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from invem.cli.app import AsJson
-from invem.cli.output import print_data, print_table, print_warnings
+from invem.cli.output import print_data, print_table, print_warnings, say
 from invem.errors import MissingExtra, PluginError, RecipeError, suggest
 from invem.hookspecs import HOOKS
 
@@ -99,7 +99,7 @@ def ls(
         print_data(rows, True)
         return
     for row in rows:
-        print(f"{row['kind']:<11} {row['name']:<20} {row['summary'][:_SUMMARY]}")
+        say(f"{row['kind']:<11} {row['name']:<20} {row['summary'][:_SUMMARY]}")
 
 
 def _origin(component: "Component") -> dict[str, str]:
@@ -128,10 +128,10 @@ def info(
         return
     for row in rows:
         origin = f"{row['distribution']} {row['version']}"
-        print(f"{row['kind']}: {row['name']} ({origin})\n\n{row['doc']}\n")
+        say(f"{row['kind']}: {row['name']} ({origin})\n\n{row['doc']}\n")
         for option in row["options"]:
             default = f" = {option['default']}" if option["default"] else " (required)"
-            print(f"  {option['name']}: {option['type']}{default}")
+            say(f"  {option['name']}: {option['type']}{default}")
 
 
 def _described(component: "Component") -> dict[str, Any]:
@@ -212,9 +212,9 @@ def check_plugins(
     if as_json:
         print_data(rows, True)
     elif markdown:
-        print("| component | contract | result | measured | at most |\n|---|---|---|---:|---:|")
+        say("| component | contract | result | measured | at most |\n|---|---|---|---:|---:|")
         for row in rows:
-            print("| " + " | ".join(_cells(row)) + " |")
+            say("| " + " | ".join(_cells(row)) + " |")
     else:
         from rich.table import Table
 

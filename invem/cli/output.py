@@ -1,5 +1,6 @@
 """What commands print: plain data, tables, warnings; and the checks of paths that they write to."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -11,9 +12,41 @@ from invem.errors import RecipeError
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["make_parent", "print_data", "print_metrics", "print_table", "print_warnings"]
+__all__ = [
+    "escaped",
+    "make_parent",
+    "print_data",
+    "print_metrics",
+    "print_table",
+    "print_warnings",
+    "say",
+    "tell",
+]
 
 _WIDTH = 160  # columns of a table that does not go to a terminal
+
+
+def escaped(text: object) -> str:
+    """Returns a text in which whatever would disturb a terminal is written out, such as ``\\x1b``.
+
+    Names, paths and messages of plugins come from elsewhere. Line ends and tabs are kept.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(text))
+
+
+def say(text: object) -> None:
+    """Prints a result to stdout, escaped."""
+    print(escaped(text))
+
+
+def tell(text: object) -> None:
+    """Prints progress, a warning or an error to stderr, escaped.
+
+    A stderr that is closed or full is no reason to end a run.
+    """
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(escaped(text), file=sys.stderr, flush=True)
 
 
 def print_data(value: Any, as_json: bool) -> None:
@@ -29,15 +62,23 @@ def print_data(value: Any, as_json: bool) -> None:
 def print_warnings(lines: Iterable[str]) -> None:
     """Prints a warning per line to stderr."""
     for line in lines:
-        print(f"warning: {line}", file=sys.stderr)
+        tell(f"warning: {line}")
 
 
 def print_table(table: "Table", width: int = _WIDTH) -> None:
     """Prints a table as wide as the terminal; `width` columns where there is no terminal."""
     from rich.console import Console
+    from rich.text import Text
+
+    class Plain(Console):
+        """Takes every text as it is: no markup, no control characters."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(escaped(text), **options)
 
     console = Console()
-    Console(width=console.width if console.is_terminal else width).print(table)
+    width = console.width if console.is_terminal else width
+    Plain(width=width, markup=False, emoji=False).print(table)
 
 
 def print_metrics(rows: list[dict[str, Any]]) -> None:
@@ -71,6 +112,8 @@ def make_parent(path: Path) -> None:
     Raises:
         RecipeError: If it cannot be made.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise RecipeError(f"{path}: cannot be written: it is a device, not a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from invem.cli.output import escaped, tell
+
 if TYPE_CHECKING:
     from invem.running.records import Record
 
@@ -18,11 +20,11 @@ _WORDS = {"measure": "measuring", "e-step": "E-step", "loss": "M-step", "restore
 
 def follow(records: "Iterable[Record]") -> "Iterator[Record]":
     """Passes records on and shows where the run is, how fast it goes and how long it will take."""
-    console = Console(stderr=True)
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield from _plain(records)
         return
-    name, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+    console = Console(stderr=True)
+    name, rate = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[rate]}")
     columns = (name, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         key, task, begun, last = (
@@ -34,7 +36,7 @@ def follow(records: "Iterable[Record]") -> "Iterator[Record]":
         for record in records:
             data = record.data
             if record.event in _WORDS and "total" in data:
-                title, done = _title(record), _done(record)
+                title, done = escaped(_title(record)), _done(record)
                 if title != key:
                     bar.remove_task(task)
                     key, task, begun = (
@@ -44,7 +46,7 @@ def follow(records: "Iterable[Record]") -> "Iterator[Record]":
                     )
                 bar.update(task, completed=done, rate=_rate(record, time.monotonic() - begun))
             elif text := _said(record):
-                bar.console.print(text)
+                bar.console.print(escaped(text), markup=False, emoji=False)
             last = time.monotonic()
             yield record
 
@@ -54,7 +56,7 @@ def _plain(records: "Iterable[Record]") -> "Iterator[Record]":
     for record in records:
         data, now = record.data, time.monotonic()
         if text := _said(record):
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
         elif record.event in _WORDS and "total" in data:
             done = _done(record)
             if _title(record) != key:
@@ -62,11 +64,9 @@ def _plain(records: "Iterable[Record]") -> "Iterator[Record]":
             if now - said > 10 or done == data["total"]:
                 said = now
                 left = (now - begun) / max(done, 1) * (data["total"] - done)
-                print(
+                tell(
                     f"{key}: {done}/{data['total']}, {_rate(record, now - begun)}, {left:.0f} s"
-                    " left",
-                    file=sys.stderr,
-                    flush=True,
+                    " left"
                 )
         last = time.monotonic()
         yield record
@@ -94,7 +94,7 @@ def _said(record: "Record") -> str:
     where = f"{data.get('name')} round {data.get('round')}"
     if record.event == "evaluate":
         return _summary(record)
-    if record.event == "identify":
+    if record.event in ("identify", "damaged"):
         return f"warning: {data['warning']}" if data["warning"] else ""
     if record.event == "calibrate":
         return f"{where}: " + ", ".join(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invem.cli.app import AsJson, Overrides, RecipePath, Smoke
-from invem.cli.output import print_data, print_warnings
+from invem.cli.output import print_data, print_warnings, say
 
 if TYPE_CHECKING:
     from invem.config import Catalog
@@ -62,7 +62,7 @@ def identify(
     if as_json:
         print_data(analysis.describe(found), True)
     else:
-        print("\n".join(analysis.lines(found)))
+        say("\n".join(analysis.lines(found)))
 
 
 def show(

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from invem.cli.app import AsJson, Device, Overrides, RecipePath, RunPath, Smoke
-from invem.cli.output import make_parent, print_data, print_metrics, print_warnings
+from invem.cli.output import make_parent, print_data, print_metrics, print_warnings, say, tell
 from invem.cli.recipes import installed, make_plan
 from invem.errors import DataError, RecipeError
 
@@ -24,19 +23,23 @@ Seed = Annotated[int, typer.Option("--seed", min=0)]
 
 
 class StopSignals:
-    """Remembers the first SIGINT or SIGTERM, so that a run stops with its state saved. A second
-    signal ends the process at once."""
+    """Remembers the first SIGINT, SIGTERM or SIGHUP, so that a run stops with its state saved.
+
+    A second signal ends the process at once. A hangup that `nohup` ignores stays ignored."""
 
     def __init__(self) -> None:
         self.code = 0
         signal.signal(signal.SIGINT, self._handle)
         signal.signal(signal.SIGTERM, self._handle)
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            signal.signal(hangup, self._handle)
 
     def _handle(self, number: int, _: object) -> None:
         if self.code:
             os._exit(self.code)
         self.code = 128 + number
-        print("stopping after saving; once more to stop at once", file=sys.stderr)
+        tell("stopping after saving; once more to stop at once")
 
     def __call__(self) -> int:
         return self.code
@@ -62,7 +65,7 @@ def _carry_out(run: "Run", as_json: bool, force: bool = False) -> None:
         print_data({**found, "report": str(page)}, True)
     else:
         print_metrics(found["evaluations"])
-        print(f"\nrun     {run.path}\nreport  {page}")
+        say(f"\nrun     {run.path}\nreport  {page}")
 
 
 def run(

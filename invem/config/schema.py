@@ -40,7 +40,7 @@ __all__ = [
 INLINE = "options beside the name"
 """The validation context of plain data in YAML shape, where options stand beside the other keys."""
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class Model(BaseModel):
@@ -109,23 +109,26 @@ class Fit(WithOptions):
         default=None,
         description="What the fit learns from: posterior draws, observations or clean images.",
     )
-    steps: int = Field(default=1000, ge=1, description="Gradient steps per round.")
-    batch: int = Field(default=128, ge=1, description="Examples per gradient step.")
-    lr: float = Field(default=1e-3, gt=0, description="Learning rate after the warm-up.")
+    steps: int = Field(default=1000, ge=1, le=1000000000, description="Gradient steps per round.")
+    batch: int = Field(default=128, ge=1, le=1048576, description="Examples per gradient step.")
+    lr: float = Field(default=1e-3, gt=0, le=1e3, description="Learning rate after the warm-up.")
     decay: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="How the learning rate falls within a round."
     )
     warmup: int = Field(
-        default=0, ge=0, description="Steps over which the learning rate rises from zero."
+        default=0,
+        ge=0,
+        le=1000000000,
+        description="Steps over which the learning rate rises from zero.",
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    weight_decay: float = Field(default=0.0, ge=0, le=1e3, description="Decoupled weight decay.")
     ema: float = Field(
         default=0.999,
         ge=0,
         lt=1,
         description="Decay of the moving average of the weights, per step.",
     )
-    clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+    clip: float = Field(default=1.0, gt=0, le=1e9, description="Largest norm of the gradient.")
     start: Literal["ema", "warm", "fresh"] = Field(
         default="ema",
         description="Initial weights of a round: the averaged, the raw or newly initialised ones.",
@@ -147,14 +150,20 @@ class Fit(WithOptions):
     shift: int = Field(
         default=0,
         ge=0,
+        le=10000,
         description=(
             "Largest random shift of a reconstructed image, in pixels; the border is repeated."
         ),
     )
     moments: int = Field(
-        default=64, ge=0, description="Rank of the Gaussian fitted to the training signals."
+        default=64,
+        ge=0,
+        le=1000000,
+        description="Rank of the Gaussian fitted to the training signals.",
     )
-    checkpoint: int = Field(default=200, ge=1, description="Steps between checkpoints.")
+    checkpoint: int = Field(
+        default=200, ge=1, le=1000000000, description="Steps between checkpoints."
+    )
 
 
 class Phase(Model):
@@ -163,7 +172,7 @@ class Phase(Model):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]*$", description="The phase's name, in kebab-case."
     )
-    rounds: int = Field(default=1, ge=1, description="How often the phase is repeated.")
+    rounds: int = Field(default=1, ge=1, le=1000000, description="How often the phase is repeated.")
     sampler: Part | None = Field(
         default=None, description="The posterior sampler, for a phase that draws."
     )
@@ -183,8 +192,10 @@ class Phase(Model):
             "How many observations each round uses, a new random subset each time; null is all."
         ),
     )
-    draws: int = Field(default=1, ge=1, description="Posterior draws per observation.")
-    batch: int = Field(default=128, ge=1, description="Observations that are sampled at once.")
+    draws: int = Field(default=1, ge=1, le=1000000, description="Posterior draws per observation.")
+    batch: int = Field(
+        default=128, ge=1, le=1048576, description="Observations that are sampled at once."
+    )
     refresh: float = Field(
         default=1.0,
         gt=0,
@@ -243,7 +254,9 @@ class Evaluate(Model):
     metrics: list[Part] = Field(default=[], description="The metrics.")
     samples: int = Field(default=256, ge=0, description="Unconditional samples.")
     observations: int = Field(default=128, ge=0, description="Held-out observations.")
-    draws: int = Field(default=2, ge=1, description="Posterior draws per held-out observation.")
+    draws: int = Field(
+        default=2, ge=1, le=1000000, description="Posterior draws per held-out observation."
+    )
     posterior: int = Field(
         default=32,
         ge=0,
@@ -255,16 +268,21 @@ class Evaluate(Model):
     every: int = Field(
         default=1,
         ge=1,
+        le=1000000,
         description="Rounds between evaluations; a closed-form phase has one, at its end.",
     )
     phases: list[str] | None = Field(
         default=None, description="The names of the phases that are evaluated; null is all."
     )
-    steps: int = Field(default=32, ge=1, description="Noise levels of the unconditional sampler.")
+    steps: int = Field(
+        default=32, ge=1, le=1000000000, description="Noise levels of the unconditional sampler."
+    )
     sampler: Part | None = Field(
         default=None, description="The posterior sampler; null is the phase's own."
     )
-    batch: int = Field(default=256, ge=1, description="Signals that are sampled at once.")
+    batch: int = Field(
+        default=256, ge=1, le=1048576, description="Signals that are sampled at once."
+    )
 
 
 class Compute(Model):
@@ -277,8 +295,8 @@ class Compute(Model):
     compile: Literal["auto"] | bool = Field(
         default="auto", description="Whether the network is compiled."
     )
-    threads: Count | None = Field(
-        default=None, description="CPU threads; null leaves the choice to PyTorch."
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads; null leaves the choice to PyTorch."
     )
 
 

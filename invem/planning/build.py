@@ -4,15 +4,27 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from torch import nn
+
 from invem import config as recipes
 from invem.config import Catalog, Component, Loaded, Part, options_of, parse_options
 from invem.config.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError
-from invem.operator import OperatorLaw
+from invem.noise import NoiseModel
+from invem.operator import Operator, OperatorLaw
+from invem.planning.origin import Origins
+from invem.sampler import PosteriorSampler
 
 __all__ = ["Builder", "Make", "defaults", "factory_of", "listing"]
 
 Make = Callable[..., Any]
+
+_MADE: dict[str, type] = {
+    "networks": nn.Module,
+    "noises": NoiseModel,
+    "operators": Operator,
+    "samplers": PosteriorSampler,
+}
 
 
 class Builder:
@@ -25,6 +37,7 @@ class Builder:
     Attributes:
         problems: One line per problem, with its place in the recipe.
         components: Kind, name, distribution and version of every component that was asked for.
+        origins: The modules of these components, to say which one an error comes from.
         values: Every option of each component with its value, by the place of the component.
     """
 
@@ -32,6 +45,7 @@ class Builder:
         self.loaded, self.catalog = loaded, catalog
         self.problems: list[str] = []
         self.components: list[dict[str, str]] = []
+        self.origins = Origins()
         self.values: dict[Path, dict[str, Any]] = {}
         self.missing = False
 
@@ -75,9 +89,15 @@ class Builder:
 
         def make(*args: Any, **other: Any) -> Any:
             try:
-                return build(*args, **{**values, **other})
+                made = build(*args, **{**values, **other})
             except (ValueError, TypeError, RuntimeError, RecipeError, DataError) as error:
                 raise recipes.error(self.loaded, path, str(error)) from error
+            if not isinstance(made, _MADE.get(kind, object)):
+                raise PluginError(
+                    f"{kind[:-1]} '{name}' of {component.distribution}: it returned a value of type"
+                    f" {type(made).__name__}, not a {_MADE[kind].__name__}"
+                )
+            return made
 
         return make
 
@@ -91,6 +111,7 @@ class Builder:
         }
         if row not in self.components:
             self.components.append(row)
+            self.origins.add(component, component.load())
         for option, parameter in options_of(component.load()).items():
             nested = options.get(option, ()) if parameter.annotation == list[OperatorLaw] else ()
             for inner in nested:

@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from invem import config as recipes
+from invem.batched import Rng
 from invem.config import Catalog, Loaded, Recipe
 from invem.dataset import Dataset
 from invem.denoiser import Denoiser, Preconditioned
 from invem.errors import DataError
 from invem.metric import Metric
 from invem.planning.build import Builder, Make
+from invem.planning.checked import measured
 from invem.planning.counts import check_counts
 from invem.planning.model import MeasurementModel
 from invem.planning.needs import Provided, check_metrics, check_stages
@@ -41,7 +43,14 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
             damaged is one.
         PluginError: If the only problem is a plugin that is missing or broken.
     """
-    recipe, builder = loaded.recipe, Builder(loaded, catalog)
+    builder = Builder(loaded, catalog)
+    with builder.origins.naming():
+        return _made(loaded, builder, facts)
+
+
+def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
+    """Carries out the checks of `make`."""
+    recipe = loaded.recipe
     check_requirements(recipe, builder)
     where = "data" if recipe.data is not None else "observations"
     data = builder.part("datasets", getattr(recipe, where), (where,))
@@ -66,6 +75,7 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
     assert facts is not None
     options = {kind: builder.values[(kind,)] for kind in ("operator", "noise")}
     model = MeasurementModel(tuple(facts.shape), operator, noise, options)
+    _check_measuring(model, builder)
     _check_data(recipe, builder, model, train)
     built = network(model.shape)
     if not begun:
@@ -83,11 +93,18 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         metrics=metrics,
         resolved=resolved(recipe, builder),
         components=builder.components,
+        origins=builder.origins,
         facts=facts,
         train=min(recipe.count or facts.whole_train, facts.whole_train),
         test=min(recipe.evaluate.observations, facts.whole_test),
         warnings=[] if train is None else _skipped(where, train),
     )
+
+
+def _check_measuring(model: MeasurementModel, builder: Builder) -> None:
+    """Measures two signals of zeros, so that a broken operator or noise is named at once."""
+    rng = Rng.generator("plan")
+    measured(*model.draw(2, rng), torch.zeros(2, *model.shape), rng, builder.origins)
 
 
 def _check_data(

@@ -10,6 +10,7 @@ import torch
 
 from invem.batched import Rng
 from invem.config.nested import with_option
+from invem.errors import PluginError
 from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
@@ -49,6 +50,11 @@ class MeasurementModel:
         operator = self.operator(n, self.shape, rng, **self._options("operator", theta))
         zeros = torch.zeros(1, *self.shape)
         clean = operator[0](zeros) if n else zeros
+        if not isinstance(clean, torch.Tensor):
+            raise PluginError(
+                f"operator {type(operator).__name__} of {type(operator).__module__}: it returned a"
+                f" value of type {type(clean).__name__}, not a tensor"
+            )
         noise = self.noise(n, tuple(clean.shape[1:]), rng, **self._options("noise", theta))
         return operator, noise
 

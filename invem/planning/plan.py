@@ -15,6 +15,7 @@ from invem.metric import Metric
 from invem.objective import ClosedFormObjective, Objective
 from invem.planning.model import MeasurementModel
 from invem.planning.observation_model import observation_model
+from invem.planning.origin import Origins
 from invem.sampler import PosteriorSampler
 from invem.stopping import StoppingRule
 from invem.storage.directory import RunDirectory
@@ -91,6 +92,7 @@ class Plan:
         metrics: The metrics by label.
         resolved: The recipe as plain data, every default written out.
         components: Kind, name, distribution and version of every component.
+        origins: Says which of them an error comes from.
         facts: Shape, range and sizes of the data set.
         train: The number of training observations.
         test: The number of held-out observations.
@@ -106,6 +108,7 @@ class Plan:
     metrics: dict[str, Metric]
     resolved: dict[str, Any]
     components: list[dict[str, str]]
+    origins: Origins
     facts: Facts
     train: int
     test: int
@@ -163,7 +166,8 @@ class Plan:
         Raises:
             Unsupported: If the operator is one that this cannot be said of.
         """
-        return analysis.identify(observation_model(self))
+        with self.origins.naming():
+            return analysis.identify(observation_model(self))
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan as plain data: what `invem plan` prints."""

@@ -10,7 +10,7 @@ draw with `chart` or with a library of its own.
 
 from pathlib import Path
 
-from invem.atomic import write_bytes
+from invem.atomic import refuse_links, write_bytes
 from invem.report.data import (
     Evaluation,
     Identifiability,
@@ -86,8 +86,7 @@ def pictures(run: Path) -> list[Path]:
         name = f"samples-{samples.folder.removesuffix('-evaluation')}.png"
         made[name] = sample_sheet(samples.images)
     folder = run / "pictures"
-    if made:
-        folder.mkdir(exist_ok=True)
+    refuse_links(run)
     for name, image in made.items():
         write_bytes(folder / name, png(image))
     return [folder / name for name in made]

@@ -10,6 +10,7 @@ from invem.batched import Rng
 from invem.errors import NumericalError, RecipeError, Stopped
 from invem.gaussian import Gaussian
 from invem.measurement import Measurement
+from invem.planning.checked import drawn
 from invem.planning.plan import Plan, Stage
 from invem.prior import Prior
 from invem.running.observations import Observations
@@ -154,7 +155,8 @@ class Context:
         for index in self.pieces(len(rows), batch):
             rng = self.rng(*key, items=index.tolist())
             here = m[rows[index]].to(self.device)
-            yield int(index[-1]) + 1, sampler(prior, here, rng).cpu()
+            x = drawn(sampler, prior, here, rng, self.plan.origins)
+            yield int(index[-1]) + 1, x.cpu()
 
 
 def all_finite(x: Tensor, what: str) -> Tensor:

@@ -12,6 +12,7 @@ from invem.analysis import Parameters, calibrate
 from invem.config.nested import option_number
 from invem.errors import NumericalError
 from invem.measurement import Measurement
+from invem.planning.checked import drawn
 from invem.prior import Prior
 from invem.running.context import Context
 from invem.running.draws import read_draws, renewed, subset
@@ -121,13 +122,14 @@ def _shard(
     tally: _Tally,
 ) -> Tensor:
     """Draws one shard; draws that are not finite are made once more with other random numbers."""
-    items = shard.tolist()
+    items, origins = shard.tolist(), run.plan.origins
     with count_signals(prior.denoiser) as called:
-        x = _drawn(sampler, prior, m, run.rng("e-step", *at, items=items), start)
+        x = drawn(sampler, prior, m, run.rng("e-step", *at, items=items), origins, start)
     products = len(shard) * sampler.cost[1] if prior.trained else 0
     bad = ~x.flatten(1).isfinite().all(1)
     if bool(bad.any()):
-        again = _drawn(sampler, prior, m, run.rng("e-step-again", *at, items=items), start)
+        rng = run.rng("e-step-again", *at, items=items)
+        again = drawn(sampler, prior, m, rng, origins, start)
         x = torch.where(bad.reshape(-1, *[1] * (x.ndim - 1)), again, x)
         if not bool(x.isfinite().all()):
             count = int(bad.sum())
@@ -136,15 +138,6 @@ def _shard(
             )
     tally.add(m, x, called[0] + products)
     return x
-
-
-def _drawn(
-    sampler: PosteriorSampler, prior: Prior, m: Measurement, rng: Any, start: Tensor | None
-) -> Tensor:
-    if start is None:
-        return sampler(prior, m, rng)
-    assert isinstance(sampler, ChainSampler)
-    return sampler(prior, m, rng, start)
 
 
 def describe(sampler: PosteriorSampler) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from invem.diffusion import generate
 from invem.errors import DataError
 from invem.measurement import Measurement
 from invem.metric import Outcome
+from invem.planning.checked import checked_metric, measured
 from invem.prior import Prior
 from invem.running.context import Context, all_finite
 from invem.running.draws import read_draws
@@ -110,7 +111,8 @@ def unconditional(run: Context, prior: Prior, n: int, *key: int | str) -> Tensor
     like, parts = torch.empty(0, device=run.device), []
     for index in run.pieces(n, run.recipe.evaluate.batch):
         rng = run.rng(*key, items=index.tolist())
-        parts.append(generate(prior, sigmas, rng, run.shape, like).cpu())
+        with run.plan.origins.naming():
+            parts.append(generate(prior, sigmas, rng, run.shape, like).cpu())
     return torch.cat(parts)
 
 
@@ -148,7 +150,8 @@ def _simulated(run: Context, at: Round, outcome: Outcome, samples: Tensor) -> Ou
         operator, noise = real.A[rows], real.noise[rows]
     else:
         operator, noise = draw_like_training(run, n, rng, theta)
-    simulated = Measurement(noise.sample(operator(samples), rng), operator, noise)
+    y = measured(operator, noise, samples, rng, run.plan.origins)
+    simulated = Measurement(y, operator, noise)
     return replace(outcome, observed=real, simulated=simulated)
 
 
@@ -216,7 +219,7 @@ def _values(run: Context, outcome: Outcome, unless: Set[str] | None = None) -> d
         prepared = run.directory.prepared
         state = prepared.read(str(i)) if prepared.has(str(i)) else {}
         try:
-            value = metric(outcome, state).double()
+            value = checked_metric(metric(outcome, state), metric, run.plan.origins).double()
         except DataError:
             if unless is not None:
                 raise

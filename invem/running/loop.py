@@ -5,6 +5,7 @@ on where it was. Every random number is derived from (seed, purpose, phase, roun
 goes on with the same numbers.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -33,6 +34,8 @@ from invem.storage.directory import Round, RunDirectory
 
 __all__ = ["carry_out", "is_complete", "rounds_of"]
 
+_THREADS = 4  # per core; more of them only wait for each other
+
 
 def carry_out(
     plan: Plan, path: Path, stop: Callable[[], int] = lambda: 0
@@ -49,13 +52,15 @@ def carry_out(
         Stopped: After the state was saved, if `stop` said so.
         NumericalError: If draws or a loss are not finite.
         DataError: If a file of the run is damaged.
+        PluginError: If a component breaks.
         ResourceError: If the disk is full.
     """
     if plan.recipe.compute.threads:
-        torch.set_num_threads(plan.recipe.compute.threads)
+        most = _THREADS * (os.cpu_count() or 1)
+        torch.set_num_threads(min(plan.recipe.compute.threads, most))
     keep_memory()
     run = Context(plan, RunDirectory(path), stop)
-    with atomic.lock(path):
+    with atomic.lock(path), plan.origins.naming():
         yield from _begin(run)
         for split, n in (("train", plan.train), ("test", plan.test)):
             if n:

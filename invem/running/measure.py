@@ -12,7 +12,7 @@ from invem.errors import DataError, RecipeError
 from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
-from invem.planning.sources import conform
+from invem.planning.checked import measured
 from invem.running.context import Context
 from invem.running.observations import BLOCK, with_shared
 from invem.running.records import Record
@@ -64,7 +64,8 @@ def _measured(
     if train.has("00000"):
         operator, noise = with_shared(operator, noise, train.read("00000"))
     if not run.plan.observed:
-        return Measurement(noise.sample(operator(x), rng), operator, noise)
+        y = measured(operator, noise, x, rng, run.plan.origins)
+        return Measurement(y, operator, noise)
     m = Measurement(x, operator, noise)
     given = data.measured(rows)
     return m if given is None else m.with_tensors(m.tensors() | given)
@@ -169,7 +170,9 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
     """
     if "y" not in tensors or not tensors["y"].numel():
         raise DataError("there are no observations: a tensor named y is needed")
-    y = conform("y", tensors["y"], torch.zeros(()))
+    y = _numbers("y", tensors["y"], torch.zeros(()))
+    if not y.ndim:
+        raise DataError("'y' has no dimensions: its shape is (N, *measurement shape)")
     theta = believed(run)
     drawn = (draw_like_training(run, len(y), Rng.generator("restore", k), theta) for k in range(2))
     one, two = (Measurement(y, *both) for both in drawn)
@@ -180,12 +183,12 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
     for name, tensor in known.items():
         if name in tensors or name == "y":
             continue
-        drawn = not torch.equal(tensor, again[name])
-        if drawn or name not in constant:
+        anew = not torch.equal(tensor, again[name])
+        if anew or name not in constant:
             why = "is drawn anew for each observation by this recipe"
-            why = why if drawn else "differs between the observations of this run"
+            why = why if anew else "differs between the observations of this run"
             raise DataError(f"'{name}' {why}: give it, shape {tuple(tensor.shape)}, beside y")
-    given = {name: conform(name, tensor, known[name]) for name, tensor in tensors.items()}
+    given = {name: _numbers(name, tensor, known[name]) for name, tensor in tensors.items()}
     m = one.with_tensors({**known, **given})
     expected = one.A(torch.zeros(len(y), *run.shape)).shape
     for name, tensor in m.tensors().items():
@@ -195,3 +198,30 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
         if not bool(tensor.isfinite().all()):
             raise DataError(f"'{name}' has values that are not finite")
     return m
+
+
+def _numbers(name: str, given: Tensor, like: Tensor) -> Tensor:
+    """Returns a tensor that was given from outside, in the type of one that is drawn.
+
+    Args:
+        name: Its name, for messages.
+        given: The tensor, of any type.
+        like: What the recipe draws in its place.
+
+    Raises:
+        DataError: If something would be lost, or a parameter of the noise is negative.
+    """
+    if given.is_complex() and not like.is_complex():
+        raise DataError(
+            f"'{name}' is complex, and real numbers are needed: give the real and the imaginary"
+            " part as the operator of the recipe returns them"
+        )
+    try:
+        found = given.to(like.dtype)
+    except RuntimeError as error:
+        kind = str(given.dtype).removeprefix("torch.")
+        raise DataError(f"'{name}' of type {kind} cannot be used: {error}") from error
+    ordered = found.is_floating_point() and name.startswith("noise.")
+    if ordered and bool((found < 0).any()) and not bool((like < 0).any()):
+        raise DataError(f"'{name}' has negative values; it is a parameter of the noise")
+    return found

@@ -128,7 +128,8 @@ def _train(
     sigma_data = _scale(run, before, moments)
     trainer = _trainer(run, at, objective, training.m, prior, before, sigma_data, moments)
     folder = run.directory.fit(at)
-    trainer.load(folder)
+    for told in trainer.load(folder):
+        yield run.log("damaged", **run.named(at), warning=f"{told}; an older one is used")
     feeder = _Feeder(run, at, training, fit)
     losses: list[Tensor] = []
     while trainer.step < fit.steps:
@@ -203,7 +204,14 @@ def _trainer(
         for network, state in zip(made, states, strict=True):
             network.load_state_dict(state)
     trainer = Trainer(
-        objective, fit, model.to(run.device), made, run.device, run.bfloat16, run.compile
+        objective,
+        fit,
+        model.to(run.device),
+        made,
+        run.device,
+        run.bfloat16,
+        run.compile,
+        run.plan.origins,
     )
     if stage.sampler is None and prior is not None and prior.trained:
         # A teacher counts too. In a phase with a sampler the next E-step may be calling it.

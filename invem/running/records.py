@@ -79,17 +79,17 @@ def results(directory: RunDirectory) -> dict[str, Any]:
     Raises:
         DataError: If the directory is not a run, or a file of it is damaged.
     """
-    about = directory.read_json("run")
+    about = directory.about()
     log = directory.logged()
     spent: dict[str, dict[str, dict[str, float]]] = {"seconds": {}, "cpu": {}, "passes": {}}
     for row in log:
         for clock, phases in spent.items():
             if clock in row:
-                phase = phases.setdefault(row["name"], {})
+                phase = phases.setdefault(row.get("name", "?"), {})
                 phase[row["event"]] = round(phase.get(row["event"], 0.0) + row[clock], 1)
     known = ("phase", "name", "round", "values", "error", "how", "settled")
     calibrated = [
-        {key: row[key] for key in known} for row in log if row.get("event") == "calibrate"
+        {key: row.get(key) for key in known} for row in log if row.get("event") == "calibrate"
     ]
     found = {"calibrated": calibrated, "evaluations": directory.metrics()}
     return {"run": str(directory.path), **about, **spent, **found}

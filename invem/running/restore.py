@@ -63,7 +63,8 @@ def restore(run: Context, m: Measurement, draws: int, seed: int) -> Iterator[Rec
             " evaluate.sampler"
         )
     prior = last_prior(run)
-    sampler = run.tuned(stage.evaluator, prior, m, "tune-restore", seed)
+    with run.plan.origins.naming():
+        sampler = run.tuned(stage.evaluator, prior, m, "tune-restore", seed)
     rows = torch.arange(len(m)).repeat_interleave(draws)
     name = {"name": stage.phase.name, "round": stage.phase.rounds - 1}
     parts: list[Tensor] = []

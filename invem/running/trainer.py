@@ -13,6 +13,8 @@ from invem.denoiser import Denoiser
 from invem.errors import DataError
 from invem.measurement import Example
 from invem.objective import Objective
+from invem.planning.checked import checked_losses
+from invem.planning.origin import Origins
 from invem.running.records import Clock, count_signals
 from invem.storage.directory import Folder
 from invem.storage.weights import TrainedWeights
@@ -33,6 +35,7 @@ class Trainer:
         device: The device.
         bfloat16: Whether the loss is computed in bfloat16.
         compiled: Whether the model is compiled, where the objective allows it.
+        origins: The components of the plan, for messages.
     """
 
     def __init__(
@@ -44,9 +47,11 @@ class Trainer:
         device: torch.device,
         bfloat16: bool = False,
         compiled: bool = False,
+        origins: Origins | None = None,
     ) -> None:
         self.objective, self.fit, self.model = objective, fit, model.train()
         self.networks = tuple(_prefix(model, network) for network in networks)
+        self.origins = origins or Origins()
         self.device, self.bfloat16 = device, bfloat16
         self.compiled = compiled and objective.compiles
         groups = objective.parameter_groups(model)
@@ -118,9 +123,14 @@ class Trainer:
         ):
             torch.random.manual_seed(batches[0][1].seeds[0])
             with counting as called:
-                losses = [self.objective.loss(self.model, *batch) for batch in batches]
+                losses = [self._losses(*batch) for batch in batches]
         self.passes += 2 * called[0]
         return torch.cat(losses).mean()
+
+    def _losses(self, example: Example, rng: Rng) -> Tensor:
+        losses = self.objective.loss(self.model, example, rng)
+        n = len(rng.seeds)
+        return checked_losses(losses, n, self.objective, self.origins)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -156,12 +166,18 @@ class Trainer:
         for name in folder.checkpoints()[:-2]:
             folder.remove(name)
 
-    def load(self, folder: Folder) -> None:
-        """Goes on from the newest checkpoint that is whole, if there is one."""
+    def load(self, folder: Folder) -> list[str]:
+        """Goes on from the newest checkpoint that is whole, if there is one.
+
+        Returns:
+            What is wrong with each newer one, which was passed over.
+        """
+        damaged: list[str] = []
         for name in reversed(folder.checkpoints()):
             try:
                 tensors, facts = folder.read_meta(name)
-            except DataError:
+            except DataError as error:
+                damaged.append(str(error))
                 continue
             kept = TrainedWeights.from_file(tensors, self.state().meta())
             assert kept is not None
@@ -171,7 +187,8 @@ class Trainer:
             self._load_optimizer(kept.optimizer)
             self.step, self.passes = int(facts["step"]), int(facts["passes"])
             self.clock.add(facts)
-            return
+            break
+        return damaged
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}

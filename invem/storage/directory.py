@@ -25,6 +25,7 @@ from torch import Tensor
 
 from invem import atomic, store
 from invem.errors import DataError, RecipeError
+from invem.storage.shapes import About, Evaluation, Event, check
 
 FORMAT = 2  # of a run directory
 
@@ -178,20 +179,35 @@ class RunDirectory(Folder):
             RecipeError: If it is no run, or its recipe was changed.
             DataError: If it is damaged.
         """
-        self.check_begun()
-        about: Any = self.read_json("run")
-        if not isinstance(about, dict) or not isinstance(about.get("recipe"), str):
-            raise DataError(f"{self.path / 'run.json'}: damaged: 'recipe' is missing")
-        if about.get("format") != FORMAT:
-            raise RecipeError(
-                f"{self.path}: it was made by another version of invem (format"
-                f" {about.get('format')!r}, not {FORMAT}); begin a new run with its recipe"
-            )
-        if not self.recipe.is_file() or self.recipe.read_text("utf-8") != about["recipe"]:
+        about = self.about()
+        if not self.recipe.is_file() or self._recipe_text() != about["recipe"]:
             raise RecipeError(
                 f"{self.recipe}: changed since the run was begun; begin a new run with it"
             )
         return about
+
+    def about(self) -> dict[str, Any]:
+        """Returns what `begin` wrote, though its recipe may have been changed.
+
+        Raises:
+            RecipeError: If it is no run.
+            DataError: If it is damaged, or of another version of invem.
+        """
+        self.check_begun()
+        path = self.path / "run.json"
+        about = check(About, self.read_json("run"), path)
+        if about["format"] != FORMAT:
+            raise DataError(
+                f"{path}: it was made by another version of invem (format"
+                f" {about['format']!r}, not {FORMAT}); begin a new run with its recipe"
+            )
+        return about
+
+    def _recipe_text(self) -> str:
+        try:
+            return self.recipe.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.recipe}: damaged: {error}") from error
 
     @property
     def recipe(self) -> Path:
@@ -274,16 +290,20 @@ class RunDirectory(Folder):
 
     def logged(self) -> list[dict[str, Any]]:
         """Returns the events of the log; a line that was torn by a kill is left out."""
-        return list(_lines(self.path / "log.jsonl"))
+        path = self.path / "log.jsonl"
+        return [check(Event, row, path) for row in _lines(path)]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the record of every evaluation, that of the observations first."""
-        return list(_lines(self.path / "metrics.jsonl"))
+        path = self.path / "metrics.jsonl"
+        return [check(Evaluation, row, path) for row in _lines(path)]
 
     def collect_metrics(self) -> None:
         """Writes metrics.jsonl anew from the metrics of every finished evaluation."""
-        rows = [self.read_json("observations")] if self.has_json("observations") else []
-        rows += [self.evaluation(at).read_json("metrics") for at in self.evaluated()]
+        read = [(self.path, "observations")] if self.has_json("observations") else []
+        read += [(self.evaluation(at).path, "metrics") for at in self.evaluated()]
+        paths = [folder / f"{name}.json" for folder, name in read]
+        rows = [check(Evaluation, atomic.read_json(path), path) for path in paths]
         text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         atomic.write_text(self.path / "metrics.jsonl", text)
 
@@ -298,7 +318,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from invem import Denoiser, RecipeError, examples
@@ -64,7 +64,7 @@ def azula(
     shape: tuple[int, ...],
     *,
     channels: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] = [32, 64],  # noqa: B006
-    blocks: Annotated[int, Ge(1)] = 2,
+    blocks: Annotated[int, Ge(1), Le(1_000)] = 2,
     denoiser: Literal["KarrasDenoiser", "SimpleDenoiser"] = "KarrasDenoiser",
     features: Annotated[int, Ge(2)] = 64,
     options: dict[str, Any] = {},  # noqa: B006

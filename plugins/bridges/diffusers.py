@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -79,7 +79,7 @@ def diffusers(
     *,
     path: str = "",
     channels: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] = [64, 128, 128],  # noqa: B006
-    blocks: Annotated[int, Ge(1)] = 2,
+    blocks: Annotated[int, Ge(1), Le(1_000)] = 2,
     attention: list[int] = [],  # noqa: B006
     groups: Annotated[int, Ge(1)] = 32,
     dropout: float = 0.0,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import Dataset, Example, RecipeError, Rng
@@ -64,8 +64,8 @@ def smooth_manifold(
     *,
     dimension: Annotated[int, Ge(1)] = 5,
     alpha: Annotated[float, Ge(1)] = 3.0,
-    train: Annotated[int, Ge(1)] = 65536,
-    test: Annotated[int, Ge(1)] = 16384,
+    train: Annotated[int, Ge(1), Le(1_000_000_000)] = 65536,
+    test: Annotated[int, Ge(1), Le(1_000_000_000)] = 16384,
     seed: Annotated[int, Ge(0)] = 0,
 ) -> Curve:
     """Draws points on one random smooth curve, with coordinates between -2 and 2.

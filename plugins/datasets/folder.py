@@ -269,7 +269,7 @@ def folder(
     split: str,
     *,
     root: str,
-    size: Annotated[int, Ge(1)] | None = None,
+    size: Annotated[int, Ge(1), Le(16_384)] | None = None,
     fit: Literal["crop", "resize"] = "crop",
     channels: Literal[1, 3] = 3,
     test: Annotated[float, Ge(0), Le(1)] = 0.1,

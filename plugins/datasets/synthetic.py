@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import Dataset, Example, RecipeError, Rng
@@ -70,11 +70,11 @@ class Phantoms(Dataset):
 def synthetic(
     split: str,
     *,
-    size: Annotated[int, Ge(1)] = 32,
-    channels: Annotated[int, Ge(1)] = 1,
-    train: Annotated[int, Ge(1)] = 4096,
-    test: Annotated[int, Ge(1)] = 512,
-    ellipses: Annotated[int, Ge(1)] = 6,
+    size: Annotated[int, Ge(1), Le(16_384)] = 32,
+    channels: Annotated[int, Ge(1), Le(100_000)] = 1,
+    train: Annotated[int, Ge(1), Le(1_000_000_000)] = 4096,
+    test: Annotated[int, Ge(1), Le(1_000_000_000)] = 512,
+    ellipses: Annotated[int, Ge(1), Le(10_000)] = 6,
     seed: Annotated[int, Ge(0)] = 0,
 ) -> Phantoms:
     """Draws random ellipse phantoms in the style of Shepp and Logan.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng, Unsupported
@@ -33,7 +33,7 @@ class InterpolantFlow(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"interpolant", "signal"})
 
-    steps: Annotated[int, Ge(2)] = 24
+    steps: Annotated[int, Ge(2), Le(100_000)] = 24
     stepping: Literal["euler", "heun"] = "heun"
 
     @property

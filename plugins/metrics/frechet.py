@@ -1,6 +1,7 @@
 """Fréchet distance between samples and reference signals."""
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,34 +40,24 @@ class Frechet(Metric):
     Attributes:
         features: "pixels" are the leading principal components of the training images, not
             whitened. "classifier" are the 64 activations before the last layer of a small network,
-            trained here for 800 steps on labelled images. "inception" are the outputs of a network
-            in a local file.
+            trained here for 800 steps on labelled images. "inception" are the outputs of the
+            TorchScript file that the environment variable INVEM_INCEPTION names. It is called as
+            ``model(images, return_features=True)`` with uint8 images (B, 3, H, W), such as
+            inception-2015-12-05.pt of NVIDIA. Such a file can run code, so that a recipe cannot
+            name it: use one that you trust.
         rank: The number of principal components, at most the number of pixels and of images.
-        weights: A TorchScript file called as ``model(images, return_features=True)`` with uint8
-            images (B, 3, H, W), such as inception-2015-12-05.pt of NVIDIA. Such a file can run
-            code: use one that you trust.
 
     Raises:
-        RecipeError: If "inception" has no weights.
-        DataError: If the file of the weights does not exist.
+        RecipeError: If "inception" is asked for and INVEM_INCEPTION is not set.
+        DataError: If the file that it names does not exist.
     """
 
     features: Literal["pixels", "classifier", "inception"] = "pixels"
     rank: Annotated[int, Ge(1)] = 64
-    weights: str = ""
 
     def __post_init__(self) -> None:
         if self.features == "inception":
-            if not self.weights:
-                raise RecipeError(
-                    "frechet with features: inception needs weights: the path of"
-                    " inception-2015-12-05.pt"
-                )
-            if not Path(self.weights).expanduser().is_file():
-                raise DataError(
-                    f"weights {self.weights} does not exist: put the TorchScript file of the"
-                    " features there"
-                )
+            _inception()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -122,7 +113,7 @@ class Frechet(Metric):
             state: What `prepare` returned.
         """
         if self.features == "inception":
-            return _network(Path(self.weights).expanduser(), range_)
+            return _network(_inception(), range_)
         find = _project if self.features == "pixels" else _activations
         return lambda x: find(x.cpu(), state)
 
@@ -214,6 +205,23 @@ def _activations(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     x = relu(conv2d(x, w["second.weight"], w["second.bias"], stride=2, padding=1))
     x = adaptive_avg_pool2d(x, (min(4, x.shape[2]), min(4, x.shape[3])))
     return linear(x.flatten(1), w["third.weight"], w["third.bias"]) / w["scale"]
+
+
+def _inception() -> Path:
+    """Returns the file of the Inception network, which only the environment can name."""
+    named = os.environ.get("INVEM_INCEPTION", "")
+    if not named:
+        raise RecipeError(
+            "frechet with features: inception needs the environment variable INVEM_INCEPTION: the"
+            " path of inception-2015-12-05.pt. Such a file can run code; a recipe cannot name it"
+        )
+    path = Path(named).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"INVEM_INCEPTION: {named} does not exist: put the TorchScript file of the features"
+            " there"
+        )
+    return path
 
 
 def _network(path: Path, range_: tuple[float, float]) -> Callable[[Tensor], Tensor]:

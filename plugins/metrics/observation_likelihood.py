@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import (
@@ -61,7 +61,7 @@ class ObservationLikelihood(Metric):
     """
 
     of: Literal["moments", "network"] = "moments"
-    steps: Annotated[int, Ge(1)] = 16
+    steps: Annotated[int, Ge(1), Le(100_000)] = 16
     probes: Annotated[int, Ge(1)] = 1
     unit: ClassVar[str] = "nats"
     higher_is_better: ClassVar[bool] = True

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -31,7 +31,7 @@ class ConvNet(nn.Module):
         shape: tuple[int, ...],
         *,
         kernels: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] = [5, 3, 1, 1, 1],  # noqa: B006
-        width: Annotated[int, Ge(1)] = 32,
+        width: Annotated[int, Ge(1), Le(65_536)] = 32,
         condition: Annotated[int, Ge(0)] = 0,
     ) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import math
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 
@@ -25,8 +25,8 @@ class MLP(nn.Module):
         self,
         shape: tuple[int, ...],
         *,
-        width: Annotated[int, Ge(1)] = 256,
-        depth: Annotated[int, Ge(1)] = 3,
+        width: Annotated[int, Ge(1), Le(65_536)] = 256,
+        depth: Annotated[int, Ge(1), Le(1_000)] = 3,
         condition: Annotated[int, Ge(0)] = 0,
     ) -> None:
         super().__init__()

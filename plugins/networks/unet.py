@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Interval, MinLen
+from annotated_types import Ge, Interval, Le, MinLen
 from torch import Tensor, nn
 from torch.nn.functional import (
     interpolate,
@@ -42,7 +42,7 @@ class UNet(nn.Module):
         shape: tuple[int, ...],
         *,
         channels: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] = [32, 64],  # noqa: B006
-        blocks: Annotated[int, Ge(1)] = 2,
+        blocks: Annotated[int, Ge(1), Le(1_000)] = 2,
         attention: list[int] = [],  # noqa: B006
         heads: Annotated[int, Ge(1)] = 1,
         dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from invem import ClosedFormObjective, Example, Gaussian, Mixture, Prior, RecipeError, Rng
@@ -42,7 +42,7 @@ class GaussianMixture(ClosedFormObjective):
     """
 
     components: Annotated[int, Ge(1)] = 32
-    iterations: Annotated[int, Ge(1)] = 10
+    iterations: Annotated[int, Ge(1), Le(1_000_000)] = 10
     spread: Annotated[float, Gt(0)] = 0.2
     floor: Annotated[float, Gt(0)] = 1e-6
 

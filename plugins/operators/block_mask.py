@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, Le
 from torch import Generator
 
 from invem import Mask, RecipeError
@@ -16,7 +16,7 @@ def block_mask(
     rng: Generator,
     *,
     keep: Annotated[float, Interval(gt=0, le=1)] = 0.5,
-    size: Annotated[int, Ge(1)] = 4,
+    size: Annotated[int, Ge(1), Le(16_384)] = 4,
 ) -> Mask:
     """Measures each square patch with probability `keep`.
 

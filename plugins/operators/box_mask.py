@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Generator
 
 from invem import Mask, RecipeError, examples
@@ -16,7 +16,7 @@ def box_mask(
     shape: tuple[int, ...],
     rng: Generator,
     *,
-    size: Annotated[int, Ge(1)] = 4,
+    size: Annotated[int, Ge(1), Le(16_384)] = 4,
     place: Literal["random", "centre"] = "random",
     hide: Literal["inside", "outside"] = "inside",
 ) -> Mask:

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Generator
 
 from invem import RecipeError, examples
@@ -13,7 +13,7 @@ from invem.operator import image_shape
 
 @examples({"size": 5})
 def crop(
-    n: int, shape: tuple[int, ...], rng: Generator, *, size: Annotated[int, Ge(1)]
+    n: int, shape: tuple[int, ...], rng: Generator, *, size: Annotated[int, Ge(1), Le(16_384)]
 ) -> Separable:
     """Measures the central square of each image.
 

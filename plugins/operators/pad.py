@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Generator
 
 from invem.linear import Separable
@@ -11,7 +11,7 @@ from invem.operator import image_shape
 
 
 def pad(
-    n: int, shape: tuple[int, ...], rng: Generator, *, width: Annotated[int, Ge(0)] = 2
+    n: int, shape: tuple[int, ...], rng: Generator, *, width: Annotated[int, Ge(0), Le(65_536)] = 2
 ) -> Separable:
     """Pads each image with zeros.
 

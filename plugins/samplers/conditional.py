@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule, Unsupported
@@ -36,7 +36,7 @@ class Conditional(ChainSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "conditional"})
 
-    steps: Annotated[int, Ge(2)] = 24
+    steps: Annotated[int, Ge(2), Le(100_000)] = 24
     stepping: Stepping = "heun"
     guidance: Annotated[float, Ge(0)] = 1.0
     schedule: Schedule = Karras()

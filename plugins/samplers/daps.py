@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
@@ -37,7 +37,7 @@ class DAPS(ChainSampler):
         schedule: The noise levels.
     """
 
-    steps: Annotated[int, Ge(2)] = 50
+    steps: Annotated[int, Ge(2), Le(100_000)] = 50
     flow: Annotated[int, Ge(1)] = 5
     kernel: Literal["langevin", "hmc", "exact"] = "langevin"
     inner: Annotated[int, Ge(1)] = 50

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
@@ -30,11 +30,11 @@ class DAPSMM(ChainSampler):
         schedule: The noise levels.
     """
 
-    steps: Annotated[int, Ge(2)] = 32
+    steps: Annotated[int, Ge(2), Le(100_000)] = 32
     covariance: Covariance = "switch"
     switch: Annotated[float, Gt(0)] = 0.3
     solver: Literal["gmres", "cg"] = "gmres"
-    iterations: Annotated[int, Ge(1)] = 3
+    iterations: Annotated[int, Ge(1), Le(1_000_000)] = 3
     schedule: Schedule = Karras()
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
@@ -34,7 +34,7 @@ class DDNM(ChainSampler):
         schedule: The noise levels.
     """
 
-    steps: Annotated[int, Ge(2)] = 100
+    steps: Annotated[int, Ge(2), Le(100_000)] = 100
     plus: bool = True
     eta: Annotated[float, Interval(ge=0, le=1)] = 0.85
     travel: Annotated[int, Ge(0)] = 0

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, Le
 from torch import Tensor
 
 from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
@@ -31,7 +31,7 @@ class DDRM(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"svd", "var", "one level"})
 
-    steps: Annotated[int, Ge(2)] = 20
+    steps: Annotated[int, Ge(2), Le(100_000)] = 20
     eta: Annotated[float, Interval(ge=0, le=1)] = 0.85
     eta_b: Annotated[float, Interval(ge=0, le=1)] = 1.0
     schedule: Schedule = Karras()

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
@@ -34,9 +34,9 @@ class DDS(ChainSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint"})
 
-    steps: Annotated[int, Ge(2)] = 50
+    steps: Annotated[int, Ge(2), Le(100_000)] = 50
     gamma: Annotated[float, Gt(0)] = 1.0
-    iterations: Annotated[int, Ge(1)] = 5
+    iterations: Annotated[int, Ge(1), Le(1_000_000)] = 5
     eta: Annotated[float, Interval(ge=0, le=1)] = 0.85
     schedule: Schedule = Karras()
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
@@ -33,7 +33,7 @@ class DiffPIR(ChainSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var"})
 
-    steps: Annotated[int, Ge(2)] = 100
+    steps: Annotated[int, Ge(2), Le(100_000)] = 100
     lam: Annotated[float, Gt(0)] = 7.0
     zeta: Annotated[float, Interval(ge=0, le=1)] = 0.3
     schedule: Schedule = Karras()

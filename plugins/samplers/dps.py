@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, RecipeError, Rng, Schedule
@@ -43,7 +43,7 @@ class DPS(ChainSampler):
         schedule: The noise levels.
     """
 
-    steps: Annotated[int, Ge(2)] = 256
+    steps: Annotated[int, Ge(2), Le(100_000)] = 256
     weight: Annotated[float, Gt(0)] | Literal["auto"] = 1.0
     guidance: Literal["norm", "likelihood"] = "norm"
     schedule: Schedule = Karras()

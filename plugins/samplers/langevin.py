@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, Le
 from torch import Tensor
 
 from invem import ChainSampler, Measurement, Prior, Rng, Schedule
@@ -33,7 +33,7 @@ class AnnealedLangevin(ChainSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"vjp", "var", "density"})
 
-    steps: Annotated[int, Ge(2)] = 100
+    steps: Annotated[int, Ge(2), Le(100_000)] = 100
     inner: Annotated[int, Ge(1)] = 5
     rate: Annotated[float, Interval(gt=0, le=1)] = 0.2
     schedule: Schedule = Geometric()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import GuidedSampler, Measurement, Prior, Rng
@@ -30,7 +30,7 @@ class LGD(GuidedSampler):
         samples: Draws of z per state. Each costs an application of A and no network call.
     """
 
-    steps: Annotated[int, Ge(2)] = 100
+    steps: Annotated[int, Ge(2), Le(100_000)] = 100
     stepping: Stepping = "ancestral"
     samples: Annotated[int, Ge(1)] = 8
 

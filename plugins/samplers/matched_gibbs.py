@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 from torch import Tensor
 
 from invem import Karras, Measurement, PosteriorSampler, Prior, Rng
@@ -38,7 +38,7 @@ class MatchedGibbs(PosteriorSampler):
 
     sweeps: Annotated[int, Ge(1)] = 20
     share: Annotated[float, Interval(gt=0, lt=1)] = 0.9
-    levels: Annotated[int, Ge(1)] = 2
+    levels: Annotated[int, Ge(1), Le(64)] = 2
     warm: Annotated[int, Ge(2)] = 24
     end: Annotated[float, Gt(0)] = 0.005
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
@@ -34,8 +34,8 @@ class MCGDiff(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"svd", "var", "one level"})
 
-    steps: Annotated[int, Ge(2)] = 100
-    particles: Annotated[int, Ge(1)] = 16
+    steps: Annotated[int, Ge(2), Le(100_000)] = 100
+    particles: Annotated[int, Ge(1), Le(100_000)] = 16
     schedule: Schedule = Karras()
 
     @property

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeGuard, get_args
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, RecipeError, Rng, Schedule
@@ -68,7 +68,7 @@ class MMPS(ChainSampler):
         schedule: The noise levels. The noise of the data counts as at least the smallest of them.
     """
 
-    steps: Annotated[int, Ge(2)] = 24
+    steps: Annotated[int, Ge(2), Le(100_000)] = 24
     stepping: Literal[
         "corrected",
         "isotropic",
@@ -84,7 +84,7 @@ class MMPS(ChainSampler):
     covariance: Covariance = "switch"
     switch: Annotated[float, Gt(0)] = 0.3
     solver: Literal["gmres", "cg"] = "gmres"
-    iterations: Annotated[int, Ge(1)] = 3
+    iterations: Annotated[int, Ge(1), Le(1_000_000)] = 3
     warm: bool = False
     probes: Annotated[int, Ge(1)] = 1
     linearise: bool = False

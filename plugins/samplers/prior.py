@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
@@ -24,7 +24,7 @@ class PriorSampler(ChainSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    steps: Annotated[int, Ge(2)] = 32
+    steps: Annotated[int, Ge(2), Le(100_000)] = 32
     stepping: Stepping = "heun"
     schedule: Schedule = Karras()
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
@@ -32,7 +32,7 @@ class REDDiff(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"vjp"})
 
-    steps: Annotated[int, Ge(2)] = 200
+    steps: Annotated[int, Ge(2), Le(100_000)] = 200
     lam: Annotated[float, Gt(0)] = 0.25
     rate: Annotated[float, Gt(0)] = 0.1
     schedule: Schedule = Karras()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng
@@ -28,9 +28,9 @@ class SFBD(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"identity", "var", "one level"})
 
-    steps: Annotated[int, Ge(1)] = 16
+    steps: Annotated[int, Ge(1), Le(100_000)] = 16
     end: Annotated[float, Gt(0)] = 0.005
-    iterations: Annotated[int, Ge(1)] = 3
+    iterations: Annotated[int, Ge(1), Le(1_000_000)] = 3
 
     @property
     def cost(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
@@ -29,7 +29,7 @@ class SITCOM(ChainSampler):
         schedule: The noise levels.
     """
 
-    steps: Annotated[int, Ge(2)] = 20
+    steps: Annotated[int, Ge(2), Le(100_000)] = 20
     inner: Annotated[int, Ge(1)] = 20
     rate: Annotated[float, Gt(0)] = 0.02
     lam: Annotated[float, Ge(0)] = 0.0

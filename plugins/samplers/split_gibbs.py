@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng
@@ -37,7 +37,7 @@ class SplitGibbs(PosteriorSampler):
     first: Annotated[float, Gt(0)] = 5.0
     last: Annotated[float, Gt(0)] = 0.05
     decay: Annotated[float, Interval(gt=0, le=1)] = 0.9
-    levels: Annotated[int, Ge(1)] = 4
+    levels: Annotated[int, Ge(1), Le(64)] = 4
     kernel: Literal["exact", "langevin"] = "exact"
     inner: Annotated[int, Ge(1)] = 50
     end: Annotated[float, Gt(0)] = 0.005

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import Karras, Measurement, PosteriorSampler, Prior, Rng, Schedule
@@ -36,8 +36,8 @@ class TwistedSMC(PosteriorSampler):
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var", "moments"})
 
-    steps: Annotated[int, Ge(2)] = 64
-    particles: Annotated[int, Ge(1)] = 8
+    steps: Annotated[int, Ge(2), Le(100_000)] = 64
+    particles: Annotated[int, Ge(1), Le(100_000)] = 8
     schedule: Schedule = Karras()
 
     @property

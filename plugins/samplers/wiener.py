@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng
@@ -44,7 +44,7 @@ class Wiener(PosteriorSampler):
     std: Annotated[float, Gt(0)] = 0.5
     exponent: Annotated[float, Ge(0)] = 0.0
     tol: Annotated[float, Gt(0)] = 1e-8
-    iterations: Annotated[int, Ge(1)] = 1000
+    iterations: Annotated[int, Ge(1), Le(1_000_000)] = 1000
 
     @torch.no_grad()
     def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
