@@ -373,7 +373,9 @@ def test_a_broken_image_is_named_and_refused_or_skipped(tmp_path):
     data = f"data={{name: folder, root: {root}, channels: 1, test: 0.3}}"
     said = invem("plan", BLUR, data, code=2).stderr
     assert "bad.png" in said and "broken: skip" in said
-    done = invem("plan", BLUR, data.replace("}", ", broken: skip}"), "evaluate.metrics=[]", "--json")
+    done = invem(
+        "plan", BLUR, data.replace("}", ", broken: skip}"), "evaluate.metrics=[]", "--json"
+    )
     assert "1 broken file left out: bad.png" in done.stderr
     assert json.loads(done.stdout)["observations"] + json.loads(done.stdout)["held out"] == 24
 
