@@ -180,10 +180,10 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
     for name, tensor in known.items():
         if name in tensors or name == "y":
             continue
-        drawn = not torch.equal(tensor, again[name])
-        if drawn or name not in constant:
+        anew = not torch.equal(tensor, again[name])
+        if anew or name not in constant:
             why = "is drawn anew for each observation by this recipe"
-            why = why if drawn else "differs between the observations of this run"
+            why = why if anew else "differs between the observations of this run"
             raise DataError(f"'{name}' {why}: give it, shape {tuple(tensor.shape)}, beside y")
     given = {name: conform(name, tensor, known[name]) for name, tensor in tensors.items()}
     m = one.with_tensors({**known, **given})
