@@ -27,7 +27,8 @@ def _nonzero(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
     if image.mode.startswith(("1", "L", "I", "F")):
         values = np.asarray(image)
         return values[..., 0] if values.ndim == 3 else values
-    return np.asarray(image.convert("RGB")).max(-1)
+    colours: np.ndarray[tuple[int, ...], np.dtype[Any]] = np.asarray(image.convert("RGB"))
+    return np.asarray(colours.max(-1))
 
 
 @examples(_example)
