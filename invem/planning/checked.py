@@ -14,6 +14,9 @@ from invem.sampler import ChainSampler, PosteriorSampler
 
 __all__ = ["checked_losses", "checked_metric", "drawn", "measured"]
 
+_MEASURED = (torch.float32, torch.complex64)
+_LOSSES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 def drawn(
     sampler: PosteriorSampler,
@@ -55,13 +58,14 @@ def measured(
     """Returns new noisy measurements of signals (B, *shape), shape (B, *measurement shape).
 
     Raises:
-        PluginError: If operator or noise do not return float32 numbers for each signal.
+        PluginError: If operator or noise do not return float32 or complex64 numbers for each
+            signal.
     """
     clean = operator(x)
     rows = (len(x), *clean.shape[1:]) if isinstance(clean, Tensor) and clean.ndim else (len(x),)
-    _check(clean, rows, "measurements", operator, origins)
+    _check(clean, rows, "measurements", operator, origins, _MEASURED)
     y = noise.sample(clean, rng)
-    _check(y, tuple(clean.shape), "measurements", noise, origins)
+    _check(y, tuple(clean.shape), "measurements", noise, origins, _MEASURED)
     return y
 
 
@@ -71,7 +75,7 @@ def checked_losses(losses: Tensor, n: int, objective: object, origins: Origins) 
     Raises:
         PluginError: If there is not one number per example.
     """
-    _check(losses, (n,), "losses", objective, origins, any_float=True)
+    _check(losses, (n,), "losses", objective, origins, _LOSSES)
     return losses
 
 
@@ -95,15 +99,13 @@ def _check(
     what: str,
     component: object,
     origins: Origins,
-    any_float: bool = False,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
 ) -> None:
-    right = isinstance(value, Tensor) and tuple(value.shape) == shape
-    if right and isinstance(value, Tensor):
-        right = value.is_floating_point() if any_float else value.dtype == torch.float32
+    right = isinstance(value, Tensor) and tuple(value.shape) == shape and value.dtype in dtypes
     if not right:
-        number = "floating point" if any_float else "float32"
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise PluginError(
-            f"{origins.of(component)}: it returned {_described(value)} as {what}, not a {number}"
+            f"{origins.of(component)}: it returned {_described(value)} as {what}, not a {names}"
             f" tensor of shape {shape}"
         )
 
