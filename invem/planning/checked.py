@@ -14,9 +14,6 @@ from invem.sampler import ChainSampler, PosteriorSampler
 
 __all__ = ["checked_losses", "checked_metric", "drawn", "measured"]
 
-_MEASURED = (torch.float32, torch.complex64)
-_LOSSES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 
 def drawn(
     sampler: PosteriorSampler,
@@ -58,14 +55,13 @@ def measured(
     """Returns new noisy measurements of signals (B, *shape), shape (B, *measurement shape).
 
     Raises:
-        PluginError: If operator or noise do not return float32 or complex64 numbers for each
-            signal.
+        PluginError: If operator or noise do not return float32 numbers for each signal.
     """
     clean = operator(x)
     rows = (len(x), *clean.shape[1:]) if isinstance(clean, Tensor) and clean.ndim else (len(x),)
-    _check(clean, rows, "measurements", operator, origins, _MEASURED)
+    _check(clean, rows, "measurements", operator, origins)
     y = noise.sample(clean, rng)
-    _check(y, tuple(clean.shape), "measurements", noise, origins, _MEASURED)
+    _check(y, tuple(clean.shape), "measurements", noise, origins)
     return y
 
 
@@ -75,7 +71,7 @@ def checked_losses(losses: Tensor, n: int, objective: object, origins: Origins) 
     Raises:
         PluginError: If there is not one number per example.
     """
-    _check(losses, (n,), "losses", objective, origins, _LOSSES)
+    _check(losses, (n,), "losses", objective, origins, any_float=True)
     return losses
 
 
@@ -99,13 +95,15 @@ def _check(
     what: str,
     component: object,
     origins: Origins,
-    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+    any_float: bool = False,
 ) -> None:
-    right = isinstance(value, Tensor) and tuple(value.shape) == shape and value.dtype in dtypes
+    right = isinstance(value, Tensor) and tuple(value.shape) == shape
+    if right and isinstance(value, Tensor):
+        right = value.is_floating_point() if any_float else value.dtype == torch.float32
     if not right:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        number = "floating point" if any_float else "float32"
         raise PluginError(
-            f"{origins.of(component)}: it returned {_described(value)} as {what}, not a {names}"
+            f"{origins.of(component)}: it returned {_described(value)} as {what}, not a {number}"
             f" tensor of shape {shape}"
         )
 
