@@ -15,7 +15,9 @@ from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
 
-__all__ = ["MeasurementModel"]
+__all__ = ["BLOCK", "MeasurementModel"]
+
+BLOCK = 1024  # observations of one file, whose operators and noises are drawn together
 
 _DRAWN = 64  # operators that must all be the identity for the operator to be one
 _NOTHING: Mapping[str, float] = MappingProxyType({})

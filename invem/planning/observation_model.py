@@ -9,13 +9,12 @@ from invem.analysis import ObservationModel
 from invem.batched import Rng
 from invem.noise import NoiseModel
 from invem.operator import Operator
+from invem.planning.model import BLOCK
 
 if TYPE_CHECKING:
     from invem.planning.plan import Plan
 
 __all__ = ["observation_model"]
-
-_BLOCK = 1024  # training observations that a run draws together
 
 
 def observation_model(plan: "Plan") -> ObservationModel:
@@ -38,7 +37,7 @@ def observation_model(plan: "Plan") -> ObservationModel:
 
     return ObservationModel(
         draw=draw,
-        block=_BLOCK,
+        block=BLOCK,
         operator=recipe.operator.name,
         shape=plan.shape,
         range=plan.facts.range,

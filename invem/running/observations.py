@@ -13,12 +13,11 @@ from invem.errors import DataError
 from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
-from invem.planning.model import MeasurementModel
+from invem.planning.model import BLOCK, MeasurementModel
 from invem.storage.directory import Folder
 
 __all__ = ["BLOCK", "Observations", "with_shared"]
 
-BLOCK = 1024  # observations of one file, whose operators and noises are drawn together
 _MANY = 16  # so many choices of one of two agree by chance in 1 of 32,768 cases
 _NOTHING: Mapping[str, float] = MappingProxyType({})
 
