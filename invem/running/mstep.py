@@ -275,8 +275,7 @@ def _store(
     folder = run.directory.fit(at)
     tensors = weights.tensors() | prefixed("moments.", moments.tensors())
     folder.write(FILE, tensors, meta)
-    for name in folder.checkpoints():
-        folder.remove(name)
+    folder.remove_checkpoints()
 
 
 def augment(x: Tensor, fit: Fit, rng: Rng) -> Tensor:
