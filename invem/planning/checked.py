@@ -69,9 +69,14 @@ def checked_losses(losses: Tensor, n: int, objective: object, origins: Origins) 
     """Returns the losses of n examples.
 
     Raises:
-        PluginError: If there is not one number per example.
+        PluginError: If there is not one number per example, or nothing can be learned from them.
     """
     _check(losses, (n,), "losses", objective, origins, any_float=True)
+    if not losses.requires_grad:
+        raise PluginError(
+            f"{origins.of(objective)}: its losses do not depend on the weights: it, or the network,"
+            " has cut the gradient off (detach, no_grad)"
+        )
     return losses
 
 

@@ -99,6 +99,11 @@ def measurements(
             raise DataError(
                 f"{file}: {name} has values beyond {LARGEST:g}: write it in other units"
             )
+    if tensors["y"].ndim < 2:
+        raise DataError(
+            f"{file}: y has the shape ({n},), without a dimension beside that of the observations:"
+            f" write it as ({n}, 1)"
+        )
     first = n - round(test * n)
     rows = slice(0, first) if split == "train" else slice(first, n)
     if not len(range(*rows.indices(n))):

@@ -1,13 +1,15 @@
 """Gaussian noise with correlations between the entries of a measurement."""
 
 import math
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Generator, Tensor
 
 from invem import DataError, NoiseModel, RecipeError, examples
@@ -54,7 +56,7 @@ def correlated_gaussian(
     shape: tuple[int, ...],
     rng: Generator,
     *,
-    sigma: Annotated[float, Gt(0)] = 0.05,
+    sigma: Annotated[float, Gt(0), Le(1e15)] = 0.05,
     stripes: Annotated[float, Ge(0)] = 0.05,
     along: Literal["rows", "columns"] = "rows",
     file: str | None = None,
@@ -81,13 +83,10 @@ def correlated_gaussian(
     m = math.prod(shape)
     if file is not None:
         try:
-            with np.load(Path(file).expanduser(), allow_pickle=False) as arrays:
-                diag, factor = (
-                    torch.from_numpy(np.asarray(arrays[name], np.float32))
-                    for name in ("diag", "factor")
-                )
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"correlated-gaussian: {file} cannot be read: {error}") from None
+            diag, factor = _read(Path(file).expanduser(), m)
+        except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"correlated-gaussian: {file} cannot be read: {reason}") from None
         if diag.shape != (m,) or factor.ndim != 2 or len(factor) != m or not bool((diag > 0).all()):
             raise RecipeError(
                 f"correlated-gaussian: {file} must hold diag ({m},), positive, and factor ({m}, r)"
@@ -103,3 +102,16 @@ def correlated_gaussian(
         stripe = torch.kron(one, other)
         diag, factor = torch.full((m,), sigma**2), stripes * torch.kron(torch.eye(rest), stripe)
     return CorrelatedGaussian(DPLR(diag, factor))
+
+
+def _read(path: Path, m: int) -> tuple[Tensor, Tensor]:
+    """Reads diag and factor; an archive that unpacks to more than they can need is refused."""
+    names, most = ("diag", "factor"), 8 * m * (m + 1) + 4096
+    with zipfile.ZipFile(path) as archive:
+        for name in names:
+            size = archive.getinfo(f"{name}.npy").file_size
+            if size > most:
+                raise ValueError(f"{name} unpacks to {size:,} bytes, and {most:,} are enough")
+    with np.load(path, allow_pickle=False) as arrays:
+        diag, factor = (torch.from_numpy(np.asarray(arrays[name], np.float32)) for name in names)
+    return diag, factor

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Len
+from annotated_types import Ge, Le, Len
 from torch import Generator, Tensor
 
 from invem import NoiseModel, RecipeError, examples
+
+_Level = Annotated[float, Ge(0), Le(1e15)]  # squares of larger numbers leave the range of float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ def gaussian(
     shape: tuple[int, ...],
     rng: Generator,
     *,
-    sigma: Annotated[float, Ge(0)] | Annotated[list[Annotated[float, Ge(0)]], Len(2, 2)] = 0.05,
+    sigma: _Level | Annotated[list[_Level], Len(2, 2)] = 0.05,
     per: Literal["sample", "pixel"] = "sample",
 ) -> Gaussian:
     """Adds white Gaussian noise.

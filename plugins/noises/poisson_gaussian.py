@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from torch import Generator, Tensor
 
 from invem import NoiseModel, examples
@@ -50,7 +50,7 @@ def poisson_gaussian(
     rng: Generator,
     *,
     peak: Annotated[float, Gt(0)] = 100.0,
-    sigma: Annotated[float, Gt(0)] = 0.05,
+    sigma: Annotated[float, Gt(0), Le(1e15)] = 0.05,
 ) -> PoissonGaussian:
     """Counts photons and adds Gaussian read-out noise, as a camera does.
 

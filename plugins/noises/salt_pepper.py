@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Gt, Interval
+from annotated_types import Gt, Interval, Le
 from torch import Generator, Tensor
 
 from invem import NoiseModel
@@ -47,7 +47,7 @@ def salt_pepper(
     rng: Generator,
     *,
     p: Annotated[float, Interval(gt=0, lt=1)] = 0.1,
-    sigma: Annotated[float, Gt(0)] = 0.05,
+    sigma: Annotated[float, Gt(0), Le(1e15)] = 0.05,
 ) -> SaltPepper:
     """Replaces a fraction of the entries by black or white.
 

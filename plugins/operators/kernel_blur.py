@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Generator
 
-from invem import DataError, LinearOperator, RecipeError, examples
+from invem import LinearOperator, RecipeError, examples
 from invem.linear import blur
+
+from .arrays import read_array
 
 
 def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
@@ -42,10 +44,7 @@ def kernel_blur(
         DataError: If the file is missing or cannot be read.
         RecipeError: If a kernel has even or too many entries, is not finite or does not sum to one.
     """
-    try:
-        values = np.load(Path(file).expanduser(), allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"kernel-blur: {file} cannot be read: {error}") from None
+    values = read_array("kernel-blur", file)
     kernels = (
         torch.from_numpy(np.ascontiguousarray(values, np.float32))
         if values.dtype.kind in "fiu"

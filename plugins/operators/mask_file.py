@@ -11,6 +11,8 @@ from torch import Generator
 from invem import DataError, Mask, RecipeError, examples
 from invem.operator import image_shape
 
+from .arrays import read_array
+
 
 def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
     mask = np.indices(shape[1:]).sum(0) % 3 > 0
@@ -52,7 +54,7 @@ def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> M
     path = Path(file).expanduser()
     try:
         if path.suffix.lower() == ".npy":
-            values = np.load(path, allow_pickle=False)
+            values = read_array("mask-file", file)
         else:
             with Image.open(path, formats=("PNG", "TIFF")) as image:
                 values = _nonzero(image)

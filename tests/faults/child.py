@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ def command(
     count: bool = False,
     largest: int | None = None,
     nobody: bool = False,
+    stdout: str = "",
+    stderr: str = "",
 ) -> None:
     """Carries out a command of invem.
 
@@ -39,12 +41,15 @@ def command(
         count: Whether the number of these calls is written to the file "calls".
         largest: The most bytes of a file.
         nobody: Whether rights of root are given up.
+        stdout: Where stdout goes in place of its file: a path, "closed", or "pipe" for one that
+            nobody reads.
+        stderr: The same of stderr.
     """
     import torch
 
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        opened = os.open(Path(files, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(opened, number)
+    quiet(files)
+    for number, where in ((1, stdout), (2, stderr)):
+        _redirect(number, where)
     for key, value in (env or {}).items():
         os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
     if cwd is not None:
@@ -69,6 +74,20 @@ def command(
             Path(files, "calls").write_text(str(calls.number))
         with contextlib.suppress(Exception):
             sys.stdout.flush()
+
+
+def _redirect(number: int, where: str) -> None:
+    """Sends stdout or stderr elsewhere; see `command`."""
+    name = {1: "stdout", 2: "stderr"}[number]
+    if where == "closed":
+        os.close(number)
+        setattr(sys, name, None)
+    elif where == "pipe":
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, number)
+    elif where:
+        os.dup2(os.open(where, os.O_WRONLY), number)
 
 
 class _Calls:
@@ -271,8 +290,34 @@ def _mutated(text: bytes, rng: Any) -> bytes:
 
 
 def _change(text: bytes, rng: Any) -> str:
-    import re
+    """Returns a change of a key that a recipe has, or of one that it has not."""
+    import yaml
 
-    words = re.findall(r"[a-z][a-z_-]+(?=:)", text.decode()) + ["0", "1", "", "phases", "nope"]
-    key = ".".join(rng.choice(words) for _ in range(rng.randrange(1, 5)))
-    return rng.choice((f"{key}={rng.choice(PIECES)}", key, f"{key}={rng.choice(words)}", f"={key}"))
+    keys = list(_keys(yaml.safe_load(text)))
+    key, value = rng.choice(keys)
+    other = rng.choice(keys)[1]
+    match rng.randrange(8):
+        case 0:
+            words = [word for name, _ in keys for word in name.split(".")]
+            key = ".".join(rng.choice(words) for _ in range(rng.randrange(1, 5)))
+        case 1:
+            return str(rng.choice((key, f"={key}", f"{key}={key}={key}", f"{key}.={value}")))
+        case 2 | 3:
+            return f"{key}={rng.choice(PIECES)}"
+        case 4:
+            return f"{key}={other}"
+        case 5:
+            return f"{key}.{rng.choice(('0', '-1', '99', 'name', ''))}={value}"
+    return f"{key}={value}"
+
+
+def _keys(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted keys of a document and their values."""
+    rows = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inside in rows:
+        if isinstance(value, list) and isinstance(inside, dict) and "rounds" in inside:
+            key = inside.get("name", key)
+        name = f"{above}{key}"
+        yield name, inside
+        if isinstance(inside, dict | list):
+            yield from _keys(inside, f"{name}.")

@@ -27,7 +27,7 @@ def kinds(run: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(run.rglob("*.safetensors")):
         name = path.relative_to(run).as_posix()
-        kind = name.split("-")[-1] if name[0].isdigit() else name
+        kind = f"phase {name[0]} {name[6:]}" if name[0].isdigit() else name
         found.setdefault(kind, path)
     return found
 

@@ -92,8 +92,11 @@ def judged(tally: Tally, where: str, answer: str) -> None:
 DOORS = ("store", "restore", "measurements", "prior")
 
 
-@case(GROUP, "a safetensors file whose header lies, read as a file of a run, as observations, "
-      "as measurements and as a prior")
+@case(
+    GROUP,
+    "a safetensors file whose header lies, read as a file of a run, as observations, "
+    "as measurements and as a prior",
+)
 def lying_headers(tmp: Path, budget: Budget, tally: Tally) -> None:
     for door in DOORS:
         for name, answer in probe(tmp, dict(headers()), door):
@@ -146,7 +149,12 @@ def pickles_are_not_opened(tmp: Path, budget: Budget, tally: Tally) -> None:
         words = [f"operator={{name: mask-file, file: {mask}}}"]
         done = invem(["plan", recipe(tmp), *words], tmp / "said")
         tally.judge(done.is_refusal(2), f"{name} as a mask: {done.err[-200:]}", refused=True)
-        for place in ("run.json", "recipe.yaml", "metrics.jsonl", "1-001-denoiser/denoiser.safetensors"):
+        for place in (
+            "run.json",
+            "recipe.yaml",
+            "metrics.jsonl",
+            "1-001-denoiser/denoiser.safetensors",
+        ):
             run = tmp / "copy"
             shutil.copytree(whole, run)
             (run / place).write_bytes(data)
@@ -219,6 +227,12 @@ def array_bombs(tmp: Path, budget: Budget, tally: Tally) -> None:
                 ["restore", whole, folder / f"a{suffix}"],
                 ["plan", recipe(tmp), f"data={{name: folder, root: {folder}, channels: 1}}"],
                 ["plan", recipe(tmp), f"operator={{name: mask-file, file: {folder}/a{suffix}}}"],
+                ["plan", recipe(tmp), f"operator={{name: kernel-blur, file: {folder}/a{suffix}}}"],
+                [
+                    "plan",
+                    recipe(tmp),
+                    f"noise={{name: correlated-gaussian, file: {folder}/a{suffix}}}",
+                ],
             ):
                 done = invem(words, tmp / "said")
                 wrong = f"{name}{suffix} {words[0]}: {done.code} {done.err[-200:]}"

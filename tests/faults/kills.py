@@ -22,7 +22,7 @@ from faults.base import (
     start,
     whole_run,
 )
-from faults.child import COMMITS
+from faults.child import COMMITS, naive_reader, naive_writer, stopped_after
 
 GROUP = "Killed and stopped"
 
@@ -123,7 +123,10 @@ def kill_at_random(tmp: Path, budget: Budget, tally: Tally) -> None:
     killed_runs(tmp, budget, tally, whole_run(), None)
 
 
-@case(GROUP, "`kill -9` just before or after a call that changes the disk (" + ", ".join(COMMITS) + ")")
+@case(
+    GROUP,
+    "`kill -9` just before or after a call that changes the disk (" + ", ".join(COMMITS) + ")",
+)
 def kill_at_commits(tmp: Path, budget: Budget, tally: Tally) -> None:
     whole = whole_run()
     invem(["run", recipe(tmp), "--out", tmp / "counted"], tmp / "said", count=True)
@@ -133,10 +136,12 @@ def kill_at_commits(tmp: Path, budget: Budget, tally: Tally) -> None:
     killed_runs(tmp, budget, tally, whole, points)
 
 
-@case(GROUP, "**Control**: a writer that overwrites its file in place, killed the same way", control=True)
+@case(
+    GROUP,
+    "**Control**: a writer that overwrites its file in place, killed the same way",
+    control=True,
+)
 def kill_a_naive_writer(tmp: Path, budget: Budget, tally: Tally) -> None:
-    from faults.child import naive_writer, naive_reader
-
     rng, path = random.Random(2), tmp / "state.pt"
     for _ in range(max(10, budget.kills // 2)):
         path.unlink(missing_ok=True)
@@ -202,8 +207,6 @@ def stop_at_every_step(tmp: Path, budget: Budget, tally: Tally) -> None:
     done = invem(["run", recipe(tmp), "--out", tmp / "again"], tmp / "said")
     tally.judge(done.code == 0 and not same(tmp / "again", whole), same(tmp / "again", whole))
     out, stops = tmp / "often", 0
-    from faults.child import stopped_after
-
     while True:
         process = start(stopped_after, str(recipe(tmp)), str(out), str(tmp / "said"), 1)
         done = finish(process, tmp / "said")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from faults import child
-from faults.base import Budget, Tally, case, finish, invem, recipe, start
+from faults.base import Budget, Tally, case, invem, recipe, start
 
 GROUP = "Hostile recipes"
 ROOT = Path(__file__).parent.parent.parent
@@ -14,7 +14,10 @@ WORKERS = 2
 
 def seeds() -> list[str]:
     """Returns the recipes that mutations begin with."""
-    paths = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "tests/golden").glob("*.yaml"))]
+    paths = [
+        *sorted((ROOT / "recipes").glob("*.yaml")),
+        *sorted((ROOT / "tests/golden").glob("*.yaml")),
+    ]
     return [str(path) for path in paths]
 
 
@@ -106,7 +109,8 @@ def hostile_recipes(tmp: Path, budget: Budget, tally: Tally) -> None:
         path.write_bytes(data)
         done = invem(["plan", path], tmp / "said", cwd=str(tmp))
         wrong = f"{name}: {done.code} {done.err[-300:]}"
-        fine = done.is_refusal(2, naming="hostile.yaml") and "\x1b" not in done.err
+        named = "/dev/zero" if name == "extends a device" else "hostile.yaml"
+        fine = done.is_refusal(2, naming=named) and "\x1b" not in done.err
         tally.judge(fine, wrong, refused=True)
     if (tmp / "pwned").exists():
         tally.lose("a tag ran code")
@@ -114,10 +118,24 @@ def hostile_recipes(tmp: Path, budget: Budget, tally: Tally) -> None:
 
 @case(GROUP, "a run that is begun with a hostile value leaves no run directory behind")
 def refused_runs_leave_nothing(tmp: Path, budget: Budget, tally: Tally) -> None:
-    for change in ("data.train=-1", "seed=x", "phases.em.rounds=0", "operator=nothing", "a=b=c",
-                   "=1", "phases.em.sampler.steps=1e30", "data.size=99999999999", "x" * 5000,
-                   "evaluate.metrics.0.nope=1", "phases.nope.rounds=1", "compute.device=tpu",
-                   "noise.sigma=.nan", "network.width=-4", "phases={}", "phases=[]"):
+    for change in (
+        "data.train=-1",
+        "seed=x",
+        "phases.em.rounds=0",
+        "operator=nothing",
+        "a=b=c",
+        "=1",
+        "phases.em.sampler.steps=1e30",
+        "data.size=99999999999",
+        "x" * 5000,
+        "evaluate.metrics.0.nope=1",
+        "phases.nope.rounds=1",
+        "compute.device=tpu",
+        "noise.sigma=.nan",
+        "network.width=-4",
+        "phases={}",
+        "phases=[]",
+    ):
         out = tmp / "out"
         done = invem(["run", recipe(tmp), change, "--out", out], tmp / "said")
         fine = done.is_refusal(2) and not out.exists()
