@@ -283,3 +283,22 @@ class TestAzula:
 
 def test_the_error_of_a_missing_extra_is_a_plugin_error():
     assert MissingExtra("deepinv", ImportError("x")).exit_code == 3
+
+
+def test_no_weights_that_a_recipe_names_run_code(tmp_path):
+    """Some classes of deepinv unpickle their `pretrained`."""
+    import os
+
+    pytest.importorskip("deepinv")
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    torch.save({"model": Bomb()}, tmp_path / "weights.pt")
+    network = CATALOG.find("networks", "deepinv").load()
+    for model in ("SRResNet", "DnCNN", "DRUNet"):
+        with pytest.raises(RecipeError):
+            network((3, 8, 8), model=model, options={"pretrained": str(tmp_path / "weights.pt")})
+        assert not (tmp_path / "exploded").exists(), model
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

@@ -4,6 +4,8 @@ Results go to stdout, progress and warnings to stderr. An error that a person ca
 and an exit code of its own (`invem.errors`).
 """
 
+import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -84,8 +86,16 @@ def _root(
         os.environ["INVEM_PLUGINS"] = ""
 
 
+def _print_in_any_encoding() -> None:
+    """Has letters that stdout cannot encode (`LANG=C`) written out, such as ``\\xb1``."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with contextlib.suppress(OSError):
+            sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Runs the command line. An expected error becomes one line and its exit code."""
+    _print_in_any_encoding()
     try:
         try:
             app()

@@ -3,6 +3,9 @@
 import copy
 import inspect
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -230,6 +233,22 @@ def _options(kind: type) -> list[str]:
         return []
 
 
+@contextmanager
+def _weights_alone() -> Iterator[None]:
+    """Has PyTorch read files as weights: some classes of deepinv unpickle what an option names,
+    which would run code that a recipe brought along."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
+
+
 def _build(owner: Any, name: str, options: dict[str, Any], more: dict[str, Any]) -> Any:
     """Builds a class of deepinv from `options`.
 
@@ -257,7 +276,8 @@ def _build(owner: Any, name: str, options: dict[str, Any], more: dict[str, Any])
             f" {', '.join(known)})"
         )
     try:
-        return kind(**given)
+        with _weights_alone():
+            return kind(**given)
     except Exception as error:
         raise RecipeError(
             f"deepinv cannot build {name}: {type(error).__name__}: {error}"

@@ -157,7 +157,7 @@ def kill_a_naive_writer(tmp: Path, budget: Budget, tally: Tally) -> None:
 def stopped_runs(tmp: Path, budget: Budget, tally: Tally, number: int, twice: bool) -> None:
     """Sends a signal at a random moment after the beginning, and resumes."""
     whole, rng = whole_run(), random.Random(number)
-    for i in range(budget.kills // 10 + 2):
+    for i in range(budget.kills // 20 + 2):
         out = tmp / f"run-{i}"
         process = begin(words(tmp, out), tmp / "said")
         while process.is_alive() and not (out / ".lock").exists():

@@ -165,6 +165,7 @@ def samplers_not_finite(tmp: Path, budget: Budget, tally: Tally) -> None:
             "RECIPE",
             "phases.em.sampler=frail-sampler",
             "phases.em.refresh=1.0",
+            "evaluate.phases=[em]",
             "--out",
             out,
         )
@@ -172,7 +173,9 @@ def samplers_not_finite(tmp: Path, budget: Budget, tally: Tally) -> None:
         if survives:
             tally.judge(done.code == 0, f"{name}: {done.code} {done.err[-300:]}")
         else:
-            fine = done.is_refusal(3, 5, naming="draws")
+            fine = done.is_refusal(
+                3, 5, naming="finite" if "N" in name or "inf" in name else "same"
+            )
             tally.judge(fine, f"{name}: {done.code} {done.err[-300:]}", refused=True)
         shutil.rmtree(out, ignore_errors=True)
 

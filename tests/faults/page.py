@@ -17,14 +17,9 @@ COUNTS = ("tried", "survived", "detected", "lost")
 
 HEAD = """# Reliability
 
-What invem does when it is killed, damaged, lied to or full. Each fault was injected on purpose, many
-times. This page is written by
-
-```sh
-python tests/faults/run.py --kills {kills} --fuzz {fuzz:g} --flips {flips} --write
-```
-
-and the cases are in `tests/faults/`.
+What invem does when it is killed, damaged, lied to or full. Each fault was injected on purpose,
+many times. The cases are in `tests/faults/`; `python tests/faults/run.py --write` carries them out
+and writes this page, and `--kills`, `--fuzz` and `--flips` say how often each is tried.
 
 - **survived**: the right result came out all the same. For a run that was interrupted: all tensors
   and numbers of the finished run have the same bytes as those of a run that nobody disturbed.
@@ -36,7 +31,8 @@ and the cases are in `tests/faults/`.
 A **control** does without the protection that is tested. It must lose: that shows that the harness
 sees losses.
 
-{tried:,} tries of {cases} faults: {survived:,} survived, {detected:,} detected, **{lost} lost**.{known}
+{tried:,} tries of {cases} faults: {survived:,} survived, {detected:,} detected,
+**{lost} lost**.{known}
 """
 
 KNOWN = """ Losses of {count} more are known and not mended yet; they are marked."""
@@ -83,7 +79,6 @@ def text(found: dict[str, Any]) -> str:
     cases = [row for row in rows if row["kind"] == "case"]
     known = [row for row in rows if row["kind"] == "known"]
     head = HEAD.format(
-        **found["budget"],
         **{key: sum(row[key] for row in cases) for key in COUNTS},
         cases=len(cases),
         known=KNOWN.format(count=len(known)) if known else "",
@@ -95,11 +90,14 @@ def text(found: dict[str, Any]) -> str:
     return "".join(parts) + TAIL
 
 
-def write(rows: list[dict[str, Any]], budget: Any) -> None:
-    """Writes the results and the page."""
-    lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
-    budgets = json.dumps(budget._asdict())
-    RESULTS.write_text(f'{{\n "budget": {budgets},\n "rows": [\n{lines}\n ]\n}}\n', "utf-8")
+def write(rows: list[dict[str, Any]], order: list[str]) -> None:
+    """Writes results and page; a case that was not carried out keeps the row that it has."""
+    kept = json.loads(RESULTS.read_text("utf-8"))["rows"] if RESULTS.exists() else []
+    found = {row["key"]: row for row in [*kept, *rows]}
+    lines = ",\n".join(
+        "  " + json.dumps(found[key], ensure_ascii=False) for key in order if key in found
+    )
+    RESULTS.write_text(f'{{\n "rows": [\n{lines}\n ]\n}}\n', "utf-8")
     PAGE.write_text(text(json.loads(RESULTS.read_text("utf-8"))), "utf-8")
 
 
