@@ -12,7 +12,7 @@ import argparse
 import shutil
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,11 @@ def main() -> None:
         if not asked.only
         or {one.key, one.carry_out.__module__.rpartition(".")[2]} & set(asked.only)
     ]
-    wrong, rows = [], []
+    wrong = []
     with ThreadPoolExecutor(asked.jobs) as pool:
-        going = [(one, pool.submit(carried_out, one, budget)) for one in cases]
-        for one, future in going:
-            tally = future.result()
-            rows.append(row(one, tally))
+        going = {pool.submit(carried_out, one, budget): one for one in cases}
+        for future in as_completed(going):
+            one, tally = going[future], future.result()
             print(
                 f"{one.key:30} tried {tally.tried:5}  survived {tally.survived:5}  detected"
                 f" {tally.detected:5}  lost {tally.lost:5}",
@@ -79,8 +78,8 @@ def main() -> None:
             if told := fault_of(one, tally):
                 wrong.append(f"{one.key}: {told}")
                 print("".join(f"    {reason[:400]!r}\n" for reason in tally.reasons[:5]), end="")
-    if asked.write:
-        page.write(rows, list(load_cases()))
+            if asked.write:
+                page.write([row(one, tally)], list(load_cases()))
     for told in wrong:
         print(f"error: {told[:600]}", file=sys.stderr)
     sys.exit(bool(wrong))

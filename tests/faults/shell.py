@@ -174,7 +174,7 @@ MISSPELT = (
     ("phases.em.sampler={name: mmsp, steps: 2}", "sampler"),
     ("phases.em.sampler={name: mmps, stesp: 2}", "steps"),
     ("phases.em.fit={objective: dms, steps: 6}", "objective"),
-    ("phases.em.fit={objective: dsm, step: 6}", "steps"),
+    ("phases.em.fit.weigthing=x", "weighting"),
     ("phases.em.roundss=1", "rounds"),
     ("phases.emm.rounds=1", "em"),
     ("evaluate.metrics=[pnsr]", "psnr"),
@@ -199,7 +199,8 @@ def did_you_mean(tmp: Path, budget: Budget, tally: Tally) -> None:
         wrong = get_close_matches(found[1].split(".")[-1], words, n=1, cutoff=0.5)
         mended = change.replace(wrong[0], found[1].split(".")[-1], 1) if wrong else change
         again = invem(["plan", recipe(tmp), mended], tmp / "said")
-        tally.judge(again.code == 0, f"{mended}: {again.err[-300:]}", refused=True)
+        known = again.code == 0 or "unknown key" not in again.err
+        tally.judge(known, f"{mended}: {again.err[-300:]}", refused=True)
 
 
 @case(GROUP, "the command that an error advises (`invem resume ...`, `--force`, another `--out`)")

@@ -5,6 +5,7 @@ import io
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,10 +15,16 @@ from invem import cli
 torch.set_num_threads(1)
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
 def _warm_up() -> None:
     from faults.base import RECIPE
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, _silence():
         path = Path(folder, "warm.yaml")
         path.write_text(RECIPE, "utf-8")
         before, numbers = sys.argv, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
