@@ -262,7 +262,7 @@ def wrong_observations(tmp: Path, budget: Budget, tally: Tally) -> None:
         {"y": torch.tensor(1.0), "A.mask": mask},
         {"y": y, "A.mask": mask.to(torch.complex64)},
     ):
-        save_file({name: t.contiguous() for name, t in tensors.items()}, path)
+        save_file({name: t.contiguous().clone() for name, t in tensors.items()}, path)
         done = invem(["restore", whole, path], tmp / "said")
         wrong = f"{ {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()} }: {done.err[-200:]}"
         tally.judge(done.is_refusal(2), wrong, refused=True)

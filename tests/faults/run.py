@@ -28,6 +28,8 @@ def carried_out(one: Case, budget: Budget) -> Tally:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     try:
         one.carry_out(folder, budget, tally)
+    except Exception as error:
+        tally.lose(f"the case itself failed: {error!r}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return tally

@@ -8,9 +8,26 @@ from faults import page
 from faults.base import Budget, Tally, fault_of, load_cases
 
 CASES = load_cases()
+QUICK = {  # the others start many processes
+    "kill_a_naive_writer",
+    "kill_at_commits",
+    "flip_tensors",
+    "cut_tensors",
+    "swap_tensors",
+    "flip_without_digest",
+    "swap_without_place",
+    "pickles_that_are_opened",
+    "odd_pictures",
+    "cut_pictures",
+    "stop_by_sigterm",
+    "many_overrides",
+    "samplers_not_finite",
+}
 
 
-@pytest.mark.parametrize("key", CASES)
+@pytest.mark.parametrize(
+    "key", [key if key in QUICK else pytest.param(key, marks=pytest.mark.slow) for key in CASES]
+)
 def test_nothing_is_lost(key, tmp_path):
     tally = Tally()
     CASES[key].carry_out(tmp_path, Budget(kills=4, fuzz=1.0, flips=5), tally)
