@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from invem import report
-from invem.errors import DataError, RecipeError
+from invem.errors import DataError
 
 RECIPE = """\
 # <script>alert("x")</script> & <img src=http://evil.example/x.png>
@@ -236,7 +236,7 @@ def test_pictures(tmp_path, channels):
 
 def test_not_a_run(tmp_path):
     for make in (report.write, report.pictures):
-        with pytest.raises(RecipeError, match="not a run") as caught:
+        with pytest.raises(DataError, match="not a run") as caught:
             make(tmp_path)
         assert "\n" not in str(caught.value)
     (tmp_path / "run.json").write_text("[")

@@ -55,7 +55,7 @@ def write(run: Path) -> Path:
         The page, `run/report.html`; it is replaced as a whole or not at all.
 
     Raises:
-        RecipeError: The directory is not a run.
+        DataError: The directory is not a run.
     """
     text = render(load(run))
     page = run / "report.html"
@@ -75,7 +75,7 @@ def pictures(run: Path) -> list[Path]:
             from 0 here, as in the names of the other files.
 
     Raises:
-        RecipeError: The directory is not a run.
+        DataError: The directory is not a run.
     """
     loaded = load(run)
     made = {}

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from invem.config import yaml
-from invem.errors import DataError, InvemError, RecipeError
+from invem.errors import DataError, InvemError
 from invem.report.data import (
     Array,
     Evaluation,
@@ -43,8 +43,7 @@ def load(run: Path) -> ReportData:
         run: The directory of the run, finished or not.
 
     Raises:
-        RecipeError: The directory is not a run.
-        DataError: Its `run.json` is damaged.
+        DataError: The directory is not a run, or its `run.json` is damaged.
     """
     about = _about(run)
     damaged: list[str] = []
@@ -87,9 +86,7 @@ def _about(run: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except OSError as error:
-        message = f"{str(run)!r} is not a run: no readable run.json in it"
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise (RecipeError if missing else DataError)(message) from error
+        raise DataError(f"{str(run)!r} is not a run: no readable run.json in it") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is not valid JSON: the run is damaged") from error
     if not isinstance(about, dict):

@@ -132,7 +132,7 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
     stage, last = run.plan.stages[p], prior
     for r in range(stage.phase.rounds):
         at, before = Round(p, r), prior
-        fitted = _is_fitted(run, at)
+        fitted = run.directory.fit(at).has(FILE)
         if stage.sampler is not None and not fitted:
             # In overlapping rounds the draws were begun beside the fit of the round before.
             yield from estep(run, at, last if stage.phase.overlap else prior)
@@ -152,15 +152,6 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
             yield Record("stop", {**run.named(at), "reason": told["reason"]})
             break
     return prior
-
-
-def _is_fitted(run: Context, at: Round) -> bool:
-    """Whether an M-step is finished. Checkpoints that a kill left beside its file are removed."""
-    folder = run.directory.fit(at)
-    if not folder.has(FILE):
-        return False
-    folder.remove_checkpoints()
-    return True
 
 
 def _is_evaluated(run: Context, at: Round, stopped: bool) -> bool:

@@ -275,7 +275,8 @@ def _store(
     folder = run.directory.fit(at)
     tensors = weights.tensors() | prefixed("moments.", moments.tensors())
     folder.write(FILE, tensors, meta)
-    folder.remove_checkpoints()
+    for name in folder.checkpoints():
+        folder.remove(name)
 
 
 def augment(x: Tensor, fit: Fit, rng: Rng) -> Tensor:

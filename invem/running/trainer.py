@@ -163,7 +163,8 @@ class Trainer:
         """Writes a checkpoint, and keeps the last two."""
         facts = {"step": self.step, "passes": self.passes, **self.clock.read()}
         folder.write(f"step-{self.step:08d}", self.state().tensors(), facts)
-        folder.remove_checkpoints(keep=2)
+        for name in folder.checkpoints()[:-2]:
+            folder.remove(name)
 
     def load(self, folder: Folder) -> list[str]:
         """Goes on from the newest checkpoint that is whole, if there is one.

@@ -106,12 +106,6 @@ class Folder:
         """Returns the names of the checkpoints that are there, oldest first."""
         return sorted(path.stem for path in self.path.glob("step-*.safetensors"))
 
-    def remove_checkpoints(self, keep: int = 0) -> None:
-        """Removes the checkpoints but for the newest few."""
-        names = self.checkpoints()
-        for name in names[: max(0, len(names) - keep)]:
-            self.remove(name)
-
     def has_json(self, name: str) -> bool:
         """Whether a JSON file is there."""
         return (self.path / f"{name}.json").exists()
