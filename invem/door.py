@@ -296,7 +296,7 @@ class Run:
         whole = isinstance(observations, Measurement)
         m = observations if whole else self.measurement(observations)
         *_, last = follow(restore(self.context, m, draws, seed))
-        return Restored.of(last.data["draws"])
+        return Restored.of(last.data["draws"], last.data["mean"])
 
 
 def plan(

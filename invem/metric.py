@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from invem.errors import Unsupported
 from invem.measurement import Example, Measurement
 from invem.prior import Prior
 
@@ -31,6 +32,8 @@ class Outcome:
             sampler of the restorations, (n, *shape).
         trained: Signals that the prior was fitted to (posterior draws), (T, *shape).
         prior: The prior.
+        mean: The posterior mean of each held-out observation, if the sampler knows it without
+            draws, (N, *shape).
         range: The lowest and highest value of a signal.
     """
 
@@ -45,6 +48,21 @@ class Outcome:
     resimulated: Tensor | None = None
     trained: Tensor | None = None
     prior: Prior | None = None
+    mean: Tensor | None = None
+
+    def estimate(self) -> Tensor:
+        """Returns the posterior mean: the exact one if it is known, else the mean of the draws.
+
+        The shape is (N, *shape).
+
+        Raises:
+            Unsupported: If there are no draws.
+        """
+        if self.mean is not None:
+            return self.mean
+        if self.draws is None:
+            raise Unsupported("a posterior mean needs posterior draws")
+        return self.draws.mean(1)
 
 
 class Metric(ABC):

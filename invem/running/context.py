@@ -158,6 +158,22 @@ class Context:
             x = drawn(sampler, prior, here, rng, self.plan.origins)
             yield int(index[-1]) + 1, x.cpu()
 
+    def posterior_mean(
+        self, sampler: PosteriorSampler, prior: Prior, m: Measurement
+    ) -> Tensor | None:
+        """Returns E[x | y] of each measurement where the sampler knows it without draws.
+
+        It is on the CPU, shape (N, *shape). None where it does not.
+        """
+        parts: list[Tensor] = []
+        for index in self.pieces(len(m), self.recipe.evaluate.batch):
+            with self.plan.origins.naming():
+                mean = sampler.posterior_mean(prior, m[index].to(self.device))
+            if mean is None:
+                return None
+            parts.append(mean.cpu())
+        return torch.cat(parts) if parts else None
+
 
 def all_finite(x: Tensor, what: str) -> Tensor:
     """Returns x.

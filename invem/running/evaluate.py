@@ -76,11 +76,12 @@ def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
     if folder.has_json("metrics"):
         return
     clock, options = Clock(), run.recipe.evaluate
-    draws, m = None, None
+    draws, mean, m = None, None, None
     if run.plan.test and run.stage(at).evaluator is not None:
         m = run.observations("test").at(believed(run, at))
         yield from _restorations(run, at, prior, m)
-        draws = folder.read("restorations")["draws"]
+        restored = folder.read("restorations")
+        draws, mean = restored["draws"], restored.get("mean")
     samples = None
     if options.samples:
         if not folder.has("samples"):
@@ -91,7 +92,9 @@ def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
             folder.write("samples", {"x": all_finite(x, what)})
         samples = folder.read("samples")["x"]
     truth = run.directory.true_signals()
-    outcome = Outcome(_range(run), truth, draws, m, samples, _reference(run), prior=prior)
+    outcome = Outcome(
+        _range(run), truth, draws, m, samples, _reference(run), prior=prior, mean=mean
+    )
     if samples is not None:
         outcome = _simulated(run, at, outcome, samples)
         if "resimulated" in _wanted(run) and run.stage(at).evaluator is not None:
@@ -134,7 +137,10 @@ def _restorations(run: Context, at: Round, prior: Prior, m: Measurement) -> Iter
             parts.append(x)
             yield Record("restore", {**run.named(at), "done": done, "total": len(rows)})
         x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations")
-        folder.write(purpose, {"draws": x.reshape(n, k, *run.shape)})
+        tensors = {"draws": x.reshape(n, k, *run.shape)}
+        if (mean := run.posterior_mean(sampler, prior, m[torch.arange(n)])) is not None:
+            tensors["mean"] = all_finite(mean, f"{run.where(at)}: posterior means")
+        folder.write(purpose, tensors)
 
 
 def _simulated(run: Context, at: Round, outcome: Outcome, samples: Tensor) -> Outcome:

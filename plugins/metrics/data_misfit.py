@@ -38,7 +38,7 @@ class DataMisfit(Metric):
         """
         if outcome.draws is None or outcome.measurement is None:
             raise Unsupported("data-misfit needs posterior draws and the measurements")
-        x = outcome.draws.mean(1, keepdim=True) if self.of == "mean" else outcome.draws
+        x = outcome.estimate()[:, None] if self.of == "mean" else outcome.draws
         chunks = [slice(i, i + CHUNK) for i in range(0, len(x), CHUNK)]
         return torch.cat([self._misfit(outcome.measurement[rows], x[rows]) for rows in chunks])
 
