@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
@@ -25,12 +26,12 @@ __all__ = [
     "Switching",
     "apply_gain",
     "condition_on",
-    "covariance_gap",
     "draw_given_state",
     "jacobian_share",
     "linearised",
     "local_gaussian",
     "switch_level",
+    "variance_ratios",
     "with_switch",
 ]
 
@@ -39,9 +40,10 @@ Covariance = Literal["switch", "jacobian", "moments"]
 Switch = Annotated[float, Gt(0)] | Literal["auto"]
 """A noise level, in units of the data, or "auto": the level that `switch_level` finds."""
 
-_TOLERANCE = 0.1  # the relative gap of two covariances that count as the same
-_PROBED = 8  # samples of the prior on which covariances are compared
-_LEVELS = 24  # noise levels of those samples
+_PROBED = 16  # samples of the prior on which covariances are compared
+_LEVELS = 24  # noise levels at which they are
+_LEAST = 0.01  # the ratio of variances that a smaller or a negative one counts as
+_PRODUCTS = 0.02  # what |log ratio| must gain for the products of the Jacobian to be worth it
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,32 +267,39 @@ def draw_given_state(
     return x
 
 
-def covariance_gap(prior: Prior, x_t: Tensor, sigma: float, rng: Rng) -> float:
-    """Returns how far two estimates of Cov[x | x_t] are apart, relative to the Jacobian's.
+def variance_ratios(prior: Prior, x: Tensor, sigma: float, rng: Rng) -> tuple[float, float]:
+    """Returns how well two estimates of Cov[x | x_t] explain the error of the denoiser.
 
-    It is |V z - W z| / |V z| over all states and a probe z each, V by the Jacobian of the denoiser
-    and W by the moments of the prior.
+    The trace of Cov[x | x_t] is the mean squared error of E[x | x_t]. So the trace of the estimate
+    over the squared error, on average over x and x_t, is 1 where the estimate is right.
 
     Args:
         prior: A prior with moments.
-        x_t: States, shape (B, *shape).
-        sigma: Their noise level, in units of the data.
-        rng: B streams, for the probes.
+        x: Signals of the prior, shape (B, *shape).
+        sigma: The noise level of the states, in units of the data.
+        rng: B streams, for the states and for one probe of the trace each.
+
+    Returns:
+        The ratio for the Jacobian of the denoiser, and that for the moments of the prior.
     """
-    z = rng.normal_like(x_t.flatten(1))
-    v = local_gaussian(prior, x_t, sigma, "jacobian").cov(z)
-    w = prior.known_moments().cov.given(sigma)(z)
-    return float((v - w).norm() / v.norm())
+    x_t = x + sigma * rng.normal_like(x)
+    here = local_gaussian(prior, x_t, sigma, "jacobian")
+    z = rng.normal_like(x.flatten(1)).sign()
+    error = (x - here.mean).flatten(1).double().square().sum()
+    moments = prior.known_moments().cov.given(sigma)
+    by_jacobian, by_moments = ((z * v).double().sum() for v in (here.cov(z), moments(z)))
+    return float(by_jacobian / error), float(by_moments / error)
 
 
 def switch_level(prior: Prior, shape: tuple[int, ...], like: Tensor) -> float:
     """Returns the noise level above which the moments of a prior give Cov[x | x_t].
 
-    Below it, signals are not Gaussian and the Jacobian of the denoiser is right. Far above it, the
+    Below it, signals are not Gaussian, and the Jacobian of the denoiser is right. Above it, the
     Jacobian of a trained network is noise, and the moments are right: Cov[x | x_t] tends to the
-    covariance of the prior. So it is the lowest level at which the two agree, or where they agree
-    best. They are compared on a few samples of the prior, with the same random numbers at each
-    call: what it costs is as much as a few draws, whatever the number of observations.
+    covariance of the prior. The level is where the one begins to explain the error of the denoiser
+    better than the other does (`variance_ratios`): the sum of |log ratio| over a grid of levels is
+    least. They are compared on a few samples of the prior, with the same random numbers at each
+    call: it costs as much as a few draws, whatever the number of observations is.
 
     Args:
         prior: A prior with moments.
@@ -300,13 +309,18 @@ def switch_level(prior: Prior, shape: tuple[int, ...], like: Tensor) -> float:
     rng = Rng.keyed("switch", items=range(_PROBED))
     levels = Karras(sigma_min=0.01).grid(_LEVELS)
     x = generate(prior, levels, rng, shape, like)
-    gaps: list[tuple[float, float]] = []
-    for sigma in levels.flip(0).tolist():
-        gap = covariance_gap(prior, x + sigma * rng.normal_like(x), sigma, rng)
-        if gap < _TOLERANCE:
-            return float(sigma)
-        gaps.append((gap, float(sigma)))
-    return min(gaps)[1]
+    rising = levels.flip(0).tolist()
+    costs = [
+        [abs(math.log(max(ratio, _LEAST))) for ratio in variance_ratios(prior, x, sigma, rng)]
+        for sigma in rising
+    ]
+    jacobian = [0.0, *accumulate(first + _PRODUCTS for first, _ in costs)]
+    moments = [*accumulate((last for _, last in reversed(costs)), initial=0.0)][::-1]
+    total = [a + b for a, b in zip(jacobian, moments, strict=True)]
+    count = total.index(min(total))  # of the levels below the switch
+    if count in (0, len(rising)):
+        return 0.5 * rising[0] if count == 0 else math.inf
+    return math.sqrt(rising[count - 1] * rising[count])
 
 
 class Switching(Protocol):
