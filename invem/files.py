@@ -53,7 +53,8 @@ def observation_names(path: Path, plan: Plan) -> list[str]:
 def _expected(plan: Plan) -> Expected:
     given = plan.recipe.data or plan.recipe.observations
     assert given is not None
-    return Expected(plan.shape, given.name, given.options)
+    measurement = tuple(plan.model.example().y.shape[1:])
+    return Expected(plan.shape, given.name, given.options, plan.observed, measurement)
 
 
 def _reader(path: Path) -> FileFormat:

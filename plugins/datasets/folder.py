@@ -216,7 +216,7 @@ def folder(
     )
     items: list[Item] = []
     skipped: list[str] = []
-    names = _files(base)
+    names = files_of(base)
     for name in names:
         try:
             found = reader.scan(name)
@@ -246,8 +246,12 @@ def folder(
     return Folder(reader, tuple(mine), shape, targets, classes, tuple(skipped))
 
 
-def _files(root: Path) -> list[str]:
-    """Returns the paths of the image files relative to root, in natural order, with slashes."""
+def files_of(root: Path) -> list[str]:
+    """Returns the paths of the image files relative to root, in natural order, with slashes.
+
+    Raises:
+        DataError: If root is no folder, or a folder in it cannot be listed.
+    """
 
     def refuse(error: OSError) -> None:
         raise DataError(

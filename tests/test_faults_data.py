@@ -1,0 +1,357 @@
+"""Faults of data: files, folders, pages and observations, each test named after its kind."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from invem_plugins.datasets.folder import folder
+from PIL import Image, TiffImagePlugin
+from typer.testing import CliRunner
+
+import invem
+from invem import DataError, RecipeError
+from invem.cli.app import app
+from invem.store import read_meta
+
+torch.set_num_threads(1)
+
+BASE = {
+    "noise": {"name": "gaussian", "sigma": 0.2},
+    "network": {"name": "mlp", "width": 8, "depth": 1},
+    "phases": [{"name": "warm-start", "rounds": 1, "fit": {"objective": "gaussian-moments"}}],
+    "evaluate": {"sampler": "exact", "observations": 0, "samples": 0},
+    "compute": {"threads": 1},
+}
+
+
+def recipe(data, operator="identity", where="data", **more):
+    return BASE | {where: data, "operator": operator} | more
+
+
+def grey(values, path, **tags):
+    """Writes a picture; `tags` are t270="..." and the like."""
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[int(tag[1:])] = value
+    more = {"tiffinfo": info} if tags else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values)).save(path, **more)
+
+
+def noisy(root, n, size=(8, 8), kind="png", seed=0):
+    """Writes n pictures of 8 bits that use the whole range."""
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        grey(rng.integers(0, 256, size, np.uint8), root / f"{i}.{kind}")
+
+
+def stack(path, frames):
+    pages = [Image.fromarray(frame) for frame in frames]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+
+
+def read(root, **options):
+    data = folder("train", root=str(root), channels=1, test=0.0, **options)
+    return data[torch.arange(len(data))].x
+
+
+def one_line(error):
+    assert "\n" not in str(error.value), error.value
+    return str(error.value)
+
+
+# Restoring images that are not of the signal's shape
+
+
+@pytest.mark.parametrize(
+    ("operator", "channels", "shape"),
+    [
+        ({"name": "downsample", "factor": 2}, 1, (1, 4, 4)),
+        ("grayscale", 3, (1, 8, 8)),
+        ({"name": "crop", "size": 4}, 1, (1, 4, 4)),
+    ],
+)
+def test_images_are_restored_in_the_shape_of_the_measurement(operator, channels, shape, tmp_path):
+    for label in "ab":
+        noisy(tmp_path / "clean" / label, 6, (12, 10), seed=ord(label))
+    data = {
+        "name": "folder",
+        "root": str(tmp_path / "clean"),
+        "size": 8,
+        "channels": channels,
+        "labels": True,
+        "test": 0.5,
+    }
+    run = invem.run(recipe(data, operator), out=tmp_path / "run")
+    noisy(tmp_path / "new", 5, shape[1:], seed=7)
+    m = run.measurement(tmp_path / "new")
+    assert m.y.shape == (5, *shape)
+    assert torch.equal(m.y, read(tmp_path / "new"))
+    assert run.restore(tmp_path / "new", draws=1).mean.shape == (5, channels, 8, 8)
+
+
+def test_images_of_another_size_are_refused_and_not_resized(tmp_path):
+    noisy(tmp_path / "clean", 6, (12, 12))
+    data = {"name": "folder", "root": str(tmp_path / "clean"), "size": 8, "channels": 1, "test": 0}
+    run = invem.run(recipe(data), out=tmp_path / "run")
+    with pytest.raises(DataError, match=r"0\.png has 12 x 12 pixels, and observations .* 8 x 8"):
+        run.restore(tmp_path / "clean", draws=1)
+
+
+def test_observations_are_resized_like_those_of_the_run(tmp_path):
+    noisy(tmp_path / "seen", 6, (12, 12))
+    data = {"name": "folder", "root": str(tmp_path / "seen"), "size": 8, "channels": 1, "test": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = invem.run(recipe(data, where="observations"), out=tmp_path / "run")
+    m = run.measurement(tmp_path / "seen")
+    assert torch.equal(m.y, run.observations().y)
+
+
+def test_images_for_observations_that_are_none_are_refused_at_once(tmp_path):
+    noisy(tmp_path / "clean", 6)
+    data = {"name": "folder", "root": str(tmp_path / "clean"), "channels": 1, "test": 0}
+    run = invem.run(recipe(data, {"name": "fourier-mask"}), out=tmp_path / "run")
+    with pytest.raises(DataError, match=r"shape \(2, 8, 8\), which no image has: give"):
+        run.restore(tmp_path / "clean", draws=1)
+
+
+def test_the_range_of_the_recipe_holds_for_new_images(tmp_path):
+    for i in range(4):
+        grey(np.full((4, 4), 1000 * i, np.uint16), tmp_path / "seen" / f"{i}.png")
+    data = {"name": "folder", "root": str(tmp_path / "seen"), "channels": 1, "test": 0}
+    data |= {"low": 0.0, "high": 4095.0}
+    run = invem.run(recipe(data), out=tmp_path / "run")
+    y = run.measurement(tmp_path / "seen").y
+    assert torch.allclose(y[:, 0, 0, 0], torch.arange(4) * 2000 / 4095 - 1)
+
+
+# Pages
+
+
+@pytest.mark.parametrize("place", ["folder", "file"])
+@pytest.mark.parametrize("pages", [{}, {"pages": "first"}, {"pages": "all"}])
+def test_all_pages_are_restored(pages, place, tmp_path):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (30, 4, 4), np.uint8)
+    noisy(tmp_path / "clean", 6, (4, 4))
+    data = {"name": "folder", "root": str(tmp_path / "clean"), "channels": 1, "test": 0, **pages}
+    run = invem.run(recipe(data), out=tmp_path / "run")
+    stack(tmp_path / "new" / "stack.tif", frames)
+    given = tmp_path / "new" / ("stack.tif" if place == "file" else "")
+    out = tmp_path / "restored.safetensors"
+    command = ["restore", str(run.path), str(given), "--out", str(out), "--draws", "1", "--json"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    assert '"observations": 30' in found.stdout
+    tensors, about = read_meta(out)
+    assert len(tensors["mean"]) == 30
+    assert about["names"] == [f"stack.tif#{i}" for i in range(30)]
+    y = run.measurement(given).y
+    assert torch.allclose(y[:, 0], torch.from_numpy(frames / 127.5 - 1).float(), atol=1e-6)
+
+
+def test_a_single_stack_is_split_by_its_pages(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (300, 4, 4), np.uint8)
+    stack(tmp_path / "frames" / "stack.tif", frames)
+    options = {"root": str(tmp_path / "frames"), "channels": 1, "pages": "all"}
+    train, test = (folder(split, **options) for split in ("train", "test"))
+    assert len(train) + len(test) == 300 and 15 < len(test) < 50
+    assert not set(train.names) & set(test.names)
+    found = invem.plan(recipe({"name": "folder", **options}, evaluate={"observations": 8}))
+    assert found.train == len(train)
+
+
+def test_pages_that_are_not_read_are_said(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (300, 4, 4), np.uint8)
+    stack(tmp_path / "frames" / "stack.tif", frames)
+    data = {"name": "folder", "root": str(tmp_path / "frames"), "channels": 1}
+    with pytest.raises(RecipeError, match=r"stack\.tif has 300 pages.*pages: all") as error:
+        invem.plan(recipe(data, evaluate={"observations": 8}))
+    one_line(error)
+    found = invem.plan(recipe(data | {"test": 0}))
+    assert found.warnings == ["data: 299 pages of stack.tif are left out: pages: all reads them"]
+
+
+def test_a_split_without_images_says_which_share_fits(tmp_path):
+    noisy(tmp_path, 3)
+    with pytest.raises(
+        DataError, match=r"none of the 3 images is for test .* test: ([0-9.]+)"
+    ) as e:
+        folder("test", root=str(tmp_path), test=0.0001)
+    fits = float(str(e.value).split("; test: ")[1].split()[0])
+    for split in ("train", "test"):
+        assert len(folder(split, root=str(tmp_path), test=fits))
+    noisy(tmp_path / "alone", 1)
+    with pytest.raises(DataError, match="one image is for training or for testing"):
+        folder("test", root=str(tmp_path / "alone"))
+
+
+def test_thumbnails_are_no_pages(tmp_path):
+    main, small = Image.new("L", (8, 8), 200), Image.new("L", (2, 2), 9)
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    main.save(tmp_path / "a.tif", save_all=True, append_images=[small])
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.n_frames == 2
+        image.seek(1)
+        assert image.tag_v2[254] == 1
+    assert read(tmp_path, pages="all").shape == (1, 1, 8, 8)
+    assert folder("train", root=str(tmp_path), test=0.0).check(True) == []
+
+
+# The values of pictures
+
+
+def tiff(path, data, bits, white=1):
+    """Writes a grey TIFF of 2 x 2 unsigned values from its bytes."""
+    tags = [(256, 4, 2), (257, 4, 2), (258, 3, bits), (259, 3, 1), (262, 3, white), (273, 4, 8)]
+    tags += [(277, 3, 1), (278, 4, 2), (279, 4, len(data))]
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    path.write_bytes(head + data + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0))
+
+
+def test_twelve_bits_are_not_sixteen(tmp_path):
+    tiff(tmp_path / "a.tif", bytes([0x00, 0x00, 0x01, 0x80, 0x0F, 0xFF]), 12)
+    wanted = torch.tensor([[0.0, 1.0], [2048.0, 4095.0]]) / 2047.5 - 1
+    assert torch.allclose(read(tmp_path)[0, 0], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("tag", [281, 341])
+def test_the_largest_value_that_a_file_names_is_white(tag, tmp_path):
+    values = np.array([[0, 1], [2048, 4095]], np.uint16)
+    grey(values, tmp_path / "a.tif", **{f"t{tag}": 4095})
+    assert torch.allclose(
+        read(tmp_path)[0, 0], torch.from_numpy(values / 2047.5 - 1).float(), atol=1e-6
+    )
+    assert read(tmp_path, low=0.0, high=65535.0).max() < -0.8
+    grey(values, tmp_path / "b.tif")
+    with pytest.raises(RecipeError, match=r"a\.tif says .* 4095, b\.tif 65535: set low") as error:
+        read(tmp_path)
+    one_line(error)
+    (tmp_path / "b.tif").unlink()
+    grey(values + 1000, tmp_path / "a.tif", **{f"t{tag}": 4095})
+    with pytest.raises(DataError, match=r"a\.tif holds the value 5095.* at most 4095: set low"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tif", "png", "npy"])
+def test_twelve_bits_stored_in_sixteen_are_a_warning_that_names_the_options(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    root = tmp_path / "frames"
+    root.mkdir()
+    for i in range(40):
+        values = rng.integers(0, 4096, (8, 8), np.uint16)
+        if kind == "npy":
+            np.save(root / f"{i}.npy", values[None])
+        else:
+            grey(values, root / f"{i}.{kind}")
+    data = {"name": "folder", "root": str(root), "channels": 1}
+    (line,) = invem.plan(recipe(data)).warnings
+    assert "12 bits" in line and "set low: 0 and high: 4095" in line and "32 images" in line
+    assert invem.plan(recipe(data | {"low": 0.0, "high": 4095.0})).warnings == []
+
+
+def test_white_is_zero_is_inverted_at_any_depth(tmp_path):
+    values = np.array([[0, 1000], [40000, 65535]], np.uint16)
+    grey(values, tmp_path / "a.tif", t262=0)
+    wanted = torch.from_numpy(1 - values / 32767.5).float()
+    assert torch.allclose(read(tmp_path)[0, 0], wanted, atol=1e-6)
+    tiff(tmp_path / "a.tif", (values // 257).astype(np.uint8).tobytes(), 8, white=0)
+    assert torch.allclose(read(tmp_path)[0, 0], wanted, atol=0.01)
+    grey((values / 65535).astype(np.float32), tmp_path / "a.tif", t262=0)
+    assert torch.allclose(read(tmp_path, low=0.0, high=1.0)[0, 0], wanted, atol=1e-6)
+
+
+def test_unsigned_values_of_32_bits_do_not_wrap(tmp_path):
+    values = np.array([[0, 2**31 - 1], [2**31 + 1, 2**32 - 1]], np.uint32)
+    tiff(tmp_path / "a.tif", values.tobytes(), 32)
+    x = read(tmp_path, low=0.0, high=float(2**32 - 1))[0, 0]
+    assert torch.allclose(x, torch.tensor([[-1.0, 0.0], [0.0, 1.0]]), atol=1e-6)
+    x = read(tmp_path, low=2.0**31, high=2.0**31 + 2)[0, 0]
+    assert x.tolist() == [[-1, -1], [0, 1]]
+    grey(values.view(np.int32), tmp_path / "a.tif")
+    assert read(tmp_path, low=-2.0, high=0.0)[0, 0, 1].tolist() == [-1, 0]
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(values, *extra, after=(), colour=0):
+    """A PNG of uint16 values with more chunks before or after the pixels."""
+    height, width = values.shape[:2]
+    head = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = [chunk(b"IHDR", head), *extra, chunk(b"IDAT", zlib.compress(rows)), *after]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+def test_a_transparent_value_of_16_bits_is_black(tmp_path):
+    values = np.array([[0, 500], [40000, 65535]], np.uint16)
+    (tmp_path / "a.png").write_bytes(png(values, chunk(b"tRNS", struct.pack(">H", 40000))))
+    x = read(tmp_path)[0, 0]
+    wanted = torch.from_numpy(np.where(values == 40000, 0, values) / 32767.5 - 1).float()
+    assert torch.allclose(x, wanted, atol=1e-6)
+    colours = np.full((2, 2, 3), 40000, np.uint16)
+    clear = chunk(b"tRNS", struct.pack(">HHH", 40000, 40000, 40000))
+    (tmp_path / "a.png").write_bytes(png(colours, clear, colour=2))
+    with pytest.raises(DataError, match=r"a\.png has a transparent colour of 16 bits: save it"):
+        read(tmp_path)
+
+
+def turned(kind, where):
+    """A picture of 24 x 8 pixels whose left half is white, to be turned by a quarter."""
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("L", (24, 8))
+    image.paste(255, (0, 0, 12, 8))
+    file = io.BytesIO()
+    if kind == "png":
+        text = b"XML:com.adobe.xmp\0\0\0\0\0" + xmp.encode()
+        extra = chunk(b"iTXt", text) if "xmp" in where else chunk(b"eXIf", exif.tobytes()[6:])
+        values = np.asarray(image).astype(np.uint16) * 257
+        return png(values, after=[extra]) if "after" in where else png(values, extra)
+    if kind == "tif":
+        image.save(file, "TIFF", tiffinfo={700: xmp.encode()})
+    else:
+        image.save(file, "JPEG", xmp=xmp.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        ("png", "xmp"),
+        ("png", "exif"),
+        ("png", "xmp after the pixels"),
+        ("png", "exif after the pixels"),
+        ("jpg", "xmp"),
+        ("tif", "xmp"),
+    ],
+)
+def test_rotation_is_applied_wherever_it_stands(kind, where, tmp_path):
+    (tmp_path / f"a.{kind}").write_bytes(turned(kind, where))
+    x = read(tmp_path)
+    assert x.shape == (1, 1, 24, 8)
+    assert (x[0, 0, :10] > 0.9).all() and (x[0, 0, 14:] < -0.9).all()
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    noisy(tmp_path / "elsewhere" / "deep", 2)
+    noisy(tmp_path / "root" / "own", 3)
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "again").symlink_to(tmp_path / "root" / "own")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "root")
+    data = folder("train", root=str(tmp_path / "root"), test=0.0)
+    wanted = [f"linked/deep/{i}.png" for i in range(2)] + [f"own/{i}.png" for i in range(3)]
+    assert data.names == wanted
+    labelled = folder("train", root=str(tmp_path / "root"), test=0.0, labels=True)
+    assert labelled.classes == ("linked", "own")
