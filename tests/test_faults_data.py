@@ -10,6 +10,7 @@ import pytest
 import torch
 from invem_plugins.datasets.folder import folder
 from PIL import Image, TiffImagePlugin
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import invem
@@ -355,3 +356,126 @@ def test_linked_folders_are_read_once(tmp_path):
     assert data.names == wanted
     labelled = folder("train", root=str(tmp_path / "root"), test=0.0, labels=True)
     assert labelled.classes == ("linked", "own")
+
+
+# What the plan finds in data
+
+
+def damaged(path):
+    """Cuts a file to half its length, which leaves its header as it is."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif"])
+def test_the_plan_finds_every_truncated_file(kind, tmp_path):
+    noisy(tmp_path / "frames", 100, (16, 16), kind)
+    data = {"name": "folder", "root": str(tmp_path / "frames"), "channels": 1, "test": 0}
+    assert invem.plan(recipe(data)).warnings == []
+    kept = (tmp_path / "frames" / f"42.{kind}").read_bytes()
+    damaged(tmp_path / "frames" / f"42.{kind}")
+    with pytest.raises(RecipeError, match=rf"42\.{kind}.*\(broken: skip") as error:
+        invem.plan(recipe(data))
+    one_line(error)
+    (line,) = invem.plan(recipe(data | {"broken": "skip"})).warnings
+    assert f"1 broken file left out: 42.{kind}" in line
+    # What is appended after the end, as cameras do, harms nothing.
+    (tmp_path / "frames" / f"42.{kind}").write_bytes(kept + b"\0" * 100_000)
+    assert invem.plan(recipe(data)).warnings == []
+
+
+def test_the_run_names_a_damaged_file_before_it_computes(tmp_path):
+    noisy(tmp_path / "frames", 100, (16, 16))
+    data = {"name": "folder", "root": str(tmp_path / "frames"), "channels": 1, "test": 0}
+    path = tmp_path / "frames" / "42.png"
+    whole = path.read_bytes()
+    place = whole.index(b"IDAT") + 100
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+    (tmp_path / "recipe.yaml").write_text(invem.config.yaml.dump(recipe(data)))
+    command = ["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    found = CliRunner().invoke(app, command)
+    assert isinstance(found.exception, RecipeError) or found.exit_code == 2
+    assert "42.png" in str(found.exception) + found.output
+    assert not any((tmp_path / "run").glob("0-*"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_counted_by_the_plan(bad, tmp_path):
+    values = np.random.default_rng(0).random((100, 4, 4)).astype(np.float32)
+    values[41, 1, 1:3] = values[77, 0, 0] = bad
+    root = tmp_path / "frames"
+    root.mkdir()
+    data = {"name": "folder", "root": str(root), "channels": 1, "low": 0.0, "high": 1.0, "test": 0}
+    np.save(root / "a.npy", values)
+    with pytest.raises(RecipeError, match=r"a\.npy holds 3 values that are not finite") as error:
+        invem.plan(recipe(data))
+    one_line(error)
+    (root / "a.npy").unlink()
+    grey(values[41], root / "b.tif")
+    with pytest.raises(RecipeError, match=r"b\.tif holds 2 values that are not finite") as error:
+        invem.plan(recipe(data))
+    one_line(error)
+    file = tmp_path / "y.safetensors"
+    save_file({"y": torch.from_numpy(values)[:, None]}, file)
+    seen = {"name": "measurements", "file": str(file)}
+    with pytest.raises(RecipeError, match=r"y has 3 values .* not finite .* observation 41"):
+        invem.plan(recipe(seen, where="observations"))
+
+
+def test_new_observations_that_are_not_finite_are_counted(tmp_path):
+    noisy(tmp_path / "frames", 6)
+    data = {"name": "folder", "root": str(tmp_path / "frames"), "channels": 1, "test": 0}
+    run = invem.run(recipe(data), out=tmp_path / "run")
+    y = torch.zeros(2, 1, 8, 8)
+    y[1, 0, 2, :3] = torch.nan
+    with pytest.raises(DataError, match="'y' has 3 values that are not finite"):
+        run.restore(y)
+
+
+def test_fewer_data_than_asked_for_are_said(tmp_path):
+    noisy(tmp_path / "frames", 20)
+    data = {"name": "folder", "root": str(tmp_path / "frames"), "channels": 1, "test": 0}
+    found = invem.plan(recipe(data, count=500))
+    assert found.warnings == ["count: 500, and there are 20, which are all used"]
+    assert invem.plan(recipe(data, count=20)).warnings == []
+
+
+def test_the_test_split_is_looked_at_too(tmp_path):
+    values = np.random.default_rng(0).random((30, 4, 4)).astype(np.float32)
+    root = tmp_path / "frames"
+    root.mkdir()
+    for i, value in enumerate(values):
+        grey(value, root / f"{i}.tif")
+    options = {"root": str(root), "channels": 1, "low": 0.0, "high": 1.0, "test": 0.3}
+    name = folder("test", **options).names[1]
+    values[0, 0, 0] = np.nan
+    grey(values[0], root / name)
+    with pytest.raises(RecipeError, match=f"{name} holds 1 values"):
+        invem.plan(recipe({"name": "folder", **options}, evaluate={"observations": 4}))
+
+
+# Frames that are resized
+
+
+def test_resized_observations_are_a_warning_that_names_the_options(tmp_path, recwarn):
+    noisy(tmp_path / "frames", 30, (20, 24))
+    data = {"name": "folder", "root": str(tmp_path / "frames"), "channels": 1, "test": 0, "size": 8}
+    (line,) = invem.plan(recipe(data, where="observations")).warnings
+    assert line.startswith(
+        "observations: 30 images of 24 x 20 pixels are resized to 8 x 8, which changes the noise"
+    )
+    assert "fit: cut" in line and "without size" in line and "\n" not in line
+    invem.run(recipe(data, where="observations"), out=tmp_path / "run")
+    assert line in [str(item.message) for item in recwarn]
+    assert invem.plan(recipe(data)).warnings == []  # of clean images nothing is lost
+    for more in ({"fit": "cut"}, {"size": 20, "fit": "cut"}):
+        assert invem.plan(recipe(data | more, where="observations")).warnings == []
+
+
+def test_a_cut_image_is_the_centre_as_it_is(tmp_path):
+    values = np.arange(7 * 9, dtype=np.uint8).reshape(7, 9) * 4
+    grey(values, tmp_path / "a.png")
+    x = read(tmp_path, size=3, fit="cut")[0, 0]
+    wanted = torch.from_numpy(values[2:5, 3:6] / 127.5 - 1).float()
+    assert torch.allclose(x, wanted, atol=1e-6)
+    with pytest.raises(DataError, match=r"9 x 7 pixels, too few to cut 8 x 8.*fit: crop"):
+        read(tmp_path, size=8, fit="cut")

@@ -33,6 +33,8 @@ _SAMPLE_FORMAT = 339
 _LESS_THAN_A_PAGE = 1 | 4  # a thumbnail, a mask of transparency
 _QUARTER_TURN = 5  # EXIF orientations from here on swap height and width
 _LEAST_CLAIM = 255.0  # a smaller value in the metadata is no range of a detector
+_STRIPS = ((273, 279), (324, 325))  # places and lengths of strips and of tiles
+_JPEG_END, _JPEG_TAIL = b"\xff\xd9", 2**12  # the end, before what cameras append
 _METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -81,30 +83,36 @@ class Reader:
     pages: Literal["first", "all"] = "all"
 
     def scan(self, name: str) -> list[Item]:
-        """Lists the images in a file from its headers alone."""
+        """Lists the images in a file from its headers; decodes it only if it seems cut off."""
         with self.refusing(name):
             if name.lower().endswith(".npy"):
                 array = self._memory(name)
                 n, size = len(array), (array.shape[-2], array.shape[-1])
                 white, bits = _white(array.dtype), 8 * array.dtype.itemsize
-                items = [Item(name, i, size, white, bits, n) for i in range(n)]
+                items, whole = [Item(name, i, size, white, bits, n) for i in range(n)], True
             else:
-                items = self._scan_picture(name)
+                items, whole = self._scan_picture(name)
             for item in items:
                 self.ends(item)
                 self._check_cut(item)
-            return items
+        for item in () if whole else items:
+            self.decode(item)
+        return items
 
-    def _scan_picture(self, name: str) -> list[Item]:
+    def _scan_picture(self, name: str) -> tuple[list[Item], bool]:
+        """Lists the pages of a picture; also says whether the file seems to be whole."""
         with self._picture(name) as image:
             items = []
             for page in range(getattr(image, "n_frames", 1) if image.format == "TIFF" else 1):
                 size = self._seek(image, page)
+                if _is_cut_off(image):
+                    raise DataError("is cut off: its pixels go on after its end")
                 if page and _tag(image, _SUBFILE, 0) & _LESS_THAN_A_PAGE:
                     continue
                 items.append(Item(name, page, size, _white(image), _bits(image), 0))
             kept = items if self.pages == "all" else items[:1]
-            return [item._replace(pages=len(items)) for item in kept]
+            whole = self._seems_whole(image, name)
+            return [item._replace(pages=len(items)) for item in kept], whole
 
     def decode(self, item: Item) -> Tensor:
         """Returns an image, shape (channels, H, W), float32 in [-1, 1]."""
@@ -188,22 +196,32 @@ class Reader:
         with warnings.catch_warnings(), open(self.root / name, "rb") as file:
             warnings.simplefilter("ignore")
             with Image.open(file, formats=("PNG", "JPEG", "TIFF")) as image:
-                if image.format == "PNG" and self._is_told_late(name):
+                if image.format == "PNG" and self._chunks(name)[1]:
                     self._check(image.height, image.width)
                     image.load()  # which reads what follows the pixels
                 yield image
 
-    def _is_told_late(self, name: str) -> bool:
-        """Whether a PNG file has metadata, such as its orientation, after its pixels."""
-        pixels = False
+    def _chunks(self, name: str) -> tuple[bool, bool]:
+        """Goes through the headers of a PNG file: whether it has an end, and whether it has
+        metadata, such as its orientation, after its pixels."""
+        pixels = late = False
         with open(self.root / name, "rb") as file:
             file.seek(8)
-            while len(head := file.read(8)) == 8:
+            while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
                 pixels |= head[4:] == b"IDAT"
-                if pixels and head[4:] in _METADATA:
-                    return True
+                late |= pixels and head[4:] in _METADATA
                 file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-        return False
+        return head[4:] == b"IEND", late
+
+    def _seems_whole(self, image: Image.Image, name: str) -> bool:
+        """Whether a file is not cut off, as far as that can be told without decoding it."""
+        if image.format == "PNG":
+            return self._chunks(name)[0]
+        if image.format != "JPEG":
+            return True
+        with open(self.root / name, "rb") as file:
+            file.seek(-min(_JPEG_TAIL, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            return _JPEG_END in file.read()
 
     def _seek(self, image: Image.Image, page: int) -> tuple[int, int]:
         """Goes to a page and returns its height and width after rotation. Decodes nothing."""
@@ -351,6 +369,18 @@ def _tag(image: Image.Image, tag: int, default: int) -> int:
     found = image.tag_v2.get(tag) if isinstance(image, TiffImageFile) else None
     values = np.ravel(np.asarray(default if found is None else found, dtype=np.float64))
     return int(values[0]) if len(values) and np.isfinite(values[0]) else default
+
+
+def _is_cut_off(image: Image.Image) -> bool:
+    """Whether pixels of a page of a TIFF file would be after its end."""
+    if not isinstance(image, TiffImageFile) or image.fp is None:
+        return False
+    length = os.fstat(image.fp.fileno()).st_size
+    for place, extent in _STRIPS:
+        places, extents = (np.ravel(image.tag_v2.get(tag, ())) for tag in (place, extent))
+        if len(places) and len(places) == len(extents):
+            return bool((np.float64(places) + np.float64(extents)).max() > length)
+    return False
 
 
 def _bits(image: Image.Image) -> int:

@@ -93,8 +93,12 @@ def measurements(
                 f"{file}: {name} has the shape {tuple(tensor.shape)}, but there are {n}"
                 " observations"
             )
-        if not bool(tensor.isfinite().all()):
-            raise DataError(f"{file}: {name} has values that are not finite")
+        if bad := tensor.numel() - int(tensor.isfinite().sum()):
+            first = int((~tensor.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise DataError(
+                f"{file}: {name} has {bad} values that are not finite (NaN or infinity), the first"
+                f" in observation {first}"
+            )
         if tensor.is_floating_point() and float(tensor.abs().max()) > LARGEST:
             raise DataError(
                 f"{file}: {name} has values beyond {LARGEST:g}: write it in other units"
