@@ -68,6 +68,15 @@ class FileFormat:
         """
         return []
 
+    def check(self, path: Path, expected: Expected) -> list[str]:
+        """Returns what a person should know of new observations, such as that they are resized, one
+        line each.
+
+        Raises:
+            DataError: If there are no observations, or they cannot be read.
+        """
+        return []
+
     def write(self, path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Writes results, completely or not at all.
 

@@ -196,7 +196,10 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
         if tuple(tensor.shape) != wanted:
             raise DataError(f"'{name}' has the shape {tuple(tensor.shape)}, not {wanted}")
         if bad := tensor.numel() - int(tensor.isfinite().sum()):
-            raise DataError(f"'{name}' has {bad} values that are not finite (NaN or infinity)")
+            raise DataError(
+                f"'{name}' has values that are not finite (NaN or infinity): {bad} of"
+                f" {tensor.numel()}"
+            )
     return m
 
 

@@ -160,10 +160,15 @@ class Reader:
                 " -1 and 1 in all of them"
             )
 
-    def not_finite(self, name: str) -> int:
-        """Counts the values of a .npy file that are NaN or infinite."""
+    def check_finite(self, name: str) -> None:
+        """Reads a whole .npy file.
+
+        Raises:
+            DataError: If there are values that are NaN or infinite; it says how many.
+        """
         with self.refusing(name):
-            return sum(_not_finite(row) for row in self._memory(name))
+            rows = self._memory(name)
+            _refuse_not_finite(sum(map(_not_finite, rows)), rows.size)
 
     @contextmanager
     def refusing(self, name: str) -> Iterator[None]:
@@ -329,10 +334,8 @@ class Reader:
 
         Of numbers that float32 cannot hold, low is subtracted first.
         """
-        count = sum(map(_not_finite, bands))
-        if count:
-            where = f" in its image {item.page}" if item.pages > 1 else ""
-            raise DataError(f"holds {count} values that are not finite (NaN or infinity){where}")
+        where = f"its image {item.page} " if item.pages > 1 else ""
+        _refuse_not_finite(sum(map(_not_finite, bands)), sum(b.size for b in bands), where)
         wide = bands[0].dtype.itemsize > 2 and bands[0].dtype != np.float32
         shift = self.low or 0.0 if wide else 0.0
         if shift:
@@ -417,3 +420,10 @@ def _not_finite(values: Array) -> int:
         return 0
     with np.errstate(over="ignore"):
         return int(values.size - np.isfinite(values.astype(np.float32, copy=False)).sum())
+
+
+def _refuse_not_finite(count: int, of: int, where: str = "") -> None:
+    if count:
+        raise DataError(
+            f"{where}holds values that are not finite (NaN or infinity): {count} of {of}"
+        )

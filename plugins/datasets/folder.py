@@ -52,17 +52,19 @@ class Folder(Dataset):
     def check(self, observed: bool) -> list[str]:
         """Decodes 32 images evenly spread over the folder, and counts what is not finite in the
         .npy files, as far as they are not too large."""
+        arrays = Counter[str]()
+        for item in self.items:
+            if not _is_picture(item):
+                arrays[item.name] += math.prod(item.size)
         left = COUNTED
-        for name in dict.fromkeys(i.name for i in self.items if i.name.lower().endswith(".npy")):
-            left -= sum(math.prod(i.size) for i in self.items if i.name == name)
-            if left >= 0 and (count := self.reader.not_finite(name)):
-                raise DataError(
-                    f"{shown(str(self.reader.root / name))} holds {count} values that are not"
-                    " finite (NaN or infinity)"
-                )
+        for name, values in arrays.items():
+            left -= values
+            if left >= 0:
+                self.reader.check_finite(name)
         rows = torch.linspace(0, len(self) - 1, min(len(self), LOOKED_AT), dtype=torch.float64)
-        largest = max(float(self[row[None]].x.max()) for row in rows.round().long())
-        lines = [*self._left_out(), *self._dim(largest, len(rows))]
+        looked_at = [self.items[i] for i in rows.round().int().tolist()]
+        largest = max(float(self.reader.decode(item).max()) for item in looked_at)
+        lines = [*self._left_out(), *self._dim(largest, len(looked_at))]
         return [*lines, *self._resized()] if observed else lines
 
     def _left_out(self) -> Iterator[str]:
@@ -72,7 +74,7 @@ class Folder(Dataset):
             if more:
                 pages = sum(item.pages - 1 for item in more)
                 files = f"{len(more)} files" if len(more) > 1 else shown(more[0].name)
-                yield f"{pages} pages of {files} are left out: pages: all reads them"
+                yield f"of {files} {_some(pages, 'page')} left out: pages: all reads them"
 
     def _dim(self, largest: float, looked_at: int) -> Iterator[str]:
         """Says that the images use a small part of their range."""
@@ -80,7 +82,7 @@ class Folder(Dataset):
         if largest >= DIM:
             return
         value = round(low + (largest + 1) / 2 * (high - low), 6)
-        text = f"the {looked_at} images that were decoded have no value above {value:g}, and"
+        text = f"{_some(looked_at, 'image')} decoded, with no value above {value:g}, and"
         if self.reader.low is not None or high < 256 or value < 1:
             yield f"{text} {high:g} becomes 1: set low and high to the range of the images"
         else:
@@ -100,7 +102,7 @@ class Folder(Dataset):
             (h, w), _ = sizes.most_common(1)[0]
             first = f"{w} x {h} pixels" + (" and other sizes" if len(sizes) > 1 else "")
             yield (
-                f"{sum(sizes.values())} images of {first} are resized to {size} x {size}, which"
+                f"{_some(sizes.total(), 'image')} resized from {first} to {size} x {size}, which"
                 " changes the noise: its level falls and neighbouring pixels share it; fit: cut"
                 " takes the centre as it is, and without size the images keep theirs"
             )
@@ -315,6 +317,11 @@ def _nothing_for(split: str, items: list[Item], shares: list[float], test: float
     together = " (pages of a file stay together)" if len(set(shares)) < len(shares) else ""
     held = sum(share < fits for share in shares)
     return f"{text} with test: {test:g}; test: {fits:g} holds out {held} of them{together}"
+
+
+def _some(n: int, what: str) -> str:
+    """Returns a number of things with its verb."""
+    return f"{n} {what} is" if n == 1 else f"{n} {what}s are"
 
 
 def _is_picture(item: Item) -> bool:

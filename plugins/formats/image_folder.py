@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,10 +39,14 @@ class ImageFolder(FileFormat):
     def names(self, path: Path, expected: Expected) -> list[str]:
         return _images(path, expected).names
 
+    def check(self, path: Path, expected: Expected) -> list[str]:
+        return _images(path, expected).check(observed=True)
+
 
 def _images(path: Path, expected: Expected) -> Folder:
     shape = expected.measurement
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    channels: Literal[1, 3] = 3 if shape[:1] == (3,) else 1
+    if len(shape) != 3 or shape[0] != channels:
         raise DataError(
             f"observations of this recipe have the shape {shape}, which no image has: give a"
             " safetensors file with y"
@@ -50,7 +55,7 @@ def _images(path: Path, expected: Expected) -> Folder:
     again = UNITS + SHAPING if expected.observed else UNITS
     options = {name: learned[name] for name in again if learned.get(name) is not None}
     root = path if path.is_dir() else path.parent
-    reader = Reader(root=root, channels=shape[0], pages="all", **options)
+    reader = Reader(root=root, channels=channels, pages="all", **options)
     names = files_of(path) if path.is_dir() else [path.name]
     items = [item for name in names for item in reader.scan(name)]
     if not items:
