@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from invem_plugins.datasets.folder import folder
+from invem_plugins.noises.correlated_gaussian import correlated_gaussian
+from invem_plugins.operators.kernel_blur import kernel_blur
+from invem_plugins.operators.mask_file import mask_file
 from PIL import Image, TiffImagePlugin
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import invem
-from invem import DataError, RecipeError
+from invem import DataError, InvemError, RecipeError
 from invem.cli.app import app
 from invem.store import read_meta
 
@@ -112,7 +115,7 @@ def test_observations_are_resized_like_those_of_the_run(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = invem.run(recipe(data, where="observations"), out=tmp_path / "run")
-    m = run.measurement(tmp_path / "seen")
+        m = run.measurement(tmp_path / "seen")
     assert torch.equal(m.y, run.observations().y)
 
 
@@ -370,7 +373,7 @@ def damaged(path):
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "tif"])
 def test_the_plan_finds_every_truncated_file(kind, tmp_path):
-    noisy(tmp_path / "frames", 100, (16, 16), kind)
+    noisy(tmp_path / "frames", 100, (64, 64), kind)
     data = {"name": "folder", "root": str(tmp_path / "frames"), "channels": 1, "test": 0}
     assert invem.plan(recipe(data)).warnings == []
     kept = (tmp_path / "frames" / f"42.{kind}").read_bytes()
@@ -519,3 +522,47 @@ def test_a_share_that_holds_nothing_out_names_one_that_does(tmp_path):
     save_file({"y": torch.zeros(1, 1, 4, 4)}, file)
     with pytest.raises(RecipeError, match=r"of 1 observations none .* give more, or test: 0"):
         invem.plan(recipe(seen, where="observations", **more))
+
+
+# Other files that recipes name
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_file_of_an_operator_or_a_noise_is_refused(tmp_path):
+    rng, shape = torch.Generator(), (1, 4, 4)
+    kinds = {
+        "npz": lambda file: correlated_gaussian(2, shape, rng, file=file),
+        "npy": lambda file: kernel_blur(2, shape, rng, file=file, normalise=True),
+        "tif": lambda file: mask_file(2, shape, rng, file=file),
+        "png": lambda file: mask_file(2, shape, rng, file=file),
+    }
+    np.savez_compressed(tmp_path / "a.npz", diag=np.ones(16), factor=np.ones((16, 2)))
+    np.save(tmp_path / "a.npy", np.full((3, 3), 0.2))
+    noisy(tmp_path, 1, (4, 4), "tif")
+    noisy(tmp_path, 1, (4, 4), "png")
+    for kind, make in kinds.items():
+        file = next(tmp_path.glob(f"*.{kind}"))
+        wanted = make(str(file)).tensors()
+        whole, refused = file.read_bytes(), 0
+        for left in range(0, len(whole) - 1, max(len(whole) // 40, 1)):
+            file.write_bytes(whole[:left])
+            try:
+                found = make(str(file)).tensors()  # the end of a TIFF may hold nothing
+                assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+            except InvemError as error:
+                refused += "\n" not in str(error)
+        assert refused >= 30
+    np.savez(tmp_path / "a.npz", diag=np.ones(16), factor=np.full((16, 2), np.nan))
+    with pytest.raises(RecipeError, match=r"a\.npz has values that are not finite"):
+        kinds["npz"](str(tmp_path / "a.npz"))
+
+
+def test_each_page_of_a_mask_file_is_a_mask(tmp_path):
+    frames = np.zeros((3, 4, 4), np.uint8)
+    for i in range(3):
+        frames[i, i] = 255
+    stack(tmp_path / "masks.tif", frames)
+    rng = torch.Generator().manual_seed(0)
+    A = mask_file(200, (1, 4, 4), rng, file=str(tmp_path / "masks.tif"))
+    found = {tuple(mask[0].any(1).nonzero().flatten().tolist()) for mask in A.mask}
+    assert found == {(0,), (1,), (2,)}

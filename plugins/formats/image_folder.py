@@ -10,7 +10,7 @@ from torch import Tensor
 from invem import DataError
 from invem.fileformat import Expected, FileFormat
 
-from ..datasets._images import PICTURES, Item, Reader, shown
+from ..datasets._images import EXTENSIONS, PICTURES, Item, Reader, shown
 from ..datasets.folder import Folder, files_of
 
 DATA_SET = "folder"
@@ -59,7 +59,7 @@ def _images(path: Path, expected: Expected) -> Folder:
     names = files_of(path) if path.is_dir() else [path.name]
     items = [item for name in names for item in reader.scan(name)]
     if not items:
-        raise DataError("there is no image in it")
+        raise DataError(f"there is no image in it: no file ends in {', '.join(EXTENSIONS)}")
     reader.check_agreement(items)
     _check_size(items[0], reader, shape[1:], "size" in learned and not expected.observed)
     return Folder(reader, tuple(items), shape, None, (), ())
