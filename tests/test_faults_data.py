@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 
@@ -173,6 +174,22 @@ def test_a_single_stack_is_split_by_its_pages(tmp_path):
     assert found.train == len(train)
 
 
+def test_pages_are_read_in_any_order_and_in_time_that_grows_with_their_number(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (1000, 4, 4), np.uint8)
+    pages = [Image.fromarray(frame) for frame in frames]
+    for packed in (None, "tiff_lzw"):
+        pages[0].save(
+            tmp_path / "a.tif", save_all=True, append_images=pages[1:], compression=packed
+        )
+        data = folder("train", root=str(tmp_path), channels=1, test=0.0, pages="all")
+        start = time.process_time()
+        x = data[torch.arange(1000)].x
+        assert time.process_time() - start < 2  # 12 where each page is sought from the first
+        assert torch.allclose(x[:, 0], torch.from_numpy(frames / 127.5 - 1).float(), atol=1e-6)
+        rows = torch.tensor([5, 5, 0, 7, 0, 0, 999, 998])
+        assert torch.equal(data[rows].x, x[rows])
+
+
 def test_pages_that_are_not_read_are_said(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (300, 4, 4), np.uint8)
     stack(tmp_path / "frames" / "stack.tif", frames)
@@ -259,7 +276,8 @@ def test_twelve_bits_stored_in_sixteen_are_a_warning_that_names_the_options(kind
             grey(values, root / f"{i}.{kind}")
     data = {"name": "folder", "root": str(root), "channels": 1}
     (line,) = invem.plan(recipe(data)).warnings
-    assert "12 bits" in line and "set low: 0 and high: 4095" in line and "32 images" in line
+    assert "set low: 0 and high: 4095 (12 bits) or 16383 (14 bits)" in line
+    assert "32 images" in line
     assert invem.plan(recipe(data | {"low": 0.0, "high": 4095.0})).warnings == []
 
 
@@ -401,6 +419,7 @@ def test_the_run_names_a_damaged_file_before_it_computes(tmp_path):
     assert found.returncode == 2 and found.stderr.count("42.png") == 1, found.stderr
     assert "Traceback" not in found.stderr
     assert not any((tmp_path / "run").glob("0-*"))
+    assert not (tmp_path / "run" / "identifiability.json").exists()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -480,6 +499,13 @@ def test_resized_observations_are_a_warning_that_names_the_options(tmp_path, rec
     assert invem.plan(recipe(data)).warnings == []  # of clean images nothing is lost
     for more in ({"fit": "cut"}, {"size": 20, "fit": "cut"}):
         assert invem.plan(recipe(data | more, where="observations")).warnings == []
+    noisy(tmp_path / "frames", 30, (8, 12))
+    assert invem.plan(recipe(data, where="observations")).warnings == []
+    assert torch.equal(
+        read(tmp_path / "frames", size=8), read(tmp_path / "frames", size=8, fit="cut")
+    )
+    noisy(tmp_path / "frames", 30, (8, 11))
+    assert len(invem.plan(recipe(data, where="observations")).warnings) == 1
 
 
 def test_a_cut_image_is_the_centre_as_it_is(tmp_path):

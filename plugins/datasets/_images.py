@@ -3,9 +3,10 @@
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -95,8 +96,8 @@ class Reader:
             for item in items:
                 self.ends(item)
                 self._check_cut(item)
-        for item in () if whole else items:
-            self.decode(item)
+        if not whole:
+            self.decode(items)
         return items
 
     def _scan_picture(self, name: str) -> tuple[list[Item], bool]:
@@ -114,11 +115,25 @@ class Reader:
             whole = self._seems_whole(image, name)
             return [item._replace(pages=len(items)) for item in kept], whole
 
-    def decode(self, item: Item) -> Tensor:
-        """Returns an image, shape (channels, H, W), float32 in [-1, 1]."""
-        with self.refusing(item.name):
-            raw = self._row(item) if item.name.lower().endswith(".npy") else self._page(item)
-            bands = self._fit(raw.bands)
+    def decode(self, items: Iterable[Item]) -> list[Tensor]:
+        """Returns images, each of shape (channels, H, W), float32 in [-1, 1].
+
+        A file is opened once for pages that follow each other: to find a page, all before it are
+        gone through.
+        """
+        found = []
+        for name, of_file in groupby(items, key=lambda item: item.name):
+            with self.refusing(name):
+                if name.lower().endswith(".npy"):
+                    found += [self._scaled(item, self._row(item)) for item in of_file]
+                else:
+                    with self._picture(name) as image:
+                        found += [self._scaled(item, self._page(image, item)) for item in of_file]
+        return found
+
+    def _scaled(self, item: Item, raw: _Raw) -> Tensor:
+        """Returns an image, shape (channels, H, W), from its decoded values."""
+        bands = self._fit(raw.bands)
         low, high = (end - raw.shift for end in self.ends(item._replace(white=raw.white)))
         x = torch.from_numpy(bands.astype(np.float32))
         if len(x) > self.channels:
@@ -159,6 +174,15 @@ class Reader:
                 f" {shown(other.name)} {other.white:g}: set low and high to the values that become"
                 " -1 and 1 in all of them"
             )
+
+    def resizes(self, item: Item) -> bool:
+        """Whether the pixels of an image are not those of its file."""
+        if self.size is None or self.fit == "cut":
+            return False
+        height, width = item.size
+        # A square of the right size that is cut between two pixels is interpolated.
+        cut = self.fit == "crop" and min(item.size) == self.size and (height - width) % 2 == 0
+        return not cut and item.size != (self.size, self.size)
 
     def check_finite(self, name: str) -> None:
         """Reads a whole .npy file.
@@ -230,7 +254,7 @@ class Reader:
 
     def _seek(self, image: Image.Image, page: int) -> tuple[int, int]:
         """Goes to a page and returns its height and width after rotation. Decodes nothing."""
-        if page:
+        if page != image.tell():
             image.seek(page)
         width, height = image.size
         self._check(height, width)
@@ -255,19 +279,18 @@ class Reader:
                 " choose a smaller size, or fit: crop, which resizes"
             )
 
-    def _page(self, item: Item) -> _Raw:
+    def _page(self, picture: Image.Image, item: Item) -> _Raw:
         """Decodes a page of a picture."""
-        with self._picture(item.name) as picture:
-            self._seek(picture, item.page)
-            _check_clear_colour(picture)
-            image = ImageOps.exif_transpose(picture)
-            if image.mode.startswith(("I", "F")):
-                return self._grey(picture, np.asarray(image), item)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-            image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-            return _Raw([image], _white(picture))
+        self._seek(picture, item.page)
+        _check_clear_colour(picture)
+        image = ImageOps.exif_transpose(picture)
+        if image.mode.startswith(("I", "F")):
+            return self._grey(picture, np.asarray(image), item)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        image = image.convert("L" if image.mode in ("1", "L") else "RGB")
+        return _Raw([image], _white(picture))
 
     def _grey(self, picture: Image.Image, values: Array, item: Item) -> _Raw:
         """Returns the values of a grey picture of more than 8 bits.

@@ -20,8 +20,10 @@ from invem import DataError, Dataset, Example, RecipeError, examples
 
 from ._images import EXTENSIONS, PILLOW_LIMIT, Item, Reader, shown
 
+TOGETHER = 64  # images that are decoded before they are stored
 LOOKED_AT = 32  # images that are decoded before a run, evenly spread
 COUNTED = 2**30  # values of .npy files that are looked at before a run
+DEPTHS = (8, 10, 12, 14)  # bits of a camera, stored in 16
 DIM = -0.5  # images whose largest value is below this use less than a quarter of the range
 
 
@@ -63,7 +65,7 @@ class Folder(Dataset):
                 self.reader.check_finite(name)
         rows = torch.linspace(0, len(self) - 1, min(len(self), LOOKED_AT), dtype=torch.float64)
         looked_at = [self.items[i] for i in rows.round().int().tolist()]
-        largest = max(float(self.reader.decode(item).max()) for item in looked_at)
+        largest = max(float(image.max()) for image in self.reader.decode(looked_at))
         lines = [*self._left_out(), *self._dim(largest, len(looked_at))]
         return [*lines, *self._resized()] if observed else lines
 
@@ -83,21 +85,19 @@ class Folder(Dataset):
             return
         value = round(low + (largest + 1) / 2 * (high - low), 6)
         text = f"{_some(looked_at, 'image')} decoded, with no value above {value:g}, and"
-        if self.reader.low is not None or high < 256 or value < 1:
+        fits = [f"{2**b - 1} ({b} bits)" for b in DEPTHS if value < 2**b <= high]
+        if self.reader.low is not None or not fits:
             yield f"{text} {high:g} becomes 1: set low and high to the range of the images"
         else:
-            bits = math.ceil(math.log2(value + 1))
             yield (
-                f"{text} {high:g} becomes 1: if they are of {bits} bits, set low: 0 and high:"
-                f" {2**bits - 1}"
+                f"{text} {high:g} becomes 1: if that is not the range of the camera, set low: 0 and"
+                f" high: {' or '.join(fits)}"
             )
 
     def _resized(self) -> Iterator[str]:
         """Says that measured images are resized."""
         size = self.reader.size
-        if size is None or self.reader.fit == "cut":
-            return
-        sizes = Counter(item.size for item in self.items if item.size != (size, size))
+        sizes = Counter(item.size for item in self.items if self.reader.resizes(item))
         if sizes:
             (h, w), _ = sizes.most_common(1)[0]
             first = f"{w} x {h} pixels" + (" and other sizes" if len(sizes) > 1 else "")
@@ -124,15 +124,16 @@ class Folder(Dataset):
         return [f"{i.name}#{i.page}" if i.name in several else i.name for i in self.items]
 
     def __getitem__(self, index: Tensor) -> Example:
-        x = torch.empty(len(index), *self.shape)
-        for row, i in zip(x, index.tolist(), strict=True):
-            image = self.reader.decode(self.items[i])
-            if image.shape != self.shape:
-                raise DataError(
-                    f"{shown(self.items[i].name)} has the shape {tuple(image.shape)}, not"
-                    f" {self.shape}"
-                )
-            row.copy_(image)
+        chosen = [self.items[i] for i in index.tolist()]
+        x = torch.empty(len(chosen), *self.shape)
+        for first in range(0, len(chosen), TOGETHER):
+            part = chosen[first : first + TOGETHER]
+            for row, item, image in zip(x[first:], part, self.reader.decode(part), strict=False):
+                if image.shape != self.shape:
+                    raise DataError(
+                        f"{shown(item.name)} has the shape {tuple(image.shape)}, not {self.shape}"
+                    )
+                row.copy_(image)
         return Example(x, label=None if self.labels is None else self.labels[index])
 
 
@@ -222,8 +223,9 @@ def folder(
     for name in names:
         try:
             found = reader.scan(name)
-            for item in found if broken == "skip" else ():
-                reader.decode(item)
+            if broken == "skip":
+                for first in range(0, len(found), TOGETHER):
+                    reader.decode(found[first : first + TOGETHER])
         except DataError as error:
             if broken == "refuse":
                 raise DataError(f"{error} (broken: skip leaves such files out)") from error
