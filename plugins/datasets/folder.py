@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,7 +65,8 @@ class Folder(Dataset):
                 self.reader.check_finite(name)
         rows = torch.linspace(0, len(self) - 1, min(len(self), LOOKED_AT), dtype=torch.float64)
         looked_at = [self.items[i] for i in rows.round().int().tolist()]
-        largest = max(float(image.max()) for image in self.reader.decode(looked_at))
+        stored = replace(self.reader, size=None)  # resizing can go beyond the largest value
+        largest = max(float(image.max()) for image in stored.decode(looked_at))
         lines = [*self._left_out(), *self._dim(largest, len(looked_at))]
         return [*lines, *self._resized()] if observed else lines
 
