@@ -22,7 +22,7 @@ from torch import Tensor
 
 from invem.config import Catalog, Changes, Recipe, RecipeLike, load_any
 from invem.errors import DataError, RecipeError
-from invem.files import read_observations
+from invem.files import check_observations, read_observations
 from invem.measurement import Measurement
 from invem.planning.make import make
 from invem.planning.plan import Facts, Plan
@@ -272,8 +272,11 @@ class Run:
             tensors = {name: torch.as_tensor(value).cpu() for name, value in given.items()}
             return new_observations(self.context, tensors)
         try:
-            read = read_observations(Path(observations).expanduser(), self.plan)
-            return new_observations(self.context, read)
+            path = Path(observations).expanduser()
+            m = new_observations(self.context, read_observations(path, self.plan))
+            for line in check_observations(path, self.plan):
+                warnings.warn(f"{observations}: {line}", stacklevel=2)
+            return m
         except DataError as error:
             raise DataError(f"{observations}: {error}") from error
 

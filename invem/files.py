@@ -11,7 +11,7 @@ from invem.fileformat import Expected, FileFormat
 from invem.planning.build import defaults
 from invem.planning.plan import Plan
 
-__all__ = ["observation_names", "read_observations", "writer"]
+__all__ = ["check_observations", "observation_names", "read_observations", "writer"]
 
 
 def _formats(catalog: Catalog, ability: str) -> Iterator[FileFormat]:
@@ -50,10 +50,24 @@ def observation_names(path: Path, plan: Plan) -> list[str]:
     return _reader(path).names(path, _expected(plan))
 
 
+def check_observations(path: Path, plan: Plan) -> list[str]:
+    """Returns what a person should know of new observations, one line each.
+
+    Args:
+        path: A file or a folder.
+        plan: The plan.
+
+    Raises:
+        DataError: If there are none, they cannot be read, or no format is that of the path.
+    """
+    return _reader(path).check(path, _expected(plan))
+
+
 def _expected(plan: Plan) -> Expected:
     given = plan.recipe.data or plan.recipe.observations
     assert given is not None
-    return Expected(plan.shape, given.name, given.options)
+    measurement = tuple(plan.model.example().y.shape[1:])
+    return Expected(plan.shape, given.name, given.options, plan.observed, measurement)
 
 
 def _reader(path: Path) -> FileFormat:

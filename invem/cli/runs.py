@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -170,7 +171,9 @@ def restore(
     opened = open_run(run, device)
     make_parent(path)
     try:
-        m = opened.measurement(observations)
+        with warnings.catch_warnings(record=True) as said:
+            m = opened.measurement(observations)
+        print_warnings(str(warning.message) for warning in said)
         names = observation_names(observations.expanduser(), opened.plan)
     except DataError as error:  # what a person gave is mended by another command
         raise RecipeError(str(error)) from error

@@ -97,7 +97,7 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
         facts=facts,
         train=min(recipe.count or facts.whole_train, facts.whole_train),
         test=min(recipe.evaluate.observations, facts.whole_test),
-        warnings=[] if train is None else _skipped(where, train),
+        warnings=[] if train is None else _cautions(recipe, where, train, facts, split),
     )
 
 
@@ -147,6 +147,23 @@ def _labelled(metrics: dict[str, Metric], train: Dataset | None) -> bool:
     before."""
     asked = any("labels" in metric.needs for metric in metrics.values())
     return train is None or not asked or train[torch.tensor([0])].label is not None
+
+
+def _cautions(
+    recipe: Recipe, where: str, train: Dataset, facts: Facts, split: Callable[[str], Dataset]
+) -> list[str]:
+    """Looks at the data of both splits; returns what a person should know of those to learn from.
+
+    Raises:
+        RecipeError: If some cannot be used.
+    """
+    observed = where == "observations"
+    lines = [f"{where}: {line}" for line in train.check(observed)]
+    if facts.whole_test:
+        split("test").check(observed)
+    if recipe.count is not None and recipe.count > len(train):
+        lines.append(f"count: {recipe.count}, and there are {len(train)}, which are all used")
+    return _skipped(where, train) + lines
 
 
 def _skipped(where: str, data: Dataset) -> list[str]:

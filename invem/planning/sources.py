@@ -69,6 +69,12 @@ class Source(Dataset):
         except DataError as error:
             raise self.error(str(error)) from error
 
+    def check(self, observed: bool) -> list[str]:
+        try:
+            return self.data.check(observed)
+        except DataError as error:
+            raise self.error(str(error)) from error
+
     def measured(self, index: Tensor) -> dict[str, Tensor] | None:
         given = self.data.measured(index)
         return given and {name: _single(tensor) for name, tensor in given.items()}

@@ -61,10 +61,11 @@ def carry_out(
     keep_memory()
     run = Context(plan, RunDirectory(path), stop)
     with atomic.lock(path), plan.origins.naming():
-        yield from _begin(run)
+        _begin(run)
         for split, n in (("train", plan.train), ("test", plan.test)):
             if n:
-                yield from measure(run, split)
+                yield from measure(run, split)  # first of all: it reads the files of the data
+        yield from _identify(run)
         yield from prepare(run)
         if not run.directory.has_json("observations"):
             yield evaluate_observations(run)
@@ -100,8 +101,8 @@ def is_complete(run: Context) -> bool:
     return True
 
 
-def _begin(run: Context) -> Iterator[Record]:
-    """Writes what the run is begun with, and what the observations can tell of the signals."""
+def _begin(run: Context) -> None:
+    """Writes what the run is begun with."""
     plan = run.plan
     if not run.directory.begun:
         name = Path(plan.loaded.source).stem
@@ -109,9 +110,13 @@ def _begin(run: Context) -> Iterator[Record]:
         facts = {"name": name, "created": created, "environment": environment()}
         about = {"components": plan.components, "data": _data_facts(plan), **facts}
         run.directory.begin(yaml.dump(plan.resolved), about)
+
+
+def _identify(run: Context) -> Iterator[Record]:
+    """Writes what the observations can tell of the signals."""
     if not run.directory.has_json("identifiability"):
         try:
-            found = plan.identifiability()
+            found = run.plan.identifiability()
             told = analysis.describe(found)
             told |= {"lines": analysis.lines(found), "warning": analysis.warning(found)}
         except Unsupported as reason:

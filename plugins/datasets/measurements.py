@@ -93,8 +93,12 @@ def measurements(
                 f"{file}: {name} has the shape {tuple(tensor.shape)}, but there are {n}"
                 " observations"
             )
-        if not bool(tensor.isfinite().all()):
-            raise DataError(f"{file}: {name} has values that are not finite")
+        if bad := tensor.numel() - int(tensor.isfinite().sum()):
+            first = int((~tensor.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise DataError(
+                f"{file}: {name} has values that are not finite (NaN or infinity): {bad} of"
+                f" {tensor.numel()}, the first in observation {first}"
+            )
         if tensor.is_floating_point() and float(tensor.abs().max()) > LARGEST:
             raise DataError(
                 f"{file}: {name} has values beyond {LARGEST:g}: write it in other units"
@@ -102,8 +106,11 @@ def measurements(
     first = n - round(test * n)
     rows = slice(0, first) if split == "train" else slice(first, n)
     if not len(range(*rows.indices(n))):
+        fits = f"test: {1 / n:.2g} holds out 1 of them"
+        if n == 1:
+            fits = "give more, or test: 0 and evaluate: {observations: 0}"
         raise DataError(
-            f"none of the {n} observations of {file} is for {split}: change test ({test})"
+            f"{file}: of {n} observations none is for {split} with test: {test:g}; {fits}"
         )
     signal = tuple(tensors["y"].shape[1:]) if shape is None else tuple(shape)
     return Measurements(

@@ -1,9 +1,11 @@
 """Gaussian noise with correlations between the entries of a measurement."""
 
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -86,8 +88,18 @@ def correlated_gaussian(
                     torch.from_numpy(np.asarray(arrays[name], np.float32))
                     for name in ("diag", "factor")
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            EOFError,
+            BadZipFile,
+            zlib.error,
+        ) as error:
             raise DataError(f"correlated-gaussian: {file} cannot be read: {error}") from None
+        if not bool(diag.isfinite().all() and factor.isfinite().all()):
+            raise RecipeError(f"correlated-gaussian: {file} has values that are not finite")
         if diag.shape != (m,) or factor.ndim != 2 or len(factor) != m or not bool((diag > 0).all()):
             raise RecipeError(
                 f"correlated-gaussian: {file} must hold diag ({m},), positive, and factor ({m}, r)"

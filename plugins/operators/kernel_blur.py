@@ -44,7 +44,7 @@ def kernel_blur(
     """
     try:
         values = np.load(Path(file).expanduser(), allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"kernel-blur: {file} cannot be read: {error}") from None
     kernels = (
         torch.from_numpy(np.ascontiguousarray(values, np.float32))
