@@ -20,6 +20,7 @@ import pluggy
 from packaging.utils import canonicalize_name
 
 from invem import hookspecs
+from invem.config.settings import settings_unchanged
 from invem.errors import PluginError, RecipeError, suggest
 
 __all__ = ["KINDS", "Catalog", "Component", "Plugin", "one_line"]
@@ -55,18 +56,20 @@ class Component:
             return self.target
         module, _, attribute = self.target.partition(":")
         try:
-            factory = getattr(import_module(module), attribute)
+            with settings_unchanged(f"{self.label}, while it was imported"):
+                factory = getattr(import_module(module), attribute)
+        except PluginError:
+            raise
         except (Exception, SystemExit) as error:
-            raise PluginError(
-                f"{self.kind[:-1]} '{self.name}' of {self.distribution} cannot be imported:"
-                f" {one_line(error)}"
-            ) from error
+            raise PluginError(f"{self.label} cannot be imported: {one_line(error)}") from error
         if not callable(factory):
-            raise PluginError(
-                f"{self.kind[:-1]} '{self.name}' of {self.distribution}: {self.target} is not"
-                " callable"
-            )
+            raise PluginError(f"{self.label}: {self.target} is not callable")
         return factory  # type: ignore[no-any-return]
+
+    @property
+    def label(self) -> str:
+        """The component in words: kind, name and distribution."""
+        return f"{self.kind[:-1]} '{self.name}' of {self.distribution}"
 
     @property
     def summary(self) -> str:
@@ -180,10 +183,14 @@ class Catalog:
         self.plugins.append(plugin)
         begun = time.perf_counter()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                settings_unchanged("while it was imported"),
+            ):
                 module = load()
         except (Exception, SystemExit) as error:
-            plugin.errors.append(one_line(error))
+            ours = isinstance(error, PluginError)
+            plugin.errors.append(str(error) if ours else one_line(error))
             return
         finally:
             plugin.seconds = time.perf_counter() - begun
@@ -206,7 +213,8 @@ class Catalog:
         """Calls one hook of a plugin and adds the components that it returns."""
         plugin.hooks.append(f"invem_{kind}")
         try:
-            offered = hook()
+            with settings_unchanged("in its hook"):
+                offered = hook()
         except (Exception, SystemExit) as error:
             plugin.errors.append(f"invem_{kind}: {one_line(error)}")
             return

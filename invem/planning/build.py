@@ -8,6 +8,7 @@ from torch import nn
 
 from invem import config as recipes
 from invem.config import Catalog, Component, Loaded, Part, options_of, parse_options
+from invem.config.settings import settings_unchanged
 from invem.config.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError
 from invem.noise import NoiseModel
@@ -47,7 +48,7 @@ class Builder:
         self.components: list[dict[str, str]] = []
         self.origins = Origins()
         self.values: dict[Path, dict[str, Any]] = {}
-        self.missing = False
+        self.missing = 0  # problems that are a plugin that is missing or broken
 
     def fail(self, path: Path, message: str, key: bool = False) -> None:
         """Adds a problem with the value, or the key, at a place."""
@@ -75,7 +76,7 @@ class Builder:
                     " a fit, and cannot be an option"
                 )
         except (PluginError, RecipeError) as error:
-            self.missing |= isinstance(error, PluginError)
+            self.missing += isinstance(error, PluginError)
             self.fail((*path, "name") if named else path, str(error))
             return None
         before = len(self.problems)
@@ -89,14 +90,20 @@ class Builder:
 
         def make(*args: Any, **other: Any) -> Any:
             try:
-                made = build(*args, **{**values, **other})
+                # The weights of a network are drawn from the global random state, which is kept by
+                # those who ask for them.
+                with settings_unchanged(component.label, random=kind != "networks"):
+                    made = build(*args, **{**values, **other})
+            except PluginError:
+                raise
             except (ValueError, TypeError, RuntimeError, RecipeError, DataError) as error:
                 raise recipes.error(self.loaded, path, str(error)) from error
             if not isinstance(made, _MADE.get(kind, object)):
                 raise PluginError(
-                    f"{kind[:-1]} '{name}' of {component.distribution}: it returned a value of type"
-                    f" {type(made).__name__}, not a {_MADE[kind].__name__}"
+                    f"{component.label}: it returned a value of type {type(made).__name__}, not a"
+                    f" {_MADE[kind].__name__}"
                 )
+            self.origins.add_built(component, made)
             return made
 
         return make
@@ -144,10 +151,10 @@ class Builder:
 
         Raises:
             RecipeError: Every problem that was found, one per line.
-            PluginError: If the only problem is a plugin that is missing or broken.
+            PluginError: If every problem is a plugin that is missing or broken.
         """
         if self.problems:
-            only = self.missing and len(self.problems) == 1
+            only = self.missing == len(self.problems)
             raise (PluginError if only else RecipeError)("\n".join(self.problems))
 
 

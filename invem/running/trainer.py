@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from invem.batched import Rng
 from invem.config import Fit
+from invem.config.settings import settings_unchanged
 from invem.denoiser import Denoiser
 from invem.errors import DataError
 from invem.measurement import Example
@@ -128,7 +129,11 @@ class Trainer:
         return torch.cat(losses).mean()
 
     def _losses(self, example: Example, rng: Rng) -> Tensor:
-        losses = self.objective.loss(self.model, example, rng)
+        # Once: the random state is that of this step, and is put back after it.
+        first = self.step == 0
+        check = settings_unchanged(lambda: self.origins.of(self.objective), random=False)
+        with check if first else contextlib.nullcontext():
+            losses = self.objective.loss(self.model, example, rng)
         n = len(rng.seeds)
         return checked_losses(losses, n, self.objective, self.origins)
 

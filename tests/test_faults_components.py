@@ -1,0 +1,338 @@
+"""Components that break: each is named in one line before it spoils a run."""
+
+import re
+import textwrap
+
+import pytest
+import torch
+import yaml
+
+from invem import door
+from invem.config import Catalog
+from invem.errors import PluginError
+
+HEAD = """
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from invem import *
+from invem import report
+
+RNG = Rng.generator(0)
+"""
+# A component of each kind that keeps the contracts. A test replaces a piece by one that does not.
+PLUGIN = """
+@dataclass(frozen=True, eq=False)
+class Double(LinearOperator):
+    def __call__(self, x):
+        return 2 * x
+
+    def adjoint(self, y):
+        return 2 * y
+
+def operator(n, shape, rng):
+    return Double(tuple(shape))
+
+@dataclass(frozen=True, eq=False)
+class Quiet(NoiseModel):
+    def sample(self, clean, rng):
+        return clean + 0.1 * torch.randn(clean.shape, generator=rng)
+
+    def log_prob(self, y, clean):
+        return -50 * (y - clean).square().flatten(1).sum(1)
+
+def noise(n, shape, rng):
+    return Quiet()
+
+@dataclass(frozen=True, kw_only=True)
+class Levels(Schedule):
+    def sigma(self, t):
+        return 10 * (0.001 ** t)
+
+@dataclass(frozen=True, kw_only=True)
+class Half(PosteriorSampler):
+    needs: ClassVar[frozenset] = frozenset()
+    schedule: Schedule = Levels()
+
+    def __call__(self, prior, m, rng):
+        self.schedule.grid(3)
+        return m.y / 2
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Objective):
+    needs: ClassVar[frozenset] = frozenset({"x"})
+
+    def loss(self, model, batch, rng):
+        error = model(batch.x + 0.5 * rng.normal_like(batch.x), 0.5) - batch.x
+        return error.square().flatten(1).mean(1)
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Metric):
+    unit: ClassVar[str] = "1"
+    needs: ClassVar[frozenset] = frozenset({"draws"})
+
+    def prepare(self, training):
+        return {"mean": training.x.mean(0)}
+
+    def __call__(self, outcome, state):
+        return outcome.draws.mean((1, 2, 3, 4))
+
+class Net(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, c_noise, cond=None):
+        return self.scale * x
+
+class Whole(Denoiser):
+    def __init__(self, shape):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x_t, sigma, cond=None):
+        return self.scale * x_t
+
+class Waves(Dataset):
+    range = (-1.0, 1.0)
+    shape = (1, 4, 4)
+
+    def __init__(self, split):
+        self.x = torch.rand(16, 1, 4, 4, generator=Rng.generator(split)) * 2 - 1
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return Example(self.x[index])
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(StoppingRule):
+    def __call__(self, rounds):
+        return None
+
+class Text(FileFormat):
+    suffix = ".frail"
+
+    def read(self, path, expected):
+        return {"y": torch.zeros(2, *expected.shape)}
+
+    def write(self, path, tensors, about):
+        path.write_text("written")
+
+class Picture(report.Figure):
+    title = "Frail picture"
+    caption = "Nothing."
+
+    def draw(self, run):
+        return None
+
+@hookimpl
+def invem_operators(): return {"frail": operator}
+@hookimpl
+def invem_noises(): return {"frail": noise}
+@hookimpl
+def invem_schedules(): return {"frail": Levels}
+@hookimpl
+def invem_samplers(): return {"frail": Half}
+@hookimpl
+def invem_objectives(): return {"frail": Loss}
+@hookimpl
+def invem_metrics(): return {"frail": Score}
+@hookimpl
+def invem_networks(): return {"frail": Net, "frail-denoiser": Whole}
+@hookimpl
+def invem_datasets(): return {"frail": Waves}
+@hookimpl
+def invem_stops(): return {"frail": Rule}
+@hookimpl
+def invem_formats(): return {"frail": Text}
+@hookimpl
+def invem_figures(): return {"frail": Picture}
+"""
+RECIPE = {
+    "data": "frail",
+    "operator": "frail",
+    "noise": "frail",
+    "network": "frail",
+    "phases": [
+        {
+            "name": "first",
+            "rounds": 1,
+            "sampler": "observation",
+            "fit": {"objective": "gaussian-moments"},
+        },
+        {
+            "name": "second",
+            "rounds": 2,
+            "sampler": {"name": "frail", "schedule": "frail"},
+            "fit": {"objective": "frail", "steps": 2, "batch": 4},
+            "stop": "frail",
+        },
+    ],
+    "evaluate": {"metrics": ["frail"], "samples": 4, "draws": 2, "steps": 2},
+    "compute": {"threads": 1},
+}
+
+
+@pytest.fixture
+def frail(tmp_path, monkeypatch):
+    """Writes the plugin with a piece replaced, and returns the path of a recipe of its parts."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    monkeypatch.setenv("INVEM_PLUGINS_DIR", str(folder))
+
+    def write(old="", new="", **changes):
+        assert old in PLUGIN
+        (folder / "frail.py").write_text(HEAD + PLUGIN.replace(old, new, 1))
+        path = tmp_path / "frail.yaml"
+        path.write_text(yaml.safe_dump(RECIPE | changes))
+        return path
+
+    return write
+
+
+def refusal(recipe, out):
+    """Returns the line in which a run is refused."""
+    before = torch.get_default_dtype(), torch.get_num_threads()
+    with pytest.raises(PluginError) as found:
+        door.run(recipe, out=out)
+    assert (torch.get_default_dtype(), torch.get_num_threads()) == before
+    assert found.value.exit_code == 3
+    line = str(found.value)
+    assert "\n" not in line and "frail" in line and "frail.py" in line
+    return line
+
+
+def test_a_plugin_of_every_kind_runs(frail, tmp_path):
+    assert door.run(frail(), out=tmp_path / "run").finished
+    assert door.run(frail(network="frail-denoiser"), out=tmp_path / "other").finished
+
+
+# What no shape shows
+
+UNNOTICED = {
+    "an operator that draws": (
+        "return 2 * x",
+        "return 2 * x + 0.1 * torch.randn(x.shape, generator=RNG)",
+        "operator 'frail'.*not deterministic",
+    ),
+    "an operator that draws from the global random state": (
+        "return 2 * x",
+        "return 2 * x + 0.1 * torch.randn(x.shape)",
+        "operator 'frail'.*it set the global random state",
+    ),
+    "a linear operator that is not": ("return 2 * x", "return x.clamp(-0.1, 0.1)", "not linear"),
+    "a linear operator with an offset": ("return 2 * x", "return 2 * x + 1", "not linear"),
+    "an adjoint of another operator": ("return 2 * y", "return 3 * y", "its adjoint is not"),
+    "an operator that writes": ("return 2 * x", "return x.mul_(2)", "changed the signals"),
+    "a network that writes": ("return self.scale * x", "x += 1; return x * self.scale", "wrote"),
+    "a network that writes into c_noise": (
+        "return self.scale * x",
+        "c_noise = c_noise.zero_() if not x.requires_grad else c_noise; return x * self.scale",
+        "wrote into its input",
+    ),
+    "a network of one signal": (
+        "return self.scale * x",
+        "return (self.scale * x)[:1].expand(x.shape)",
+        "network 'frail'.*other signals of the batch",
+    ),
+    "a network that draws": (
+        "return self.scale * x",
+        "return self.scale * x + 0.1 * torch.randn(x.shape, generator=RNG)",
+        "not deterministic in evaluation mode",
+    ),
+    "a sampler that writes y": ("return m.y / 2", "return m.y.div_(2)", "sampler.*changed y"),
+    "a loss of (B, 3)": (
+        "return error.square().flatten(1).mean(1)",
+        "return error.square().flatten(1)[:, :3]",
+        r"objective.*float32 tensor of shape \(4, 3\)",
+    ),
+    "a metric that writes": (
+        "return outcome.draws.mean((1, 2, 3, 4))",
+        "return outcome.draws.mul_(0).mean((1, 2, 3, 4))",
+        "metric.*changed draws",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNNOTICED)
+def test_a_component_that_breaks_unnoticed_is_named(frail, tmp_path, fault):
+    old, new, words = UNNOTICED[fault]
+    assert re.search(words, refusal(frail(old, new), tmp_path / "run"))
+
+
+def test_a_whole_denoiser_is_tried_too(frail, tmp_path):
+    for old, new, words in (
+        ("return self.scale * x_t", "return (self.scale * x_t)[:1]", "not one signal each"),
+        ("return self.scale * x_t", "x_t.mul_(0.9); return self.scale * x_t", "wrote into"),
+    ):
+        recipe = frail(old, new, network="frail-denoiser")
+        assert words in refusal(recipe, tmp_path / words)
+
+
+def test_a_network_that_shows_its_mistake_once_it_has_learned_is_named(frail, tmp_path):
+    recipe = frail(
+        "return self.scale * x", "return x + (self.scale - 1) * x[:1].expand(x.shape) * 100"
+    )
+    assert "other signals of the batch" in refusal(recipe, tmp_path / "run")
+
+
+# Settings of PyTorch for the whole process
+
+SETTINGS = {
+    "the default dtype": "torch.set_default_dtype(torch.float64)",
+    # tests/conftest.py puts a function in the place of torch.set_num_threads.
+    "the number of threads": "torch.set_num_threads.__globals__['_set_num_threads'](2)",
+    "the global random state": "torch.manual_seed(0)",
+}
+PLACES = {
+    "operator": "return 2 * x",
+    "noise": "return clean + 0.1",
+    "sampler": "self.schedule.grid(3)",
+    "metric": "return outcome.draws.mean",
+    "objective": "error = model(",
+    "network": "return self.scale * x",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_component_that_changes_a_setting_of_pytorch_is_named(frail, tmp_path, kind, setting):
+    old = PLACES[kind]
+    recipe = frail(old, f"{SETTINGS[setting]}; {old}")
+    if (kind, setting) == ("objective", "the global random state"):
+        assert door.run(recipe, out=tmp_path / "run").finished  # a step has a state of its own
+        return
+    line = refusal(recipe, tmp_path / "run")
+    assert f"{kind} 'frail'" in line and f"it set {setting}" in line
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_plugin_that_changes_a_setting_at_import_is_named(frail, tmp_path, setting):
+    path = frail("\n@dataclass", f"\n{SETTINGS[setting]}\n\n@dataclass")
+    with pytest.warns(UserWarning, match=f"while it was imported: it set {setting}"):
+        with pytest.raises(PluginError, match=f"there is no operator 'frail'.*it set {setting}"):
+            door.run(path, out=tmp_path / "run")
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_module_that_is_imported_late_is_watched_too(tmp_path, monkeypatch):
+    (tmp_path / "late.py").write_text("import torch; torch.set_default_dtype(torch.float64)\nF = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "one.py").write_text(
+        textwrap.dedent("""
+        from invem import hookimpl
+        @hookimpl
+        def invem_operators(): return {"late": "late:F"}
+        """)
+    )
+    monkeypatch.setenv("INVEM_PLUGINS_DIR", str(tmp_path / "plugins"))
+    with pytest.raises(PluginError, match="operator 'late' of .*while it was imported"):
+        Catalog.load().find("operators", "late").load()
+    assert torch.get_default_dtype() == torch.float32
