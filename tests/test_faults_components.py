@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-from invem import door
+from invem import door, files, report, store
 from invem.config import Catalog
-from invem.errors import PluginError
+from invem.errors import InvemError, PluginError, RecipeError
 
 HEAD = """
 import sys
@@ -56,7 +56,7 @@ class Levels(Schedule):
 @dataclass(frozen=True, kw_only=True)
 class Half(PosteriorSampler):
     needs: ClassVar[frozenset] = frozenset()
-    schedule: Schedule = Levels()
+    schedule: Schedule = Karras()
 
     def __call__(self, prior, m, rng):
         self.schedule.grid(3)
@@ -336,3 +336,123 @@ def test_a_module_that_is_imported_late_is_watched_too(tmp_path, monkeypatch):
     with pytest.raises(PluginError, match="operator 'late' of .*while it was imported"):
         Catalog.load().find("operators", "late").load()
     assert torch.get_default_dtype() == torch.float32
+
+
+# A component that raises, of every kind
+
+RAISES = {
+    "operator: factory": ("return Double(tuple(shape))", "operator"),
+    "operator: adjoint": ("return 2 * y", "operator"),
+    "noise: factory": ("return Quiet()", "noise"),
+    "noise: sample": ("return clean + 0.1", "noise"),
+    "schedule: made": ("    def sigma(self, t):", "schedule"),
+    "schedule: sigma": ("return 10 * (0.001 ** t)", "schedule"),
+    "sampler": ("self.schedule.grid(3)", "sampler"),
+    "objective": ("error = model(", "objective"),
+    "metric: prepare": ('return {"mean": training.x.mean(0)}', "metric"),
+    "metric": ("return outcome.draws.mean", "metric"),
+    "network: made": ("self.scale = nn.Parameter", "network"),
+    "network": ("return self.scale * x", "network"),
+    "dataset: made": ("self.x = torch.rand(16", "dataset"),
+    "dataset: length": ("return len(self.x)", "dataset"),
+    "dataset: items": ("return Example(self.x[index])", "dataset"),
+    "stop": ("    def __call__(self, rounds):\n        return None", "stop"),
+}
+
+
+@pytest.mark.parametrize("kind", RAISES)
+def test_a_component_that_raises_is_named(frail, tmp_path, kind):
+    old, name = RAISES[kind]
+    failing = f"raise KeyError('no such coil'); {old.strip()}"
+    if old.startswith("    def") and name == "stop":
+        failing = "    def __call__(self, rounds):\n        raise KeyError('no such coil')"
+    elif old.startswith("    def"):
+        failing = f"    def __post_init__(self):\n        raise KeyError('no such coil')\n\n{old}"
+    line = refusal(frail(old, failing), tmp_path / "run")
+    assert f"{name} 'frail' of " in line and "no such coil" in line
+
+
+DATA = {
+    "one image": "return Example(self.x[index][0])",
+    "another shape": "return Example(self.x[index][..., :3])",
+    "nothing": "return Example(None)",
+}
+
+
+@pytest.mark.parametrize("fault", DATA)
+def test_a_dataset_that_gives_something_else_is_named(frail, tmp_path, fault):
+    line = refusal(frail("return Example(self.x[index])", DATA[fault]), tmp_path / "run")
+    assert "dataset 'frail' of" in line and "it gave x of" in line
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of components that come with invem."""
+    recipe = {
+        "data": {"name": "synthetic", "train": 16, "test": 4, "size": 4},
+        "operator": "identity",
+        "noise": {"name": "gaussian", "sigma": 0.2},
+        "network": {"name": "mlp", "width": 8, "depth": 1},
+        "phases": [
+            {
+                "name": "only",
+                "rounds": 1,
+                "sampler": "observation",
+                "fit": {"objective": "gaussian-moments"},
+            },
+        ],
+        "evaluate": {"metrics": ["psnr"], "sampler": "exact"},
+    }
+    return door.run(recipe, out=tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('return {"y": torch.zeros(2, *expected.shape)}', "raise KeyError('no such coil')"),
+        ('suffix = ".frail"', 'suffix = ".frail"\n    def accepts(self, path): return path.coil'),
+        ('suffix = ".frail"', 'suffix = ".frail"\n    def __init__(self): sys.exit(0)'),
+    ],
+)
+def test_a_format_that_raises_is_named_and_disturbs_no_other(frail, finished, tmp_path, old, new):
+    frail(old, new)
+    (tmp_path / "y.frail").write_text("")
+    with pytest.raises(InvemError, match="format 'frail' of .*frail.py") as found:
+        finished.restore(tmp_path / "y.frail", draws=1)
+    assert found.value.exit_code in (3, 4) and "\n" not in str(found.value)
+    torch.manual_seed(0)
+    store.write(tmp_path / "y.safetensors", {"y": torch.zeros(2, 1, 4, 4)})
+    assert len(finished.restore(tmp_path / "y.safetensors", draws=1).mean) == 2
+
+
+def test_a_format_that_cannot_write_is_named(frail, tmp_path):
+    frail('path.write_text("written")', "raise KeyError('no such coil')")
+    fmt = files.writer(tmp_path / "out.frail")
+    with pytest.raises(PluginError, match=r"format 'frail' of .*no such coil.*frail.py, line"):
+        fmt.write(tmp_path / "out.frail", {}, {})
+
+
+def test_a_figure_that_raises_is_named_on_the_page(frail, finished):
+    frail(
+        '    caption = "Nothing."\n\n    def draw(self, run):\n        return None',
+        """
+    caption = "Nothing."
+
+    def draw(self, run):
+        raise SystemExit(0)
+""",
+    )
+    page = report.write(finished.path).read_text()
+    assert re.search(r"frail of .*frail.py: SystemExit: 0", page)
+
+
+def test_a_broken_component_that_no_recipe_names_disturbs_none(frail, tmp_path):
+    frail(
+        "    schedule: Schedule = Karras()",
+        "    schedule: Schedule = Karras()\n\n"
+        "    def __post_init__(self):\n        raise KeyError('no such coil')",
+    )
+    changes = {"sampler": "nothing-like-it"}
+    recipe = RECIPE | {"phases": [RECIPE["phases"][0] | changes], "operator": "identity"}
+    with pytest.raises(RecipeError, match="there is no sampler"):
+        door.plan(recipe)

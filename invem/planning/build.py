@@ -1,6 +1,5 @@
 """Building components: each from its name and options, with every problem told at its place."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from invem.config.settings import settings_unchanged
 from invem.config.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError
 from invem.noise import NoiseModel
-from invem.operator import Operator, OperatorLaw
+from invem.operator import Operator
 from invem.planning.origin import Origins
 from invem.sampler import PosteriorSampler
 
@@ -109,7 +108,7 @@ class Builder:
         return make
 
     def _record(self, component: Component, options: dict[str, Any]) -> None:
-        """Adds a component, and the operators among its options."""
+        """Adds a component, and the components among its options."""
         row = {
             "kind": component.kind,
             "name": component.name,
@@ -120,10 +119,12 @@ class Builder:
             self.components.append(row)
             self.origins.add(component, component.load())
         for option, parameter in options_of(component.load()).items():
-            nested = options.get(option, ()) if parameter.annotation == list[OperatorLaw] else ()
-            for inner in nested:
+            place = recipes.component_place(parameter.annotation)
+            if place is None or option not in options:
+                continue
+            for inner in options[option] if place.is_list else [options[option]]:
                 given = {"name": inner} if isinstance(inner, str) else inner
-                self._record(self.catalog.find("operators", given["name"]), given)
+                self._record(self.catalog.find(place.kind, given["name"]), given)
 
     def part(self, kind: str, part: Part, path: Path) -> Make | None:
         """Returns what builds the component at a place; None after a problem."""
@@ -164,11 +165,17 @@ def listing(names: frozenset[str] | set[str]) -> str:
 
 
 def defaults(catalog: Catalog, kind: str) -> Iterator[tuple[str, Any]]:
-    """Yields every component of a kind that can be built without options, by name."""
+    """Yields every component of a kind that can be built without options, by name.
+
+    One that cannot be built is left out: it is named where it is asked for.
+    """
     for name, offers in sorted(catalog.offers[kind].items()):
-        with contextlib.suppress(InvemError, TypeError):
-            if len(offers) == 1:
-                yield name, offers[0].load()()
+        if len(offers) == 1:
+            try:
+                made = offers[0].load()()
+            except (Exception, SystemExit):
+                continue
+            yield name, made
 
 
 def factory_of(catalog: Catalog, kind: str, part: Mapping[str, Any] | None) -> Make | None:

@@ -65,7 +65,12 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     check_stops(recipe, builder, stages, metrics)
 
     def split(name: str) -> Dataset:
-        return Source(data(name), lambda text: recipes.error(loaded, (where,), text))
+        return Source(
+            data(name),
+            lambda text: recipes.error(loaded, (where,), text),
+            builder.origins,
+            signals=where == "data",
+        )
 
     check_unknowns(recipe, builder)
     builder.done()

@@ -60,7 +60,9 @@ def try_operator(operator: Operator, n: int, origins: Origins) -> None:
         v = _normal(n, tuple(y.shape[1:]), 2)
         back = operator.adjoint(v)
         if tuple(back.shape) != tuple(x.shape):
-            raise refuse(f"its adjoint returned the shape {tuple(back.shape)}, not {tuple(x.shape)}")
+            raise refuse(
+                f"its adjoint returned the shape {tuple(back.shape)}, not {tuple(x.shape)}"
+            )
         gap = (y * v).flatten(1).sum(1) - (x * back).flatten(1).sum(1)
         size = y.flatten(1).norm(dim=1) * v.flatten(1).norm(dim=1)
         if bool((gap.abs() > _NEAR * size.clamp(min=1e-6)).any()):
