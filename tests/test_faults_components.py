@@ -2,14 +2,16 @@
 
 import re
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from invem import door, files, report, store
-from invem.config import Catalog
+from invem.config import KINDS, Catalog
 from invem.errors import InvemError, PluginError, RecipeError
+from invem.testing import check
 
 HEAD = """
 import sys
@@ -315,9 +317,10 @@ def test_a_component_that_changes_a_setting_of_pytorch_is_named(frail, tmp_path,
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_plugin_that_changes_a_setting_at_import_is_named(frail, tmp_path, setting):
     path = frail("\n@dataclass", f"\n{SETTINGS[setting]}\n\n@dataclass")
-    with pytest.warns(UserWarning, match=f"while it was imported: it set {setting}"):
-        with pytest.raises(PluginError, match=f"there is no operator 'frail'.*it set {setting}"):
-            door.run(path, out=tmp_path / "run")
+    warned = pytest.warns(UserWarning, match=f"while it was imported: it set {setting}")
+    words = f"there is no operator 'frail'.*it set {setting}"
+    with warned, pytest.raises(PluginError, match=words):
+        door.run(path, out=tmp_path / "run")
     assert torch.get_default_dtype() == torch.float32
 
 
@@ -333,7 +336,7 @@ def test_a_module_that_is_imported_late_is_watched_too(tmp_path, monkeypatch):
         """)
     )
     monkeypatch.setenv("INVEM_PLUGINS_DIR", str(tmp_path / "plugins"))
-    with pytest.raises(PluginError, match="operator 'late' of .*while it was imported"):
+    with pytest.raises(PluginError, match=r"operator 'late' of .*while it was imported"):
         Catalog.load().find("operators", "late").load()
     assert torch.get_default_dtype() == torch.float32
 
@@ -417,7 +420,7 @@ def finished(tmp_path_factory):
 def test_a_format_that_raises_is_named_and_disturbs_no_other(frail, finished, tmp_path, old, new):
     frail(old, new)
     (tmp_path / "y.frail").write_text("")
-    with pytest.raises(InvemError, match="format 'frail' of .*frail.py") as found:
+    with pytest.raises(InvemError, match=r"format 'frail' of .*frail\.py") as found:
         finished.restore(tmp_path / "y.frail", draws=1)
     assert found.value.exit_code in (3, 4) and "\n" not in str(found.value)
     torch.manual_seed(0)
@@ -456,3 +459,17 @@ def test_a_broken_component_that_no_recipe_names_disturbs_none(frail, tmp_path):
     recipe = RECIPE | {"phases": [RECIPE["phases"][0] | changes], "operator": "identity"}
     with pytest.raises(RecipeError, match="there is no sampler"):
         door.plan(recipe)
+
+
+# The page of plugins
+
+
+def test_the_page_has_an_example_of_each_kind_that_keeps_its_contracts():
+    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text("utf-8")
+    space = {"__name__": "snippet"}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S):
+        exec(compile(block, "docs/plugins.md", "exec"), space)
+    for kind in KINDS:
+        (factory,) = space[f"invem_{kind}"]().values()
+        failed = [r for r in check(kind, factory) if r.passed is False]
+        assert failed == [], kind
