@@ -1,6 +1,10 @@
 """Components that break: each is named in one line before it spoils a run."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -336,7 +340,7 @@ def test_a_module_that_is_imported_late_is_watched_too(tmp_path, monkeypatch):
         """)
     )
     monkeypatch.setenv("INVEM_PLUGINS_DIR", str(tmp_path / "plugins"))
-    with pytest.raises(PluginError, match=r"operator 'late' of .*while it was imported"):
+    with pytest.raises(PluginError, match=r"operator 'late' of .*while imported"):
         Catalog.load().find("operators", "late").load()
     assert torch.get_default_dtype() == torch.float32
 
@@ -459,6 +463,65 @@ def test_a_broken_component_that_no_recipe_names_disturbs_none(frail, tmp_path):
     recipe = RECIPE | {"phases": [RECIPE["phases"][0] | changes], "operator": "identity"}
     with pytest.raises(RecipeError, match="there is no sampler"):
         door.plan(recipe)
+
+
+# A plugin that loops at import, and an interrupt at any time
+
+LOOPS = {
+    "a loop": "import time\nwhile True:\n    time.sleep(0.05)",
+    "a loop that catches all": (
+        "import time\nwhile True:\n    try:\n        time.sleep(0.05)\n"
+        "    except BaseException:\n        pass"
+    ),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_plugin_that_loops_at_import_is_told_and_can_be_left(tmp_path, loop):
+    (tmp_path / "endless\x1b.py").write_text(LOOPS[loop])
+    words = [sys.executable, "-m", "invem", "--plugins-dir", str(tmp_path), "ls"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    told = process.stderr.readline()
+    assert told.startswith("still loading plugin endless")
+    assert "(distribution " in told and "--no-plugins" in told and "\x1b" not in told
+    process.send_signal(signal.SIGINT)
+    assert "interrupted while loading plugin endless" in process.stderr.readline()
+    if loop == "a loop that catches all":
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_commands_that_need_no_plugin_wait_for_none(tmp_path):
+    (tmp_path / "endless.py").write_text(LOOPS["a loop"])
+    for words in (["--help"], ["--version"], ["--no-plugins", "ls", "--help"]):
+        env = {**os.environ, "INVEM_PLUGINS_DIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-m", "invem", *words], env=env, capture_output=True, timeout=60
+        )
+        assert done.returncode == 0 and done.stderr == b""
+
+
+def test_an_interrupt_during_the_imports_ends_quietly():
+    # The signal is sent from within, so that the place is known: between two imports.
+    text = """
+import os, signal, sys
+target = sys.argv[1]
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == target:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from invem.cli import main
+sys.argv = ["invem", "plan", "recipes/blur.yaml"]
+main()
+"""
+    root = Path(__file__).parent.parent
+    for module in ("typer", "invem.cli.runs", "invem.config.yaml", "torch", "invem.door"):
+        words = [sys.executable, "-c", text, module]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=root, timeout=100)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", ""), module
 
 
 # The page of plugins

@@ -20,6 +20,7 @@ import pluggy
 from packaging.utils import canonicalize_name
 
 from invem import hookspecs
+from invem.config.loading import named_if_slow
 from invem.config.settings import settings_unchanged
 from invem.errors import PluginError, RecipeError, suggest
 
@@ -56,7 +57,7 @@ class Component:
             return self.target
         module, _, attribute = self.target.partition(":")
         try:
-            with settings_unchanged(f"{self.label}, while it was imported"):
+            with named_if_slow(self.label), settings_unchanged(f"{self.label}, while imported"):
                 factory = getattr(import_module(module), attribute)
         except PluginError:
             raise
@@ -113,6 +114,11 @@ class Plugin:
     components: list[str] = field(default_factory=list)
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """The plugin in words, with its distribution."""
+        return f"plugin {self.name} (distribution {self.distribution})"
 
 
 @dataclass
@@ -185,6 +191,7 @@ class Catalog:
         try:
             with (
                 contextlib.redirect_stdout(io.StringIO()),
+                named_if_slow(plugin.label),
                 settings_unchanged("while it was imported"),
             ):
                 module = load()
@@ -213,7 +220,7 @@ class Catalog:
         """Calls one hook of a plugin and adds the components that it returns."""
         plugin.hooks.append(f"invem_{kind}")
         try:
-            with settings_unchanged("in its hook"):
+            with named_if_slow(plugin.label), settings_unchanged("in its hook"):
                 offered = hook()
         except (Exception, SystemExit) as error:
             plugin.errors.append(f"invem_{kind}: {one_line(error)}")
