@@ -507,10 +507,10 @@ def test_an_interrupt_during_the_imports_ends_quietly():
     # The signal is sent from within, so that the place is known: between two imports.
     text = """
 import os, signal, sys
-target = sys.argv[1]
+wanted = sys.argv[1]
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
-        if name == target:
+        if name == wanted:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupting())
 from invem.cli import main
