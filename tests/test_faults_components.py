@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from invem import door, files, report, store
+from invem import Rng, door, files, linalg, report, store
 from invem.config import KINDS, Catalog
-from invem.errors import InvemError, PluginError, RecipeError
+from invem.errors import InvemError, MissingExtra, PluginError, RecipeError
 from invem.testing import check
 
+CATALOG = Catalog.load()
 HEAD = """
 import sys
 from dataclasses import dataclass
@@ -522,6 +524,98 @@ main()
         words = [sys.executable, "-c", text, module]
         done = subprocess.run(words, capture_output=True, text=True, cwd=root, timeout=100)
         assert (done.returncode, done.stdout, done.stderr) == (130, "", ""), module
+
+
+# Contracts of operators at sizes that people use
+
+MEASURED = ("adjoint", "linear", "A pinv A = A", "svd", "claims", "dtype and device")
+
+
+@pytest.mark.parametrize("name", ["radon", "fan-beam"])
+def test_the_pseudo_inverse_of_tomography_holds_at_real_sizes(name):
+    law = CATALOG.find("operators", name).load()
+    for shape, options in (((1, 28, 28), {"angles": 30}), ((1, 32, 32), {"angles": 6})):
+        A = law(2, shape, Rng.generator(0), **options)
+        x = 0.4 * torch.randn(2, *shape, generator=Rng.generator("x"))
+        y = A(x)
+        # Single precision, as in a run.
+        assert (A(A.pinv(y)) - y).abs().max() < 1e-3 * y.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CATALOG.offers["operators"]))
+def test_contracts_of_operators_hold_at_real_sizes(name):
+    try:
+        law = CATALOG.find("operators", name).load()
+        for contract in MEASURED:
+            (result,) = check("operators", law, contract, large=True)
+            assert result.passed is not False, (name, result)
+    except MissingExtra as error:
+        pytest.skip(str(error))
+
+
+def test_least_norm_solves_in_single_precision_what_the_normal_equations_did_not():
+    A = CATALOG.find("operators", "radon").load()(2, (1, 16, 16), Rng.generator(0), angles=6)
+    x = 0.4 * torch.randn(2, 1, 16, 16, generator=Rng.generator("x"))
+    y = A(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = linalg.least_norm(A, y, tol=1e-6)
+    assert (A(found) - y).abs().max() < 1e-3 * y.abs().max()
+    matrix = torch.stack([A(e.reshape(1, 1, 16, 16)).flatten() for e in torch.eye(256)], 1)
+    exact = torch.linalg.pinv(matrix.double(), rtol=1e-6) @ y.double().flatten(1).T
+    assert (found.flatten(1).T - exact).norm() < 0.02 * exact.norm()
+
+
+def test_least_norm_says_where_it_stopped_early(monkeypatch):
+    monkeypatch.setattr(linalg, "_WARNED", set())
+    A = CATALOG.find("operators", "radon").load()(2, (1, 16, 16), Rng.generator(0))
+    y = A(torch.randn(2, 1, 16, 16, generator=Rng.generator("x")))
+    with pytest.warns(RuntimeWarning, match="pseudo-inverse: .* 10 iterations in 2 of 2"):
+        linalg.least_norm(A, y, iterations=10)
+
+
+# Passes through a compiled network
+
+
+@pytest.mark.parametrize("objective", ["dsm", "ambient-tweedie"])
+def test_passes_are_counted_where_the_network_is_compiled(tmp_path, monkeypatch, objective):
+    compiled = []
+
+    def compile_eagerly(function, **_):
+        compiled.append(function)
+        return compile_with(function, backend="eager")
+
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    recipe = {
+        "data": {"name": "synthetic", "train": 16, "test": 4, "size": 4},
+        "operator": "identity",
+        "noise": {"name": "gaussian", "sigma": 0.2},
+        "network": {"name": "mlp", "width": 8, "depth": 1},
+        "phases": [
+            {
+                "name": "first",
+                "rounds": 1,
+                "sampler": "observation",
+                "fit": {"objective": "gaussian-moments"},
+            },
+            {
+                "name": "second",
+                "rounds": 2,
+                "sampler": {"name": "mmps", "steps": 2},
+                "fit": {"objective": objective, "steps": 3, "batch": 4},
+            },
+        ],
+        "evaluate": {"metrics": ["psnr"], "steps": 2},
+    }
+    found = {}
+    for on in (False, True):
+        run = door.run(recipe, {"compute.compile": on}, out=tmp_path / str(on))
+        found[on] = run.results["passes"]["second"]
+        assert bool(compiled) is on
+    assert found[True] == found[False]
+    assert found[True]["fit"] >= 2 * 3 * 4 * 2 and found[True]["e-step"] > 0
 
 
 # The page of plugins
