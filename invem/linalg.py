@@ -15,7 +15,16 @@ from torch import Tensor
 from invem.batched import Batched, Rng, shared, to_float64
 from invem.operator import LinearOperator
 
-__all__ = ["DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"]
+__all__ = [
+    "DPLR",
+    "Krylov",
+    "Solution",
+    "cg",
+    "gmres",
+    "least_norm",
+    "sqrt_matvec",
+    "warn_once",
+]
 
 _WARNED: set[str] = set()  # what a warning was given of
 
@@ -49,24 +58,39 @@ class Solution(NamedTuple):
     negative: Tensor
     residual: Tensor
 
-    def warn_unless(self, tol: float, what: str) -> None:
+    def warn_unless(self, tol: float, what: str, advice: str = "") -> None:
         """Warns, once per process, of samples that stopped with a residual above `tol`.
 
         Args:
             tol: The relative residual that was asked for.
             what: What was solved for, for the message.
+            advice: What a person can do, such as "raise `iterations`".
         """
-        if what in _WARNED or not bool((self.residual > tol).any()):
-            return
-        _WARNED.add(what)
         late = self.residual > tol
-        warnings.warn(
-            f"{what}: conjugate gradients stopped after {int(self.iterations.max())} iterations in"
+        if not bool(late.any()):
+            return
+        warn_once(
+            what,
+            f"conjugate gradients stopped after {int(self.iterations.max())} iterations in"
             f" {int(late.sum())} of {len(late)} systems, at a relative residual of up to"
             f" {float(self.residual.max()):.1e}, not {tol:.0e}: the result is approximate",
-            RuntimeWarning,
-            stacklevel=3,
+            advice,
         )
+
+
+def warn_once(what: str, text: str, advice: str = "") -> None:
+    """Warns, once per process for each `what`, of a computation that ended before it was done.
+
+    Args:
+        what: What was computed.
+        text: What happened.
+        advice: What a person can do.
+    """
+    if what in _WARNED:
+        return
+    _WARNED.add(what)
+    more = f"; {advice}" if advice else ""
+    warnings.warn(f"{what}: {text}{more}", RuntimeWarning, stacklevel=4)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

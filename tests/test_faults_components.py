@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 
-from invem import Rng, door, files, linalg, report, store
+from invem import Gaussian, Measurement, Prior, Rng, door, files, linalg, report, store
 from invem.config import KINDS, Catalog
 from invem.errors import InvemError, MissingExtra, PluginError, RecipeError
+from invem.likelihood import proximal_point
+from invem.local_gaussian import condition_on, local_gaussian
 from invem.testing import check
 
 CATALOG = Catalog.load()
@@ -573,6 +575,58 @@ def test_least_norm_says_where_it_stopped_early(monkeypatch):
     y = A(torch.randn(2, 1, 16, 16, generator=Rng.generator("x")))
     with pytest.warns(RuntimeWarning, match="pseudo-inverse: .* 10 iterations in 2 of 2"):
         linalg.least_norm(A, y, iterations=10)
+
+
+# Solvers that stop before their tolerance
+
+
+def blurred(n=16, sigma=0.002):
+    """A measurement whose system takes many iterations: a wide blur with hardly any noise."""
+    A = CATALOG.find("operators", "gaussian-blur").load()(2, (1, n, n), Rng.generator(0))
+    x = 0.4 * torch.randn(2, 1, n, n, generator=Rng.generator("x")).cumsum(-1)
+    noise = CATALOG.find("noises", "gaussian").load()(2, (1, n, n), Rng.generator(1), sigma=sigma)
+    return Measurement(A(x), A, noise)
+
+
+def draw(name, sigma=0.002, **options):
+    sampler = CATALOG.find("samplers", name).load()(**options)
+    m = blurred(sigma=sigma)
+    prior = Prior.of(Gaussian.standard((1, 16, 16)))
+    return sampler(prior, m, Rng.keyed("draw", items=range(2)))
+
+
+def gain():
+    here = local_gaussian(Prior.of(Gaussian.standard((1, 16, 16))), blurred().y, 1.0, "moments")
+    return condition_on(here, blurred())
+
+
+EARLY = {
+    "wiener": lambda: draw("wiener", iterations=3),
+    "total-variation": lambda: draw("total-variation", iterations=20),
+    "twisted-smc": lambda: draw("twisted-smc", steps=2, particles=2),
+    "proximal step": lambda: proximal_point(blurred(), blurred().y, 1.0),
+    "posterior by the moments of the prior": gain,
+    "posterior of a Gaussian prior": lambda: draw("exact"),
+}
+
+
+@pytest.mark.parametrize("what", EARLY)
+def test_a_solver_that_stops_before_its_tolerance_says_so(monkeypatch, what):
+    monkeypatch.setattr(linalg, "_WARNED", set())
+    with pytest.warns(RuntimeWarning, match=rf"{what}: .*stopped after .* in (2 of 2|\d of 4)"):
+        EARLY[what]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EARLY[what]()  # once per process
+
+
+def test_solvers_that_come_to_their_tolerance_are_silent(monkeypatch):
+    monkeypatch.setattr(linalg, "_WARNED", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw("wiener")
+        draw("total-variation", sigma=0.3)
+        proximal_point(blurred(sigma=0.3), blurred().y, 1.0)
 
 
 # Passes through a compiled network

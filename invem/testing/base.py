@@ -31,7 +31,7 @@ __all__ = [
 SHAPES = ((1, 8, 8), (3, 8, 16), (2, 9, 9), (1, 7, 10), (2, 8, 8), (6,))
 """The signal shapes that operators and networks are tried on: images (C, H, W) and a vector."""
 
-LARGE = ((1, 28, 28), (3, 32, 32))
+LARGE = ((1, 28, 28), (2, 28, 28), (3, 32, 32))
 """Shapes of images that people use. A solver that ends early shows there, and not on small ones."""
 
 BATCH = 3
