@@ -234,7 +234,7 @@ UNNOTICED = {
     "an operator that draws from the global random state": (
         "return 2 * x",
         "return 2 * x + 0.1 * torch.randn(x.shape)",
-        "operator 'frail'.*it set the global random state",
+        "operator 'frail'.*it changed the global random state",
     ),
     "a linear operator that is not": ("return 2 * x", "return x.clamp(-0.1, 0.1)", "not linear"),
     "a linear operator with an offset": ("return 2 * x", "return 2 * x + 1", "not linear"),
@@ -319,14 +319,14 @@ def test_a_component_that_changes_a_setting_of_pytorch_is_named(frail, tmp_path,
         assert door.run(recipe, out=tmp_path / "run").finished  # a step has a state of its own
         return
     line = refusal(recipe, tmp_path / "run")
-    assert f"{kind} 'frail'" in line and f"it set {setting}" in line
+    assert f"{kind} 'frail'" in line and f"it changed {setting}" in line
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_plugin_that_changes_a_setting_at_import_is_named(frail, tmp_path, setting):
     path = frail("\n@dataclass", f"\n{SETTINGS[setting]}\n\n@dataclass")
-    warned = pytest.warns(UserWarning, match=f"while it was imported: it set {setting}")
-    words = f"there is no operator 'frail'.*it set {setting}"
+    warned = pytest.warns(UserWarning, match=f"while it was imported: it changed {setting}")
+    words = f"there is no operator 'frail'.*it changed {setting}"
     with warned, pytest.raises(PluginError, match=words):
         door.run(path, out=tmp_path / "run")
     assert torch.get_default_dtype() == torch.float32

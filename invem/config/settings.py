@@ -37,8 +37,8 @@ def settings_unchanged(name: str | Callable[[], str], random: bool = True) -> It
     if changed:
         words = name if isinstance(name, str) else name()
         raise PluginError(
-            f"{words}: it set {' and '.join(changed)} of PyTorch for the whole process; take that"
-            " out of it, and pass types and random generators explicitly"
+            f"{words}: it changed {' and '.join(changed)} of PyTorch for the whole process; take"
+            " that out of it, and pass types and random generators explicitly"
         )
 
 
