@@ -237,7 +237,7 @@ def least_norm(A: LinearOperator, y: Tensor, iterations: int = 5000, tol: float 
         live = live & ~done
     if bool(live.any()):
         residual = torch.where(live, gamma.flatten() / (largest * norm(r).flatten()), 0.0)
-        Solution(x, used, torch.zeros_like(live), residual).warn_unless(tol, "pseudo-inverse")
+        Solution(x, used, torch.zeros_like(live), residual).warn_unless(tol, "least-norm solution")
     return x.to(y.dtype)
 
 

@@ -573,7 +573,7 @@ def test_least_norm_says_where_it_stopped_early(monkeypatch):
     monkeypatch.setattr(linalg, "_WARNED", set())
     A = CATALOG.find("operators", "radon").load()(2, (1, 16, 16), Rng.generator(0))
     y = A(torch.randn(2, 1, 16, 16, generator=Rng.generator("x")))
-    with pytest.warns(RuntimeWarning, match="pseudo-inverse: .* 10 iterations in 2 of 2"):
+    with pytest.warns(RuntimeWarning, match="least-norm solution: .* 10 iterations in 2 of 2"):
         linalg.least_norm(A, y, iterations=10)
 
 
