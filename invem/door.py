@@ -131,7 +131,8 @@ class Run:
         """
         newest = self.rounds[-1] if self.rounds else None
         if self._prior is None or self._prior[0] != newest:
-            self._prior = newest, last_prior(self.context)
+            with self.plan.origins.naming():
+                self._prior = newest, last_prior(self.context)
         return self._prior[1]
 
     def prior_at(self, phase: int | str, number: int) -> Prior:
@@ -145,7 +146,8 @@ class Run:
             RecipeError: If the recipe has no such round.
             DataError: If the round is not finished, or fits nothing.
         """
-        return read_prior(self.context, self._round(phase, number))
+        with self.plan.origins.naming():
+            return read_prior(self.context, self._round(phase, number))
 
     def draws(self, phase: int | str, number: int) -> Tensor:
         """Returns the posterior draws that a round learned from, shape (N, *shape).
@@ -270,10 +272,13 @@ class Run:
         if not isinstance(observations, str | Path):
             given = observations if isinstance(observations, Mapping) else {"y": observations}
             tensors = {name: torch.as_tensor(value).cpu() for name, value in given.items()}
-            return new_observations(self.context, tensors)
+            with self.plan.origins.naming():
+                return new_observations(self.context, tensors)
         try:
             path = Path(observations).expanduser()
-            m = new_observations(self.context, read_observations(path, self.plan))
+            read = read_observations(path, self.plan)
+            with self.plan.origins.naming():
+                m = new_observations(self.context, read)
             for line in check_observations(path, self.plan):
                 warnings.warn(f"{observations}: {line}", stacklevel=2)
             return m

@@ -210,7 +210,9 @@ def apply_gain(
     # Entries of y that are noise alone would use up dimensions of the Krylov space.
     flat = (r if m.A.seen is None else r * m.A.seen).flatten(1)
     if here.cheap:
-        u = cg(matvec, flat, 100, tol=1e-4).x
+        solved = cg(matvec, flat, 100, tol=1e-4)
+        solved.warn_unless(1e-4, "posterior by the moments of the prior")
+        u = solved.x
         step = pull(u)
     elif solver == "cg":
         u = cg(matvec, flat, iterations, x0=guess[0] if guess else None).x

@@ -4,8 +4,11 @@ Modules are imported when a command is defined, libraries such as torch when one
 that ``invem --help`` and ``invem ls`` answer at once.
 """
 
-from invem.cli import benchmark, components, recipes, runs
-from invem.cli.app import app, main, plugin
+from invem.cli.interrupt import ending_quietly
+
+with ending_quietly():
+    from invem.cli import benchmark, components, recipes, runs
+    from invem.cli.app import app, main, plugin
 
 __all__ = ["app", "main"]
 

@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from invem.atomic import FULL
+from invem.cli.interrupt import INTERRUPTED
 from invem.cli.output import tell
-from invem.errors import InvemError, RecipeError, ResourceError, out_of_memory
+from invem.errors import InvemError, PluginError, RecipeError, ResourceError, out_of_memory
 
 __all__ = [
     "AsJson",
@@ -92,9 +93,13 @@ def main() -> None:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except InvemError as error:
         # A list of problems has the place of each at the start of its line.
-        kind = "" if isinstance(error, RecipeError) and "\n" in str(error) else "error: "
+        kind = (
+            "" if isinstance(error, RecipeError | PluginError) and "\n" in str(error) else "error: "
+        )
         tell(f"{kind}{error}")
         sys.exit(error.exit_code)
     except (MemoryError, RuntimeError) as error:

@@ -204,11 +204,14 @@ def check_plugins(
         ),
     ],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    large: Annotated[
+        bool, typer.Option("--large", help="Operators on images of 28 and 32 pixels (slow).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the contracts on components and print what was measured; exit code 1 if one fails."""
     found = find_components(names)
-    rows = [row for component in found for row in _checked(component, alone=len(found) == 1)]
+    rows = [row for component in found for row in _checked(component, len(found) == 1, large)]
     if as_json:
         print_data(rows, True)
     elif markdown:
@@ -226,7 +229,7 @@ def check_plugins(
         raise typer.Exit(1)
 
 
-def _checked(component: "Component", alone: bool) -> list[dict[str, Any]]:
+def _checked(component: "Component", alone: bool, large: bool) -> list[dict[str, Any]]:
     """Runs the contracts on one component.
 
     One that cannot be checked is left out with a line to stderr, unless it was asked for alone.
@@ -238,7 +241,7 @@ def _checked(component: "Component", alone: bool) -> list[dict[str, Any]]:
         typer.echo(f"{label}: left out: {component.kind} have no contracts", err=True)
         return []
     try:
-        results = testing.check(component.kind, component.load())
+        results = testing.check(component.kind, component.load(), large=large)
     except MissingExtra as error:
         if alone:
             raise

@@ -11,7 +11,7 @@ from invem.config.catalog import Catalog, Component, one_line
 from invem.config.messages import explain
 from invem.errors import PluginError, RecipeError
 
-__all__ = ["options_of", "parse_options"]
+__all__ = ["component_place", "options_of", "parse_options"]
 
 Fail = Callable[[tuple[str | int, ...], bool, str], None]
 
@@ -57,7 +57,7 @@ def parse_options(
     fields: dict[str, Any] = {}
     for name, parameter in parameters.items():
         annotation = parameter.annotation
-        if (place := _component_place(annotation)) is not None:
+        if (place := component_place(annotation)) is not None:
             annotation = list[Any] if place.is_list else Any
             if name in given:
                 inner |= _inner(catalog, place, name, given[name], fail)
@@ -78,14 +78,14 @@ def parse_options(
     return {name: inner[name] if name in inner else getattr(values, name) for name in parameters}
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where an option takes components: their kind, and whether it takes a list of them."""
 
     kind: str
     is_list: bool
 
 
-def _component_place(annotation: Any) -> _Place | None:
+def component_place(annotation: Any) -> Place | None:
     """Returns the components that an annotation asks for, None if it asks for none."""
     from invem.operator import OperatorLaw
     from invem.schedule import Schedule
@@ -96,10 +96,10 @@ def _component_place(annotation: Any) -> _Place | None:
     if not isinstance(asked, type):
         return None
     kind = next((kinds[base] for base in asked.__mro__ if base in kinds), None)
-    return None if kind is None else _Place(kind, is_list)
+    return None if kind is None else Place(kind, is_list)
 
 
-def _inner(catalog: Catalog, place: _Place, name: str, given: Any, fail: Fail) -> dict[str, Any]:
+def _inner(catalog: Catalog, place: Place, name: str, given: Any, fail: Fail) -> dict[str, Any]:
     """Returns the value of an option that takes components, by the name of the option."""
     if not place.is_list:
         return {name: _component(catalog, place.kind, given, (name,), fail)}
@@ -142,3 +142,5 @@ def _component(
     except (RecipeError, ValueError) as error:
         fail(path, False, str(error))
         return None
+    except Exception as error:
+        raise PluginError(f"{component.label}: {one_line(error)}") from error

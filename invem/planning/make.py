@@ -24,6 +24,7 @@ from invem.planning.requirements import check_requirements
 from invem.planning.resolve import resolved
 from invem.planning.sources import Source, check_observations
 from invem.planning.stages import build_stages
+from invem.planning.tried import try_operator
 from invem.planning.unknowns import check_calibratable, check_unknowns
 from invem.storage.weights import TrainedWeights, shape_of
 
@@ -64,7 +65,12 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     check_stops(recipe, builder, stages, metrics)
 
     def split(name: str) -> Dataset:
-        return Source(data(name), lambda text: recipes.error(loaded, (where,), text))
+        return Source(
+            data(name),
+            lambda text: recipes.error(loaded, (where,), text),
+            builder.origins,
+            signals=where == "data",
+        )
 
     check_unknowns(recipe, builder)
     builder.done()
@@ -74,7 +80,7 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
         facts = _facts(recipe, metrics, train, split)
     assert facts is not None
     options = {kind: builder.values[(kind,)] for kind in ("operator", "noise")}
-    model = MeasurementModel(tuple(facts.shape), operator, noise, options)
+    model = MeasurementModel(tuple(facts.shape), operator, noise, options, builder.origins)
     _check_measuring(model, builder)
     _check_data(recipe, builder, model, train)
     built = network(model.shape)
@@ -102,9 +108,12 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
 
 
 def _check_measuring(model: MeasurementModel, builder: Builder) -> None:
-    """Measures two signals of zeros, so that a broken operator or noise is named at once."""
+    """Measures two signals of zeros and tries the operator on others, so that a broken operator or
+    noise is named at once."""
     rng = Rng.generator("plan")
-    measured(*model.draw(2, rng), torch.zeros(2, *model.shape), rng, builder.origins)
+    operator, noise = model.draw(2, rng)
+    measured(operator, noise, torch.zeros(2, *model.shape), rng, builder.origins)
+    try_operator(operator, 2, builder.origins)
 
 
 def _check_data(

@@ -96,7 +96,7 @@ def drawn_figures(run: ReportData) -> tuple[list[Drawn], list[str]]:
             pictures = _checked(figure.draw(run))
             if pictures:
                 figures.append(Drawn(str(figure.title), str(figure.caption), pictures))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             problems.append(f"{component.name} of {component.distribution}: {reason}")
     return figures, problems

@@ -11,7 +11,7 @@ from invem.diffusion import generate
 from invem.errors import DataError
 from invem.measurement import Measurement
 from invem.metric import Outcome
-from invem.planning.checked import checked_metric, measured
+from invem.planning.checked import measured, metric_value
 from invem.prior import Prior
 from invem.running.context import Context, all_finite
 from invem.running.draws import read_draws
@@ -225,7 +225,7 @@ def _values(run: Context, outcome: Outcome, unless: Set[str] | None = None) -> d
         prepared = run.directory.prepared
         state = prepared.read(str(i)) if prepared.has(str(i)) else {}
         try:
-            value = checked_metric(metric(outcome, state), metric, run.plan.origins).double()
+            value = metric_value(metric, outcome, state, run.plan.origins).double()
         except DataError:
             if unless is not None:
                 raise

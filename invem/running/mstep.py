@@ -8,11 +8,13 @@ from torch import Tensor
 
 from invem.batched import Rng
 from invem.config import Fit
+from invem.config.settings import settings_unchanged
 from invem.denoiser import Denoiser
 from invem.errors import NumericalError
 from invem.gaussian import Gaussian
 from invem.measurement import Example, Measurement
 from invem.objective import ClosedFormObjective, Objective
+from invem.planning.tried import try_network
 from invem.prior import Prior
 from invem.running.context import Context
 from invem.running.draws import keep_pool, read_draws, subset
@@ -110,7 +112,8 @@ def _solve(
             rng = run.rng("fit", at.phase, at.number, items=index.tolist())
             yield training.example(index, run.device), rng
 
-    solved = Prior.of(objective.solve(prior or run.standard(), batches))
+    with settings_unchanged(lambda: run.plan.origins.of(objective)):
+        solved = Prior.of(objective.solve(prior or run.standard(), batches))
     assert solved.exact is not None
     meta = {"provides": sorted(solved.provides), "made of": run.plan.made_of(at.phase)}
     run.directory.fit(at).write(FILE, exact_tensors(solved.exact), meta)
@@ -203,10 +206,13 @@ def _trainer(
         states = before.of_networks(len(made), averaged=fit.start == "ema")
         for network, state in zip(made, states, strict=True):
             network.load_state_dict(state)
+    model = model.to(run.device)
+    for network in made:
+        try_network(network, run.shape, run.device, run.plan.origins)
     trainer = Trainer(
         objective,
         fit,
-        model.to(run.device),
+        model,
         made,
         run.device,
         run.bfloat16,
