@@ -232,6 +232,8 @@ def _values(run: Context, outcome: Outcome, unless: Set[str] | None = None) -> d
             "unit": metric.unit,
             "higher_is_better": metric.higher_is_better if metric.target is None else None,
             "target": metric.target,
+            "below": metric.below,
+            "above": metric.above,
         }
     return values
 
