@@ -85,15 +85,26 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
     """Prints the metrics of a run: a row per evaluation, a column per metric."""
     from rich.table import Table
 
-    labels = list(dict.fromkeys(label for row in rows for label in row["metrics"]))
+    # The evaluation with the most metrics has them in the order of the recipe.
+    longest = max((row["metrics"] for row in rows), key=len, default={})
+    labels = list(dict.fromkeys([*longest, *(label for row in rows for label in row["metrics"])]))
     table = Table("phase", "round")
     for label in labels:
-        unit = next(row["metrics"][label]["unit"] for row in rows if label in row["metrics"])
-        table.add_column(f"{label} ({unit})" if unit else label, justify="right")
+        value = next(row["metrics"][label] for row in rows if label in row["metrics"])
+        table.add_column(_heading(label, value), justify="right")
     for row in rows:
         cells = [_cell(row["metrics"].get(label)) for label in labels]
-        table.add_row(row["name"], "" if row["round"] is None else str(row["round"]), *cells)
+        name = f"{row['name']} ({row['of']})" if row.get("of") else row["name"]
+        table.add_row(name, "" if row["round"] is None else str(row["round"] + 1), *cells)
     print_table(table)
+
+
+def _heading(label: str, value: dict[str, Any]) -> str:
+    """Returns a metric's name with its unit and which way is better, as in "psnr (dB) ↑"."""
+    unit = f" ({value['unit']})" if value.get("unit") else ""
+    target, higher = value.get("target"), value.get("higher_is_better")
+    best = "" if higher is None else " ↑" if higher else " ↓"
+    return f"{label}{unit}{best if target is None else f' → {target:.4g}'}"
 
 
 def _cell(value: dict[str, Any] | None) -> str:

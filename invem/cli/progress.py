@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -82,16 +82,22 @@ def _rate(record: "Record", seconds: float) -> str:
     return f"{_done(record) / max(seconds, 1e-9):.1f} {unit}{loss}"
 
 
+def _where(data: "Mapping[str, Any]") -> str:
+    """The phase and the round, counted from 1, as the report counts them."""
+    number = data.get("round")
+    return f"{data.get('name')}" if number is None else f"{data.get('name')} {number + 1}"
+
+
 def _title(record: "Record") -> str:
     data = record.data
-    where = f"{data['name']} round {data['round']}: " if "round" in data else ""
+    where = f"{_where(data)}: " if "round" in data else ""
     return f"{where}{_WORDS[record.event]}{' ' + data['split'] if 'split' in data else ''}"
 
 
 def _said(record: "Record") -> str:
     """What is said of an event that is no step of a longer work."""
     data = record.data
-    where = f"{data.get('name')} round {data.get('round')}"
+    where = _where(data)
     if record.event == "evaluate":
         return _summary(record)
     if record.event in ("identify", "damaged"):
@@ -110,5 +116,4 @@ def _summary(record: "Record") -> str:
         f" {value['unit']}".rstrip()
         for label, value in data["metrics"].items()
     )
-    where = data["name"] if data["round"] is None else f"{data['name']} round {data['round']}"
-    return f"{where}: {values or 'no metric applies'}"
+    return f"{_where(data)}: {values or 'no metric applies'}"

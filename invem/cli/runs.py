@@ -65,6 +65,7 @@ def _carry_out(run: "Run", as_json: bool, force: bool = False) -> None:
         print_data({**found, "report": str(page)}, True)
     else:
         print_metrics(found["evaluations"])
+        say("\n" + "\n".join(f"{told.text}." for told in report.verdict(report.load(run.path))))
         say(f"\nrun     {run.path}\nreport  {page}")
 
 

@@ -108,6 +108,7 @@ def _begin(run: Context) -> Iterator[Record]:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         facts = {"name": name, "created": created, "environment": environment()}
         about = {"components": plan.components, "data": _data_facts(plan), **facts}
+        about |= {"warnings": plan.warnings} if plan.warnings else {}
         run.directory.begin(yaml.dump(plan.resolved), about)
     if not run.directory.has_json("identifiability"):
         try:
