@@ -208,7 +208,10 @@ def _number_values(axes: "Axes") -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}".replace("-", "−")))
+    # Enough digits that no two of them are the same.
+    largest = max(abs(low), abs(high))
+    digits = min(max(6, math.ceil(math.log10(largest / (high - low))) + 2), 15) if largest else 6
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.{digits}g}".replace("-", "−")))
 
 
 def _name_rounds(axes: "Axes", rounds: Sequence[Round]) -> None:
