@@ -8,16 +8,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import torch
 import yaml
+from annotated_types import Gt, Interval, Len
 from safetensors.torch import save_file
 
 from invem import cli, door, report
 from invem.bench import METRICS
 from invem.cli.output import print_metrics
 from invem.cli.progress import follow
+from invem.cli.runs import StopSignals
+from invem.cli.timing import Work, duration
+from invem.cli.words import type_words
 from invem.config import Catalog
 from invem.errors import RecipeError
 from invem.running.records import Record
@@ -217,3 +222,136 @@ def test_columns_are_in_the_order_of_the_recipe(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.index("data-misfit") < out.index("psnr")
     assert list(report.load(run).metrics()) == ["data-misfit", "psnr"]
+
+
+# 1-14. Progress, lists and help
+
+
+def steps(event, count, *, phase=0, number=0, total=None):
+    where = {"phase": phase, "name": "em", "round": number}
+    key = "step" if event == "loss" else "done"
+    total = total or count
+    for i in range(1, count + 1):
+        loss = {"loss": 0.5} if event == "loss" else {}
+        yield Record(event, {**where, key: i, "total": total, **loss})
+
+
+class Time:
+    """A clock that goes on by one second with each record."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("invem.cli.progress.time.monotonic", lambda: self.now)
+
+    def passing(self, records):
+        for record in records:
+            self.now += 1.0
+            yield record
+
+
+def test_rate_and_time_left_agree(monkeypatch, capsys):
+    clock = Time(monkeypatch)
+    first, second = steps("e-step", 3), steps("loss", 15, total=60)
+    list(follow(clock.passing([*first, *second])))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "M-step" in line]
+    (done, rate, left) = re.search(r"(\d+)/60, ([\d.]+) steps/s.*, (\d+) s left", lines[0]).groups()
+    assert int(left) == round((60 - int(done)) / float(rate)) and float(rate) == 1.0
+    assert lines[0].startswith("em 1: M-step")
+
+
+def test_a_step_that_was_begun_before_is_not_taken_for_a_fast_one(monkeypatch, capsys):
+    clock = Time(monkeypatch)
+    begun = [r for r in steps("loss", 720, total=1000) if r.data["step"] > 700]
+    list(follow(clock.passing(begun)))
+    assert re.findall(r"([\d.]+) steps/s", capsys.readouterr().err) == ["1.0"]
+
+
+def test_the_time_left_of_the_run_counts_the_rounds_to_come(monkeypatch):
+    made = recipe(metrics=["psnr"])
+    made["phases"] = [SMALL["phases"][0], {**SMALL["phases"][1], "rounds": 10}]
+    work = Work(door.plan(made))
+    where = {"phase": 1, "name": "second"}
+    left = []
+    for number in range(10):
+        for event, total in [("e-step", 16), ("loss", 2), ("restore", 8)]:
+            for done in (total // 2, total):
+                data = {**where, "round": number, "done": done, "total": total}
+                left.append(work.left(Record(event, data), done, total, 1.0))
+    assert left[0] is None and all(seconds is not None for seconds in left[1:])
+    # Six halves of a step in each of ten rounds, a second each, of which i are done.
+    for i in range(12, len(left)):
+        assert left[i] == pytest.approx(60 - i - 1, abs=6)
+    assert left[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (42, "42 s"), (200, "3 min 20 s"), (3900, "1 h 05 min"), (float("inf"), "?")],
+)
+def test_times_are_in_words(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_a_stop_is_no_error_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    monkeypatch.setattr(StopSignals, "__call__", lambda self: 130)
+    code, _, err = invem(monkeypatch, capsys, "run", path, "--out", tmp_path / "run")
+    assert code == 130 and "error:" not in err
+    assert err.splitlines()[-1] == f"stopped; go on with: invem resume {tmp_path / 'run'}"
+
+
+@pytest.mark.parametrize("columns", [60, 120, None])
+def test_lists_are_wrapped_between_words(monkeypatch, capsys, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = invem(monkeypatch, capsys, "ls")
+    assert code == 0 and max(map(len, out.splitlines())) <= (columns or 100)
+    words = out.split()
+    for offers in CATALOG.offers.values():
+        for component in (each for parts in offers.values() for each in parts):
+            assert component.summary.split()[-1] in words
+
+
+def test_every_component_has_a_summary_of_its_own():
+    for kind, offers in CATALOG.offers.items():
+        found = [component.summary for parts in offers.values() for component in parts]
+        assert all(found) and len(set(found)) == len(found), kind
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (Annotated[float, Gt(0)], "number above 0"),
+        (Annotated[int, Interval(ge=1, le=255)], "whole number from 1 to 255"),
+        (Annotated[float, Interval(ge=0, lt=1)] | None, "number at least 0 and below 1, or null"),
+        (Annotated[list[Annotated[float, Gt(0)]], Len(2, 2)], "list of 2, each: number above 0"),
+        (list[int], "list, each: whole number"),
+        (Literal["crop", "resize"], "crop or resize"),
+        (bool | str, "true or false, or text"),
+    ],
+)
+def test_types_are_in_words(annotation, words):
+    assert type_words(annotation) == words
+
+
+def test_options_of_every_component_are_in_words(monkeypatch, capsys):
+    for name in ("unet", "mmps", "gaussian", "folder", "chain"):
+        code, out, _ = invem(monkeypatch, capsys, "info", name)
+        assert code == 0 and "typing." not in out and "Annotated" not in out
+    assert "of: list, each: an operator (required)" in out
+
+
+@pytest.mark.parametrize(
+    "words", [["-h"], ["run", "-h"], ["plugin", "-h"], ["plugin", "new", "-h"]]
+)
+def test_help_has_a_short_option(monkeypatch, capsys, words):
+    code, out, _ = invem(monkeypatch, capsys, *words)
+    assert code == 0 and "Usage" in out
+
+
+def test_evaluations_keep_the_order_of_the_recipe(tmp_path):
+    order = ["ssim", "psnr", "data-misfit", "calibration"]
+    run = door.run(recipe(metrics=order), out=tmp_path / "run")
+    assert list(run.metrics[-1]["metrics"]) == order

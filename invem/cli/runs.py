@@ -59,7 +59,7 @@ def _carry_out(run: "Run", as_json: bool, force: bool = False) -> None:
     from invem import report
     from invem.cli.progress import follow
 
-    run.resume(force=force, follow=follow, stop=StopSignals())
+    run.resume(force=force, follow=lambda records: follow(records, run.plan), stop=StopSignals())
     page, found = report.write(run.path), run.results
     if as_json:
         print_data({**found, "report": str(page)}, True)
