@@ -69,6 +69,11 @@ class _Step:
         """Notes that other work was done, whose time is not that of the next step."""
         self.at = time.monotonic()
 
+    def awaited(self, record: "Record") -> str:
+        """The step that is waited for after the last record of one."""
+        found = None if self._work is None else self._work.following(record)
+        return f"{_where(found)}: {_WORDS[found['event']]}" if found else "next step"
+
     @property
     def left(self) -> float | None:
         """The seconds that the rest of the step takes at its rate."""
@@ -90,9 +95,12 @@ class _Left(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Returns the words."""
         step, gone = self._step, time.monotonic() - self._step.at
-        if step.left is None:
-            return Text(f"since {duration(task.elapsed or 0.0)}")
         whole = "" if step.whole is None else f", run {duration(step.whole - gone)}"
+        if task.total is None:
+            since = f"since {duration(task.elapsed or 0.0)}"
+            return Text(f"{since}{whole.replace(', run', ', left of the run:')}")
+        if step.left is None:
+            return Text("")
         return Text(f"left: step {duration(step.left - gone)}{whole}")
 
 
@@ -118,6 +126,9 @@ def follow(records: "Iterable[Record]", plan: "Plan | None" = None) -> "Iterator
                     bar.remove_task(task)
                     task = bar.add_task(escaped(step.title), total=step.total, rate="")
                 bar.update(task, completed=step.done, rate=step.words())
+                if step.done == step.total:
+                    bar.remove_task(task)
+                    task = bar.add_task(escaped(step.awaited(record)), total=None, rate="")
             else:
                 if text := _said(record):
                     bar.console.print(escaped(text), markup=False, emoji=False)

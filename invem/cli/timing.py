@@ -1,7 +1,8 @@
 """How long a run will take: its work in passes through the network, and the seconds these took."""
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from invem.planning.plan import Plan, Stage
@@ -48,6 +49,7 @@ class Work:
             for step in _round(plan, stage, p, r)
             if step.passes
         ]
+        self._names = [stage.phase.name for stage in plan.stages]
         self._begun: dict[int, float] = {}
         self._spent: dict[str, float] = {}
         self._passes: dict[str, float] = {}
@@ -61,9 +63,7 @@ class Work:
             total: Of how much.
             seconds: The time since the record before.
         """
-        data = record.data
-        key = (data.get("phase"), data.get("round"), record.event)
-        index = next((i for i, s in enumerate(self._steps) if s[:3] == key), None)
+        index = self._index(record)
         if index is None or not total:
             return None
         part, passes = done / total, self._steps[index].passes
@@ -81,6 +81,19 @@ class Work:
             rest[step.event] = rest.get(step.event, 0.0) + step.passes
         overall = sum(self._spent.values()) / max(sum(self._passes.values()), 1e-9)
         return sum(n * self._seconds_of_one(event, overall) for event, n in rest.items())
+
+    def following(self, record: "Record") -> Mapping[str, Any] | None:
+        """Returns name, round and event of the step after that of a record; None if unknown."""
+        index = self._index(record)
+        if index is None or index + 1 >= len(self._steps):
+            return None
+        step = self._steps[index + 1]
+        return {"name": self._names[step.phase], "round": step.round, "event": step.event}
+
+    def _index(self, record: "Record") -> int | None:
+        data = record.data
+        key = (data.get("phase"), data.get("round"), record.event)
+        return next((i for i, s in enumerate(self._steps) if s[:3] == key), None)
 
     def _seconds_of_one(self, event: str, overall: float) -> float:
         """The seconds of one pass of a kind of step, of any kind before the first of that kind."""
