@@ -1,6 +1,6 @@
 """Faults of what people are shown: metrics by default, reports, progress, tables, errors."""
 
-import io
+import base64
 import json
 import os
 import re
@@ -16,6 +16,7 @@ import yaml
 from annotated_types import Gt, Interval, Len
 from safetensors.torch import save_file
 
+from invem import bench as benches
 from invem import cli, door, report
 from invem.bench import METRICS
 from invem.cli.output import print_metrics
@@ -355,3 +356,131 @@ def test_evaluations_keep_the_order_of_the_recipe(tmp_path):
     order = ["ssim", "psnr", "data-misfit", "calibration"]
     run = door.run(recipe(metrics=order), out=tmp_path / "run")
     assert list(run.metrics[-1]["metrics"]) == order
+
+
+# Part 3, D3. Characters that disturb a terminal or a page
+
+EVIL = "\x1b]0;owned\x07\x9b31m\u202e\u2066\x7f\u200f[/nope]<i>"
+DISTURBING = set("\x1b\x07\x9b\u202e\u2066\x7f\u200f")
+
+
+def hostile(folder):
+    """A run directory whose every text is hostile."""
+    metric = value(1.5, 0.1, EVIL, target=1.0, above=EVIL, below=EVIL)
+    run = evaluated(folder, {EVIL: metric}, observations={EVIL: metric}, warnings=[EVIL])
+    about = {
+        "name": EVIL,
+        "created": EVIL,
+        "recipe": f"phases: []\n{EVIL}: 1\n",
+        "environment": {EVIL: EVIL},
+        "components": [dict.fromkeys(("kind", "name", "distribution", "version"), EVIL)],
+        "warnings": [EVIL],
+    }
+    (run / "run.json").write_text(json.dumps(about))
+    lines = [{"phase": 0, "name": EVIL, "round": 0, "metrics": {EVIL: metric}}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    where = {"name": EVIL, "round": 0, "phase": 0}
+    log = [
+        {"event": "stop", "reason": EVIL, **where},
+        {"event": "damaged", "warning": EVIL, **where},
+        {"event": "calibrate", "values": {EVIL: 1.0}, **where},
+        {"event": "loss", "loss": 1.0, "step": 1, **where},
+        {"event": "fit", "seconds": 1.0, **where},
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    told = {"lines": [EVIL], "warning": EVIL}
+    (run / "identifiability.json").write_text(json.dumps(told))
+    return run
+
+
+def test_nothing_in_a_report_turns_or_hides_its_text(tmp_path):
+    text = report.write(hostile(tmp_path / "run")).read_text("utf-8")
+    assert not DISTURBING & set(text) and r"\u202e" in text and "<i>" not in text
+    charts = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", text)
+    assert charts
+    for chart in charts:
+        assert not DISTURBING & set(base64.b64decode(chart).decode("utf-8"))
+
+
+def test_nothing_in_a_page_of_a_benchmark_turns_or_hides_its_text():
+    row = {
+        "setting": EVIL,
+        "error": EVIL,
+        "failures": 0,
+        "metrics": {},
+        "options": {EVIL: EVIL},
+        "tuning": None,
+        "coverage": None,
+    }
+    document = {
+        "problem": {
+            "name": EVIL,
+            "exact": False,
+            "truth": EVIL,
+            "range": [0, 1],
+            "definition": EVIL,
+        },
+        "seeds": [0],
+        "observations": 1,
+        "draws": 1,
+        "budget": None,
+        "tune": 0,
+        "floor": None,
+        "left_out": [EVIL],
+        "environment": {EVIL: EVIL},
+        "rows": [row],
+    }
+    text = benches.render_page(document, {})
+    assert not DISTURBING & set(text) and r"\u202e" in text
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_no_hostile_text_of_a_recipe_or_a_plugin_reaches_the_terminal(
+    tmp_path, monkeypatch, capsys, as_json
+):
+    made = {**recipe(metrics=[]), "data": {"name": "folder", "root": f"/nowhere/{EVIL}"}}
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(made))
+    plugin = f"""
+from invem import hookimpl
+def evil(*, {"a"}: str = {EVIL!r}):
+    {("Evil " + EVIL)!r}
+evil.__doc__ = {("Evil " + EVIL)!r}
+@hookimpl
+def invem_schedules():
+    return {{"evil": evil, {EVIL!r}: evil}}
+"""
+    (tmp_path / "evil.py").write_text(plugin)
+    monkeypatch.setenv("INVEM_PLUGINS_DIR", str(tmp_path))
+    told = ""
+    for words in (
+        ["show", path],
+        ["plan", path],
+        ["ls"],
+        ["info", "evil"],
+        ["info", EVIL],
+        ["plugin", "list"],
+        ["eval", tmp_path / EVIL.replace("/", "")],
+        ["report", tmp_path / EVIL.replace("/", "")],
+        ["bench", EVIL],
+    ):
+        if as_json and words[0] == "bench":
+            continue
+        code, out, err = invem(monkeypatch, capsys, *words, *as_json)
+        assert "Traceback" not in err, words
+        if as_json and not code:
+            json.loads(out)
+        elif words[0] == "show":
+            assert yaml.safe_load(out)["data"]["root"].endswith(EVIL)
+        assert not DISTURBING & set(out + err), words
+        told += out + err
+    assert r"\u202e" in told
+
+
+def test_hostile_metrics_do_not_reach_the_terminal(capsys):
+    metric = value(1.5, 0.1, EVIL, target=1.0)
+    print_metrics([{"name": EVIL, "round": 0, "of": EVIL, "metrics": {EVIL: metric}}])
+    found = Record("evaluate", {"name": EVIL, "round": 0, "metrics": {EVIL: metric}})
+    assert len(list(follow([found]))) == 1
+    out, err = capsys.readouterr()
+    assert not DISTURBING & set(out + err) and "[/nope]" in err

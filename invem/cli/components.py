@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from invem.cli.app import AsJson
-from invem.cli.output import escaped, print_data, print_table, print_warnings, say
+from invem.cli.output import escaped, print_data, print_table, print_warnings, say, tell
 from invem.errors import MissingExtra, PluginError, RecipeError, suggest
 from invem.hookspecs import HOOKS
 
@@ -257,14 +257,14 @@ def _checked(component: "Component", alone: bool) -> list[dict[str, Any]]:
 
     label = f"{component.kind}/{component.name}"
     if component.kind not in testing.KINDS and not alone:
-        typer.echo(f"{label}: left out: {component.kind} have no contracts", err=True)
+        tell(f"{label}: left out: {component.kind} have no contracts")
         return []
     try:
         results = testing.check(component.kind, component.load())
     except MissingExtra as error:
         if alone:
             raise
-        typer.echo(f"{label}: left out: {error}", err=True)
+        tell(f"{label}: left out: {error}")
         return []
     origin = {"kind": component.kind, "name": component.name}
     return [{**origin, **result._asdict()} for result in results]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invem.errors import RecipeError
+from invem.errors import RecipeError, escaped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,14 +24,6 @@ __all__ = [
 ]
 
 _WIDTH = 160  # columns of a table that does not go to a terminal
-
-
-def escaped(text: object) -> str:
-    """Returns a text in which whatever would disturb a terminal is written out, such as ``\\x1b``.
-
-    Names, paths and messages of plugins come from elsewhere. Line ends and tabs are kept.
-    """
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(text))
 
 
 def say(text: object) -> None:
@@ -52,11 +44,13 @@ def tell(text: object) -> None:
 def print_data(value: Any, as_json: bool) -> None:
     """Prints plain data as JSON, or as YAML."""
     if as_json:
-        print(json.dumps(value, indent=1, allow_nan=False))
+        # JSON writes out every character but this one.
+        print(json.dumps(value, indent=1, allow_nan=False).replace("\x7f", "\\u007f"))
     else:
         from invem.config import yaml
 
-        print(yaml.dump(value), end="")
+        text = yaml.dump(value)
+        print(text if escaped(text) == text else yaml.dump(value, ascii_only=True), end="")
 
 
 def print_warnings(lines: Iterable[str]) -> None:

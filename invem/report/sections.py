@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from invem.errors import escaped
 from invem.report.data import ReportData
 from invem.report.figures import Drawn, drawn_figures
 from invem.report.images import Column, columns, png, sample_sheet
@@ -54,11 +55,17 @@ class _Row(NamedTuple):
     cells: Sequence[str]
 
 
+def _visible(value: Any) -> Any:
+    """Escapes what would disturb the page; markup of the template itself is left as it is."""
+    return escaped(value) if type(value) is str else value
+
+
 def render(run: ReportData) -> str:
     """Returns the report of a run as one HTML page that loads nothing."""
     environment = Environment(
         loader=PackageLoader("invem.report"),
         autoescape=True,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
