@@ -1,13 +1,12 @@
 """Faults of what people are shown: metrics by default, reports, progress, tables, errors."""
 
 import base64
+import io
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -484,3 +483,65 @@ def test_hostile_metrics_do_not_reach_the_terminal(capsys):
     assert len(list(follow([found]))) == 1
     out, err = capsys.readouterr()
     assert not DISTURBING & set(out + err) and "[/nope]" in err
+
+
+# Part 3, D12. Output that cannot be written
+
+
+def call(*words, **streams):
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | streams
+    command = [sys.executable, "-m", "invem", *map(str, words)]
+    return subprocess.run(command, check=False, timeout=120, **streams).returncode
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def isatty(self):
+        return True
+
+    def write(self, text=""):
+        raise OSError(5, "Input/output error")
+
+    flush = fileno = write
+
+
+def test_a_terminal_that_is_gone_ends_no_run(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe(metrics=["psnr"])))
+    monkeypatch.setattr(sys, "stderr", Gone())
+    code, out, _ = invem(monkeypatch, capsys, "run", path, "--out", tmp_path / "run")
+    assert code == 0 and str(tmp_path / "run" / "report.html") in " ".join(out.split())
+
+
+def test_a_mistake_keeps_its_code_where_stderr_is_full():
+    with open("/dev/full", "w") as full:
+        assert call("eval", "--bogus", stderr=full) == 2
+
+
+def test_marks_that_turn_text_do_not_reach_stderr_from_the_command_line(monkeypatch, capsys):
+    code, _, err = invem(monkeypatch, capsys, "run", "--no\u202e\u2066\x1b[2J")
+    assert code == 2 and not {"\u202e", "\u2066"} & set(err) and r"\u202e" in err
+
+
+def test_a_reader_who_has_enough_is_no_error():
+    command = [sys.executable, "-m", "invem", "ls", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", ["run", "plan", "ls", "info", "show", "eval", "report", "bench"]
+)
+def test_a_full_stdout_is_code_6_for_every_command(tmp_path, command):
+    path, run = tmp_path / "r.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(recipe(metrics=["psnr"])))
+    words = {"run": [path, "--out", run], "ls": [], "info": ["mmps"]}
+    words |= {"plan": [path], "show": [path], "eval": [run], "report": [run]}
+    words["bench"] = [run, "--samplers", "mmps", "--seeds", 1, "--draws", 2]
+    if command in ("eval", "report", "bench"):
+        door.run(path, out=run)
+    with open("/dev/full", "w") as full:
+        assert call(command, *words[command], stdout=full) == 6

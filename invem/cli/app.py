@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from invem.atomic import FULL
-from invem.cli.output import tell
+from invem.cli.output import Forgiving, tell
 from invem.errors import InvemError, RecipeError, ResourceError, Stopped, out_of_memory
 
 __all__ = [
@@ -90,6 +90,16 @@ def _root(
 
 def main() -> None:
     """Runs the command line. An expected error becomes one line and its exit code."""
+    before = sys.stderr
+    try:
+        if before is not None:
+            sys.stderr = Forgiving(before)
+        _main()
+    finally:
+        sys.stderr = before
+
+
+def _main() -> None:
     try:
         try:
             app()

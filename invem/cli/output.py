@@ -1,11 +1,14 @@
 """What commands print: plain data, tables, warnings; and the checks of paths that they write to."""
 
 import contextlib
+import io
 import json
+import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from invem.errors import RecipeError, escaped
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "Forgiving",
     "escaped",
     "make_parent",
     "print_data",
@@ -23,12 +27,61 @@ __all__ = [
     "tell",
 ]
 
+_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _WIDTH = 160  # columns of a table that does not go to a terminal
+
+
+class Forgiving(io.TextIOBase):
+    """A stderr that may be full, or whose terminal may be gone: what cannot be written is dropped.
+
+    Progress is no reason to end a run. Marks that turn the direction of text are written out; the
+    colours of progress are kept.
+
+    Args:
+        stream: The stream that is written to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        """Writes what can be written; returns the length of the text."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(_TURNING.sub(lambda found: escaped(found[0]), text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes what can be flushed."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """The number of the file."""
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the stream."""
+        return self._stream.encoding
+
+
+@contextlib.contextmanager
+def _while_read() -> Iterator[None]:
+    """Ends the process, without an error, once nobody reads stdout any more, as after `| head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        os._exit(0)
 
 
 def say(text: object) -> None:
     """Prints a result to stdout, escaped."""
-    print(escaped(text))
+    with _while_read():
+        print(escaped(text))
 
 
 def tell(text: object) -> None:
@@ -45,12 +98,14 @@ def print_data(value: Any, as_json: bool) -> None:
     """Prints plain data as JSON, or as YAML."""
     if as_json:
         # JSON writes out every character but this one.
-        print(json.dumps(value, indent=1, allow_nan=False).replace("\x7f", "\\u007f"))
+        text = json.dumps(value, indent=1, allow_nan=False).replace("\x7f", "\\u007f") + "\n"
     else:
         from invem.config import yaml
 
         text = yaml.dump(value)
-        print(text if escaped(text) == text else yaml.dump(value, ascii_only=True), end="")
+        text = text if escaped(text) == text else yaml.dump(value, ascii_only=True)
+    with _while_read():
+        print(text, end="")
 
 
 def print_warnings(lines: Iterable[str]) -> None:
@@ -72,7 +127,8 @@ def print_table(table: "Table", width: int = _WIDTH) -> None:
 
     console = Console()
     width = console.width if console.is_terminal else width
-    Plain(width=width, markup=False, emoji=False).print(table)
+    with _while_read():
+        Plain(width=width, markup=False, emoji=False).print(table)
 
 
 def print_metrics(rows: list[dict[str, Any]]) -> None:
@@ -80,7 +136,7 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     # The evaluation with the most metrics has them in the order of the recipe.
-    longest = max((row["metrics"] for row in rows), key=len, default={})
+    longest: dict[str, Any] = max((row["metrics"] for row in rows), key=len, default={})
     labels = list(dict.fromkeys([*longest, *(label for row in rows for label in row["metrics"])]))
     table = Table("phase", "round")
     for label in labels:

@@ -130,10 +130,10 @@ def _rounds(run: ReportData) -> Iterator[Sentence]:
         elif best is last and _still_improves(name, rounds):
             before = rounds[-2].metrics[name]
             better.append(f"{name} {value_text(before)} → {value_text(now)}{unit}")
-    for round_, told in worse.items():
+    for round_, lines in worse.items():
         where = f'run.prior_at("{round_.phase}", {round_.number or 0})'
         yield Sentence(
-            f"Worse in {last.round.label} than in {round_.label}: {', '.join(told)}: fewer rounds,"
+            f"Worse in {last.round.label} than in {round_.label}: {', '.join(lines)}: fewer rounds,"
             f" or take the prior of that round ({where} in Python)",
             "bad",
         )
