@@ -94,7 +94,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -116,7 +116,7 @@ def append_json(path: Path, value: Any) -> None:
     try:
         with path.open("ab+") as file:
             torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-            file.write(b"\n" * bool(torn) + json.dumps(value, sort_keys=True).encode() + b"\n")
+            file.write(b"\n" * bool(torn) + json.dumps(value).encode() + b"\n")
     except OSError as error:
         full = error.errno in FULL
         raise (ResourceError if full else DataError)(

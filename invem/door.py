@@ -24,9 +24,8 @@ from invem.config import Catalog, Changes, Recipe, RecipeLike, load_any
 from invem.errors import DataError, RecipeError
 from invem.files import check_observations, read_observations
 from invem.measurement import Measurement
-from invem.planning.make import make
+from invem.planning.make import make, written_out
 from invem.planning.plan import Facts, Plan
-from invem.planning.resolve import resolve
 from invem.prior import Prior
 from invem.priorfile import copy_prior
 from invem.running.context import Context
@@ -373,7 +372,8 @@ def run(
     directory = RunDirectory(path)
     if directory.begun:
         found = open(path, device=loaded.recipe.compute.device, catalog=catalog)
-        if _but_the_device(found.resolved) != _but_the_device(resolve(loaded, catalog)):
+        asked = written_out(loaded, catalog, found.plan.facts)
+        if _but_the_device(found.resolved) != _but_the_device(asked):
             raise RecipeError(f"{path}: it holds a run of another recipe; choose another `out`")
     elif directory.is_free:
         found = Run(make(loaded, catalog), path)

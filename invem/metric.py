@@ -73,11 +73,18 @@ class Metric(ABC):
             "image" if the signals must be images, "var" if the noise must be Gaussian and not zero,
             "several draws" if one draw per observation is not enough.
         unit: The unit in tables, such as "dB".
-        higher_is_better: Whether larger values are better, if there is no `target`.
+        higher_is_better: Whether larger values are better, if there is no `target`; None if
+            neither direction is.
+        default: Whether it is computed where a recipe names no metrics and has what it needs.
+        below, above: What a value well below or above `target` says, as part of a sentence in the
+            report; empty if nothing more than the number.
     """
 
     unit: ClassVar[str] = ""
-    higher_is_better: ClassVar[bool] = False
+    higher_is_better: ClassVar[bool | None] = False
+    default: ClassVar[bool] = False
+    below: ClassVar[str] = ""
+    above: ClassVar[str] = ""
 
     @property
     @abstractmethod

@@ -569,10 +569,11 @@ def test_a_damaged_description_is_named(whole, tmp_path):
     assert "run.json: damaged" in invem("resume", out, code=4).stderr
 
 
-def test_a_run_without_metrics_still_restores_and_samples(tmp_path):
+def test_a_run_without_metrics_evaluates_nothing_and_still_samples(tmp_path):
     invem("run", BLUR, "--smoke", "evaluate.metrics=[]", "--out", tmp_path / "run")
-    assert (tmp_path / "run" / "1-000-evaluation" / "restorations.safetensors").exists()
-    assert (tmp_path / "run" / "1-000-evaluation" / "samples.safetensors").exists()
+    assert not (tmp_path / "run" / "1-000-evaluation").exists()
+    invem("sample", tmp_path / "run", "--n", "2")
+    assert (tmp_path / "run" / "samples-0.safetensors").exists()
 
 
 def test_a_large_seed_is_a_seed(tmp_path):

@@ -274,7 +274,7 @@ def test_a_metric_with_a_target_is_better_nearer_to_it_and_has_no_direction(tmp_
         lines.append(json.dumps(line) + "\n")
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     text, _ = read(tmp_path)
-    assert "coverage, target 0.9" in text and "coverage ↓" not in text and "better" in text
+    assert "coverage → 0.9" in text and "coverage ↓" not in text and "better" in text
     (tmp_path / "metrics.jsonl").write_text("".join(lines).replace("1.2", "1.4"))
     assert "worse" in read(tmp_path)[0]
 

@@ -13,8 +13,15 @@ import typer
 
 from invem.atomic import FULL
 from invem.cli.interrupt import INTERRUPTED
-from invem.cli.output import tell
-from invem.errors import InvemError, PluginError, RecipeError, ResourceError, out_of_memory
+from invem.cli.output import Forgiving, tell
+from invem.errors import (
+    InvemError,
+    PluginError,
+    RecipeError,
+    ResourceError,
+    Stopped,
+    out_of_memory,
+)
 
 __all__ = [
     "AsJson",
@@ -28,16 +35,20 @@ __all__ = [
     "plugin",
 ]
 
+_HELP = {"help_option_names": ["--help", "-h"]}
+
 app = typer.Typer(
     help="Learn a clean diffusion prior from corrupted observations, and restore with it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=_HELP,
 )
 
 plugin = typer.Typer(
     help="Plugins: what is installed, a new one, and whether one keeps the contracts.",
     no_args_is_help=True,
+    context_settings=_HELP,
 )
 app.add_typer(plugin, name="plugin")
 
@@ -87,6 +98,16 @@ def _root(
 
 def main() -> None:
     """Runs the command line. An expected error becomes one line and its exit code."""
+    before = sys.stderr
+    try:
+        if before is not None:
+            sys.stderr = Forgiving(before)
+        _main()
+    finally:
+        sys.stderr = before
+
+
+def _main() -> None:
     try:
         try:
             app()
@@ -97,9 +118,8 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except InvemError as error:
         # A list of problems has the place of each at the start of its line.
-        kind = (
-            "" if isinstance(error, RecipeError | PluginError) and "\n" in str(error) else "error: "
-        )
+        several = isinstance(error, RecipeError | PluginError) and "\n" in str(error)
+        kind = "" if several or isinstance(error, Stopped) else "error: "
         tell(f"{kind}{error}")
         sys.exit(error.exit_code)
     except (MemoryError, RuntimeError) as error:

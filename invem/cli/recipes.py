@@ -70,7 +70,7 @@ def show(
 ) -> None:
     """Print a recipe with every default written out."""
     from invem.config import load_any
-    from invem.planning.resolve import resolve
+    from invem.planning.make import written_out
 
     loaded = load_any(recipe, overrides or (), smoke)
-    print_data(resolve(loaded, installed()), as_json)
+    print_data(written_out(loaded, installed()), as_json)

@@ -60,12 +60,13 @@ def _carry_out(run: "Run", as_json: bool, force: bool = False) -> None:
     from invem import report
     from invem.cli.progress import follow
 
-    run.resume(force=force, follow=follow, stop=StopSignals())
+    run.resume(force=force, follow=lambda records: follow(records, run.plan), stop=StopSignals())
     page, found = report.write(run.path), run.results
     if as_json:
         print_data({**found, "report": str(page)}, True)
     else:
         print_metrics(found["evaluations"])
+        say("\n" + "\n".join(f"{told.text}." for told in report.verdict(report.load(run.path))))
         say(f"\nrun     {run.path}\nreport  {page}")
 
 

@@ -251,7 +251,13 @@ class Phase(Model):
 class Evaluate(Model):
     """What is measured after a round."""
 
-    metrics: list[Part] = Field(default=[], description="The metrics.")
+    metrics: list[Part] | None = Field(
+        default=None,
+        description=(
+            "The metrics; null is those of the defaults that fit the recipe, and with an empty"
+            " list nothing is evaluated."
+        ),
+    )
     samples: int = Field(default=256, ge=0, description="Unconditional samples.")
     observations: int = Field(default=128, ge=0, description="Held-out observations.")
     draws: int = Field(

@@ -11,7 +11,14 @@ from invem.planning.build import Builder, defaults, listing
 from invem.planning.plan import Stage
 from invem.sampler import PosteriorSampler
 
-__all__ = ["Provided", "check_metrics", "check_stages", "fitting_samplers", "prior_abilities"]
+__all__ = [
+    "Provided",
+    "check_metrics",
+    "check_stages",
+    "fitting_metrics",
+    "fitting_samplers",
+    "prior_abilities",
+]
 
 _CLOSED = frozenset({"moments", "closed form"})
 _TRAINED = frozenset({"moments"})
@@ -205,6 +212,28 @@ def check_metrics(
     provided: Provided,
 ) -> None:
     """Refuses metrics that need what no evaluation of the recipe has."""
+    have = _evaluated(recipe, stages, provided)
+    for i, (name, metric) in enumerate(metrics.items()):
+        if lacks := metric.needs - have:
+            silent = "density" not in provided.measurement and "var" in lacks
+            why = " (the noise is 0)" if silent else ""
+            advice = "; ".join(dict.fromkeys(_advice(lacks, otherwise=[])))
+            text = f"{name} needs {meaning(lacks)}, which this recipe does not have{why}"
+            text = f"{text}: {advice}" if advice else text
+            builder.fail(("evaluate", "metrics", i), text)
+
+
+def fitting_metrics(
+    recipe: Recipe, builder: Builder, stages: list[Stage], provided: Provided
+) -> dict[str, Metric]:
+    """Returns the metrics that declare themselves a default and need no more than there is."""
+    have = _evaluated(recipe, stages, provided)
+    offered = defaults(builder.catalog, "metrics")
+    return {name: metric for name, metric in offered if metric.default and metric.needs <= have}
+
+
+def _evaluated(recipe: Recipe, stages: list[Stage], provided: Provided) -> set[str]:
+    """Returns what the metrics of a recipe can be given."""
     options, have = recipe.evaluate, {"measurement"} | (provided.measurement - {"vjp"})
     if "density" not in provided.measurement:
         have.discard("var")
@@ -224,11 +253,4 @@ def check_metrics(
         have |= {"draws"} if options.observations else set()
         have |= {"several draws"} if options.observations and options.draws > 1 else set()
         have |= {"resimulated"} if options.samples > 1 else set()
-    for i, (name, metric) in enumerate(metrics.items()):
-        if lacks := metric.needs - have:
-            silent = "density" not in provided.measurement and "var" in lacks
-            why = " (the noise is 0)" if silent else ""
-            advice = "; ".join(dict.fromkeys(_advice(lacks, otherwise=[])))
-            text = f"{name} needs {meaning(lacks)}, which this recipe does not have{why}"
-            text = f"{text}: {advice}" if advice else text
-            builder.fail(("evaluate", "metrics", i), text)
+    return have

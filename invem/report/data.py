@@ -54,6 +54,7 @@ class MetricValue(NamedTuple):
         unit: The unit, such as "dB"; empty for a pure number.
         higher_is_better: Which direction is better; None where the files do not say.
         target: The value of a perfect outcome, where a value may miss it on both sides.
+        below, above: What a value below or above the target says; empty where the files do not.
     """
 
     value: float
@@ -61,20 +62,21 @@ class MetricValue(NamedTuple):
     unit: str
     higher_is_better: bool | None
     target: float | None
+    below: str = ""
+    above: str = ""
 
     @property
     def direction(self) -> str:
-        """The better direction as an arrow, or the target in words; empty where neither is
-        known."""
+        """The better direction as an arrow, with the target if there is one; empty where neither
+        is known."""
         if self.target is not None:
-            return f"target {self.target:.4g}"
+            return f"→ {self.target:.4g}"
         return {True: "↑", False: "↓", None: ""}[self.higher_is_better]
 
     def heading(self, name: str) -> str:
-        """The name with unit and direction, as in "psnr (dB) ↑" or "coverage, target 0.9"."""
+        """The name with unit and direction, as in "psnr (dB) ↑" or "coverage → 0.9"."""
         unit = f" ({self.unit})" if self.unit else ""
-        separator = ", " if self.target is not None else " "
-        return f"{name}{unit}{separator}{self.direction}".strip()
+        return f"{name}{unit} {self.direction}".strip()
 
     def improves_on(self, other: "MetricValue") -> bool | None:
         """Whether this value is better than another one; None where that cannot be said."""
@@ -145,9 +147,10 @@ class RoundEvent(NamedTuple):
 
     Attributes:
         round: The round.
-        event: "e-step", "calibrate" or "stop".
-        values: "residual" of an E-step; the calibrated options by name; empty for "stop".
-        reason: Why a phase stopped; empty elsewhere.
+        event: "e-step", "calibrate", "stop" or "damaged".
+        values: "residual" of an E-step; the calibrated options by name; empty elsewhere.
+        reason: Why a phase stopped, what was damaged, or what is wrong with a calibration; empty
+            elsewhere.
     """
 
     round: Round
@@ -162,10 +165,12 @@ class Identifiability(NamedTuple):
     Attributes:
         lines: One sentence each.
         warning: What the observations cannot determine; empty if nothing.
+        observations: How many there are to learn from; 0 where the file does not say.
     """
 
     lines: Sequence[str]
     warning: str
+    observations: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,6 +195,9 @@ class ReportData:
         identifiability: What the observations determine about the distribution.
         log: Every entry of the log, in order.
         damaged: Files, or lines of files, that could not be read.
+        baseline: What `observations` was computed from, in words: themselves, or signals made of
+            them.
+        warnings: What the plan of the run warned of.
     """
 
     path: Path
@@ -209,10 +217,14 @@ class ReportData:
     identifiability: Identifiability | None
     log: Sequence[Mapping[str, Any]]
     damaged: Sequence[str]
+    baseline: str = "observations"
+    warnings: Sequence[str] = ()
 
     def metrics(self) -> dict[str, MetricValue]:
-        """Every metric once, in order of appearance, with its newest value."""
+        """Every metric once, in the order of the recipe, with its newest value."""
         newest = dict(self.observations)
         for evaluation in self.evaluations:
             newest.update(evaluation.metrics)
-        return newest
+        # The evaluation with the most metrics has the order; others lack some.
+        longest = max([self.observations, *(e.metrics for e in self.evaluations)], key=len)
+        return {name: newest[name] for name in [*longest, *(n for n in newest if n not in longest)]}

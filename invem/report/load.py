@@ -51,9 +51,10 @@ def load(run: Path) -> ReportData:
         (path for path in run.iterdir() if _EVALUATION.fullmatch(path.name)),
         key=lambda path: _numbers(path.name),
     )
-    observations, evaluations = _evaluations(run, folders, damaged)
+    observations, baseline, evaluations = _evaluations(run, folders, damaged)
     log = _json_lines(run / "log.jsonl", damaged)
     recipe, created = about.get("recipe"), about.get("created")
+    warnings = about.get("warnings")
     environment, components = about.get("environment"), about.get("components")
     return ReportData(
         path=run,
@@ -66,6 +67,8 @@ def load(run: Path) -> ReportData:
         if isinstance(components, list)
         else [],
         observations=observations,
+        baseline=baseline,
+        warnings=[str(text) for text in warnings] if isinstance(warnings, list) else [],
         evaluations=evaluations,
         restorations=_restorations(run, folders, evaluations, damaged),
         samples=_samples(run, folders, evaluations, damaged),
@@ -148,16 +151,20 @@ def _round(entry: Mapping[str, Any]) -> Round:
 
 def _evaluations(
     run: Path, folders: Sequence[Path], damaged: list[str]
-) -> tuple[dict[str, MetricValue], list[Evaluation]]:
-    """The metrics of the observations themselves, and the evaluated rounds in order."""
+) -> tuple[dict[str, MetricValue], str, list[Evaluation]]:
+    """The metrics of the observations themselves, what they were computed from, and the evaluated
+    rounds in order."""
     lines = _json_lines(run / "metrics.jsonl", damaged)
     if not lines:
         for folder in folders:
             lines += _json_lines(folder / "metrics.json", damaged, whole=True)
     # A resumed run may have evaluated a round twice. The newer line replaces the older one.
     found: dict[tuple[int | None, Round], dict[str, MetricValue]] = {}
+    baseline = "observations"
     for line in lines:
         found[_int(line.get("phase")), _round(line)] = _metrics(line.get("metrics"))
+        if line.get("of"):
+            baseline = f"observations ({line['of']})"
     observations: dict[str, MetricValue] = {}
     evaluations = []
     for (phase, round_), metrics in found.items():
@@ -165,7 +172,7 @@ def _evaluations(
             observations.update(metrics)
         else:
             evaluations.append(Evaluation(phase, round_, metrics))
-    return observations, evaluations
+    return observations, baseline, evaluations
 
 
 def _metrics(stored: object) -> dict[str, MetricValue]:
@@ -179,6 +186,8 @@ def _metrics(stored: object) -> dict[str, MetricValue]:
             str(entry.get("unit") or ""),
             higher if isinstance(higher, bool) else None,
             _finite(entry.get("target")),
+            str(entry.get("below") or ""),
+            str(entry.get("above") or ""),
         )
     return metrics
 
@@ -326,7 +335,11 @@ def _events(log: Sequence[Mapping[str, Any]]) -> list[RoundEvent]:
                 found.append(RoundEvent(round_, event, {"residual": residual}, ""))
         elif event == "calibrate" and isinstance(values, dict):
             numbers = {str(name): _float(value) for name, value in values.items()}
-            found.append(RoundEvent(round_, event, numbers, ""))
+            unsettled = "its options have not settled, see log.jsonl"
+            reason = unsettled if entry.get("settled") is False else ""
+            found.append(RoundEvent(round_, event, numbers, reason))
+        elif event == "damaged":
+            found.append(RoundEvent(round_, event, {}, str(entry.get("warning"))))
         elif event == "stop":
             found.append(RoundEvent(round_, event, {}, str(entry.get("reason"))))
     return found
@@ -337,7 +350,8 @@ def _identifiability(run: Path, damaged: list[str]) -> Identifiability | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
         lines = [str(line) for line in found["lines"]]
-        return Identifiability(lines, str(found.get("warning") or ""))
+        count = _int(found.get("observations")) or 0
+        return Identifiability(lines, str(found.get("warning") or ""), count)
     except OSError:
         return None
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):

@@ -45,19 +45,51 @@ def evaluate_observations(run: Context) -> Record:
     """Evaluates the observations as if they were restorations and samples: what every method
     starts from."""
     values: dict[str, Any] = {}
-    if run.plan.test:
-        m = run.observations("test").at()
-        if m.y.shape[1:] == torch.Size(run.shape):
+    of = ""
+    if run.plan.test and run.plan.metrics:
+        x, of = _as_signals(run.observations("test").at(), run.recipe.evaluate.batch)
+        if x is not None:
             reference, train = _reference(run), None
             if reference is not None:
-                train = run.observations("train").at().y[: run.recipe.evaluate.samples]
+                rows = torch.arange(min(run.plan.train, run.recipe.evaluate.samples))
+                m = run.observations("train").at()[rows]
+                train, _ = _as_signals(m, run.recipe.evaluate.batch)
             truth = run.directory.true_signals()
-            outcome = Outcome(_range(run), truth, m.y[:, None], None, train, reference)
+            outcome = Outcome(_range(run), truth, x[:, None], None, train, reference)
             values = _values(run, outcome)
     record = {"phase": None, "name": "observations", "round": None, "metrics": values}
+    record |= {"of": of} if of and values else {}
     run.directory.write_json("observations", record)
     run.directory.collect_metrics()
     return Record("evaluate", record)
+
+
+def _as_signals(m: Measurement, batch: int) -> tuple[Tensor | None, str]:
+    """Returns what is to be seen of observations without a prior, shape (N, *shape), and how it was
+    made of them: "" where they have the shape of signals; None if there is nothing like that."""
+    if m.y.shape[1:] == torch.Size(m.shape):
+        return m.y, ""
+    if "pinv" in m.A.provides:
+        make, of = _least_squares, "least squares"
+    elif "adjoint" in m.A.provides:
+        make, of = _one_step, "one step of least squares"
+    else:
+        return None, ""
+    x = torch.cat([make(m[i : min(i + batch, len(m))]) for i in range(0, len(m), batch)])
+    right = x.shape[1:] == torch.Size(m.shape) and not x.is_complex()
+    return (x.float(), of) if right and bool(x.isfinite().all()) else (None, "")
+
+
+def _least_squares(m: Measurement) -> Tensor:
+    return m.A.pinv(m.y)
+
+
+def _one_step(m: Measurement) -> Tensor:
+    """One step of steepest descent, which brings the adjoint to the scale of the signals."""
+    back = m.A.adjoint(m.y)
+    again = m.A(back).abs().square().flatten(1).sum(1)
+    step = back.abs().square().flatten(1).sum(1) / again.clamp(min=torch.finfo(again.dtype).tiny)
+    return back * step.reshape(-1, *[1] * (back.ndim - 1))
 
 
 def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
@@ -238,6 +270,8 @@ def _values(run: Context, outcome: Outcome, unless: Set[str] | None = None) -> d
             "unit": metric.unit,
             "higher_is_better": metric.higher_is_better if metric.target is None else None,
             "target": metric.target,
+            "below": metric.below,
+            "above": metric.above,
         }
     return values
 

@@ -109,6 +109,7 @@ def _begin(run: Context) -> None:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         facts = {"name": name, "created": created, "environment": environment()}
         about = {"components": plan.components, "data": _data_facts(plan), **facts}
+        about |= {"warnings": plan.warnings} if plan.warnings else {}
         run.directory.begin(yaml.dump(plan.resolved), about)
 
 
@@ -162,7 +163,7 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
 def _is_evaluated(run: Context, at: Round, stopped: bool) -> bool:
     """Whether a round is evaluated: the last of a phase, and those that the recipe asks for."""
     stage, options = run.stage(at), run.recipe.evaluate
-    if not run.plan.test and not options.samples:
+    if not run.plan.metrics or (not run.plan.test and not options.samples):
         return False
     if options.phases is not None and stage.phase.name not in options.phases:
         return False

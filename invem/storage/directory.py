@@ -304,7 +304,7 @@ class RunDirectory(Folder):
         read += [(self.evaluation(at).path, "metrics") for at in self.evaluated()]
         paths = [folder / f"{name}.json" for folder, name in read]
         rows = [check(Evaluation, atomic.read_json(path), path) for path in paths]
-        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
         atomic.write_text(self.path / "metrics.jsonl", text)
 
 

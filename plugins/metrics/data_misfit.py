@@ -28,7 +28,19 @@ class DataMisfit(Metric):
 
     of: Literal["draw", "mean"] = "draw"
     needs: ClassVar[frozenset[str]] = frozenset({"draws", "measurement", "var"})
+    default: ClassVar[bool] = True
     unit: ClassVar[str] = "sigma"
+    higher_is_better: ClassVar[bool | None] = None
+    below: ClassVar[str] = "the restorations fit the noise, or sigma is assumed too large"
+    above: ClassVar[str] = (
+        "the restorations contradict the observations: sigma is assumed too small, the operator is"
+        " not the true one, or the sampler needs more steps"
+    )
+
+    @property
+    def target(self) -> float | None:
+        """1 for a draw; the value of a perfect mean depends on the posterior."""
+        return 1.0 if self.of == "draw" else None
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
         """Returns misfits in standard deviations of the noise, shape (N,).

@@ -25,6 +25,7 @@ class PSNR(Metric):
 
     of: Literal["mean", "draw"] = "mean"
     needs: ClassVar[frozenset[str]] = frozenset({"truth", "draws"})
+    default: ClassVar[bool] = True
     unit: ClassVar[str] = "dB"
     higher_is_better: ClassVar[bool] = True
 

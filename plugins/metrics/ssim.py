@@ -30,6 +30,7 @@ class SSIM(Metric):
 
     of: Literal["mean", "draw"] = "mean"
     needs: ClassVar[frozenset[str]] = frozenset({"truth", "draws", "image"})
+    default: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
