@@ -112,6 +112,7 @@ class Restorations(NamedTuple):
         draws: K posterior draws per observation, (N, K, C, H, W).
         posterior: More posterior draws for the mean and the standard deviation, (N, L, C, H, W).
         truth: The clean images, (N, C, H, W).
+        mean: The posterior mean, where the sampler knows it without draws, (N, C, H, W).
     """
 
     label: str
@@ -119,6 +120,7 @@ class Restorations(NamedTuple):
     draws: Array | None
     posterior: Array | None
     truth: Array | None
+    mean: Array | None = None
 
 
 class Samples(NamedTuple):

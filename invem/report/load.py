@@ -271,11 +271,12 @@ def _restorations(
         value = _tensor(run, name, key, _OBSERVATIONS, damaged)
         return value if value is not None and value.ndim == dimensions else None
 
-    draws, posterior, label = None, None, ""
+    draws, posterior, mean, label = None, None, None, ""
     for folder in reversed(folders):
         draws = read(f"{folder.name}/restorations.safetensors", "draws", 5)
         if draws is not None:
             posterior = read(f"{folder.name}/posterior.safetensors", "draws", 5)
+            mean = read(f"{folder.name}/restorations.safetensors", "mean", 4)
             label = _label(folder, evaluations)
             break
     truth = read("truth/00000.safetensors", "x", 4)
@@ -286,7 +287,7 @@ def _restorations(
     observations = y if y is not None and y.ndim == 4 else None
     if observations is None and draws is None and truth is None:
         return None
-    return Restorations(label, observations, draws, posterior, truth)
+    return Restorations(label, observations, draws, posterior, truth, mean)
 
 
 def _samples(
