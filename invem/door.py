@@ -63,7 +63,7 @@ class Run:
         path: The run directory; it need not exist.
 
     Raises:
-        RecipeError: If the device of the plan is not available.
+        ValueError: If the device of the plan is not on this machine, which planning refuses.
     """
 
     def __init__(self, plan: Plan, path: Path | str) -> None:
@@ -313,7 +313,7 @@ def plan(
         recipe: The path of a recipe, or a recipe as plain data.
         changes: Changes by dotted key.
         smoke: Whether the recipe's `smoke` block is applied, before the changes.
-        device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", in place of the recipe's.
         catalog: The components; those of the installed plugins if left out.
 
     Raises:
@@ -346,7 +346,7 @@ def run(
         out: The run directory; runs/NAME if left out, where NAME is that of the recipe's file, and
             "recipe" for plain data.
         smoke: Whether the recipe's `smoke` block is applied, before the changes.
-        device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", in place of the recipe's.
         catalog: The components; those of the installed plugins if left out.
         follow: Is given the records of the run and passes them on, to show progress.
         stop: Asked between small pieces of work. A number other than zero stops the run.
@@ -383,7 +383,7 @@ def open(path: str | Path, *, device: str | None = None, catalog: Catalog | None
 
     Args:
         path: The directory.
-        device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", in place of the recipe's.
         catalog: The components; those of the installed plugins if left out.
 
     Raises:

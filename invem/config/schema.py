@@ -4,6 +4,7 @@ A component is written as its name with its options beside it. The options are c
 the component is known.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from invem.config import yaml
 
 __all__ = [
     "INLINE",
@@ -288,7 +291,9 @@ class Evaluate(Model):
 class Compute(Model):
     """Where and how the numbers are computed."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="The device.")
+    device: str = Field(
+        default="auto", description="The device: auto, cpu, cuda, cuda:N for the N-th GPU, or mps."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="The number format of the network's arithmetic."
     )
@@ -298,6 +303,17 @@ class Compute(Model):
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; null leaves the choice to PyTorch."
     )
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device):
+            raise PydanticCustomError(
+                "recipe",
+                "got '{got}'. Allowed: auto, cpu, cuda, cuda:0, cuda:1, ..., mps",
+                {"got": yaml.printable(device, 60)},
+            )
+        return device
 
 
 class Recipe(Model):
