@@ -32,7 +32,7 @@ from invem.running.records import Record, environment
 from invem.stopping import FinishedRound
 from invem.storage.directory import Round, RunDirectory
 
-__all__ = ["carry_out", "is_complete", "rounds_of"]
+__all__ = ["carry_out", "is_complete", "is_evaluated", "rounds_of"]
 
 _THREADS = 4  # per core; more of them only wait for each other
 
@@ -94,7 +94,7 @@ def is_complete(run: Context) -> bool:
                 return False
             if stage.objective is None and not has_draws(run, at):
                 return False
-            evaluated = has_prior and _is_evaluated(run, at, at.number + 1 == rounds)
+            evaluated = has_prior and is_evaluated(run, at, at.number + 1 == rounds)
             if evaluated and not run.directory.evaluation(at).has_json("metrics"):
                 return False
     return True
@@ -144,7 +144,7 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
                 yield from fit
             last, prior = before, read_prior(run, at)
         stopped = _stopped(run, at)
-        if _is_evaluated(run, at, stopped) and prior is not None:
+        if is_evaluated(run, at, stopped) and prior is not None:
             yield from evaluate(run, at, prior)
         if stopped or _stopped(run, at):
             told = run.directory.stop(p)
@@ -154,7 +154,7 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
     return prior
 
 
-def _is_evaluated(run: Context, at: Round, stopped: bool) -> bool:
+def is_evaluated(run: Context, at: Round, stopped: bool) -> bool:
     """Whether a round is evaluated: the last of a phase, and those that the recipe asks for."""
     stage, options = run.stage(at), run.recipe.evaluate
     if not run.plan.test and not options.samples:
