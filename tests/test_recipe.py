@@ -229,7 +229,7 @@ def test_a_recipe_can_be_changed_again(read):
             "compute.device=gpu",
             (
                 "override 'compute.device=gpu': compute.device: got 'gpu'; did you mean 'cpu'? "
-                "Allowed: auto, cpu, cuda, mps"
+                "Allowed: auto, cpu, cuda, cuda:0, mps"
             ),
         ),
         (

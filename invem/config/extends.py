@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invem.config import yaml
-from invem.config.messages import Places, describe, hint, line
+from invem.config.messages import Place, Places, describe, hint, line
 from invem.config.schema import (
     Fit,
     Model,
@@ -254,7 +254,8 @@ def _flatten(
 
 
 def _place(document: yaml.Document, mark: yaml.Mark) -> str:
-    return f"{yaml.printable(document.source)}:{mark.line}:{mark.column}"
+    text = f"{yaml.printable(document.source)}:{mark.line}:{mark.column}"
+    return Place(text, os.path.dirname(document.source))
 
 
 def _bytes(path: Path) -> bytes:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from invem.config import yaml
+from invem.config.messages import describe, hint
 
 __all__ = [
     "INLINE",
@@ -308,10 +308,9 @@ class Compute(Model):
     @classmethod
     def _known_device(cls, device: str) -> str:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device):
+            known = ["auto", "cpu", "cuda", "cuda:0", "mps"]
             raise PydanticCustomError(
-                "recipe",
-                "got '{got}'. Allowed: auto, cpu, cuda, cuda:0, cuda:1, ..., mps",
-                {"got": yaml.printable(device, 60)},
+                "recipe", "{told}", {"told": f"got {describe(device)}{hint(device, known)}"}
             )
         return device
 

@@ -397,5 +397,5 @@ def _without(plan: Plan) -> list[str]:
     """Returns what the time leaves out."""
     found = ["the metrics' own work"] if plan.metrics else []
     if any(stage.phase.calibrate for stage in plan.stages):
-        found.append("calibration")
+        found.append("options that are calibrated")
     return found

@@ -304,6 +304,7 @@ class _Rehearsal:
             "graph": kept.bytes // 2,
         }
         bare = objective.build(network_maker(build, seed, 0.5, None), None, None)
+        bare.load_state_dict(weights.averaged())
         bare = bare.to(self.device).eval().requires_grad_(False)
         self.prior = objective.prior(bare, _moments(self.plan.shape, fit.moments, self.device))
         return found, facts

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from invem import DataError, Dataset, Example, InvemError, RecipeError, examples
+from invem.hookspecs import FilePath
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 PILLOW_LIMIT = 178_956_970
@@ -268,7 +269,7 @@ def _example(shape: tuple[int, ...], root: Path) -> dict[str, Any]:
 def folder(
     split: str,
     *,
-    root: str,
+    root: FilePath,
     size: Annotated[int, Ge(1), Le(16_384)] | None = None,
     fit: Literal["crop", "resize"] = "crop",
     channels: Literal[1, 3] = 3,

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Generator
 
 from invem import DataError, Mask, RecipeError, examples
+from invem.hookspecs import FilePath
 from invem.operator import image_shape
 
 
@@ -32,7 +33,7 @@ def _nonzero(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
 
 
 @examples(_example)
-def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> Mask:
+def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: FilePath) -> Mask:
     """Measures the pixels where a mask from a file is not zero.
 
     Args:
