@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invem.config import Catalog, Changes, Recipe, RecipeLike, load_any
+from invem.config import Catalog, Changes, Loaded, Recipe, RecipeLike, load_any
 from invem.errors import DataError, RecipeError
 from invem.files import read_observations
 from invem.measurement import Measurement
@@ -320,7 +320,7 @@ def plan(
         RecipeError: Every problem that was found, one per line.
         PluginError: If the only problem is a plugin that is missing or broken.
     """
-    loaded = load_any(recipe, changes, smoke, device)
+    loaded = read_recipe(recipe, changes, smoke, device)
     return make(loaded, _installed() if catalog is None else catalog)
 
 
@@ -360,7 +360,7 @@ def run(
         ResourceError: If the disk is full.
     """
     catalog = _installed() if catalog is None else catalog
-    loaded = load_any(recipe, changes, smoke, device)
+    loaded = read_recipe(recipe, changes, smoke, device)
     path = Path("runs", Path(loaded.source).stem) if out is None else Path(out).expanduser()
     directory = RunDirectory(path)
     if directory.begun:
@@ -396,6 +396,18 @@ def open(path: str | Path, *, device: str | None = None, catalog: Catalog | None
     loaded = load_any(directory.recipe, (), device=device)
     catalog = _installed() if catalog is None else catalog
     return Run(make(loaded, catalog, facts), directory.path)
+
+
+def read_recipe(
+    recipe: RecipeLike, changes: Changes = (), smoke: bool = False, device: str | None = None
+) -> Loaded:
+    """Reads and checks a recipe, as `load_any` does; a run directory is told from a recipe."""
+    if isinstance(recipe, str | Path) and RunDirectory(Path(recipe).expanduser()).begun:
+        raise RecipeError(
+            f"{recipe}: it is a run, not a recipe; go on with it: invem resume {recipe}"
+            " (invem.open in Python)"
+        )
+    return load_any(recipe, changes, smoke, device)
 
 
 def _facts(directory: RunDirectory) -> Facts:

@@ -54,8 +54,8 @@ def show(
     recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
 ) -> None:
     """Print a recipe with every default written out."""
-    from invem.config import load_any
+    from invem.door import read_recipe
     from invem.planning.resolve import resolve
 
-    loaded = load_any(recipe, overrides or (), smoke)
+    loaded = read_recipe(recipe, overrides or (), smoke)
     print_data(resolve(loaded, installed()), as_json)

@@ -265,6 +265,8 @@ def _bytes(path: Path) -> bytes:
             return file.read(yaml.MAX_BYTES + 1)
     except FileNotFoundError:
         raise RecipeError(f"{shown}: there is no such file{_nearby(path)}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{shown}: it is a folder, and a recipe is a YAML file") from None
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else None
         raise RecipeError(f"{shown}: cannot be read: {reason or problem}") from None
