@@ -50,6 +50,7 @@ def plan(
         print_data({**told, "forecast": found.describe()}, as_json)
     else:
         _print(made, found, out, lines)
+    print_warnings(warning for warning in [found.threads.warning] if warning)
     warnings = (check_space(found, out, str(recipe)), memory_warning(found))
     print_warnings(warning for warning in warnings if warning)
 
@@ -76,8 +77,9 @@ def _print(made: "Plan", found: "Forecast", out: Path, lines: list[str]) -> None
     words = ", ".join(f"{step} {in_time(value)}" for step, value in steps.items() if value)
     without = f"; without {' and '.join(found.without)}" if found.without else ""
     meanwhile = f", {in_bytes(found.passing)} more for checkpoints" if found.passing else ""
+    threads = f"{found.threads.number} thread{'s' * (found.threads.number > 1)}"
     rows = {
-        "time": f"about {in_time(found.seconds)} ({words}{without})",
+        "time": f"about {in_time(found.seconds)} with {threads} ({words}{without})",
         "memory": f"about {in_bytes(found.memory)} at the peak",
         "disk": f"{in_bytes(found.disk)} in {out}{meanwhile}; {in_bytes(found.free)} free",
         "metrics": ", ".join(made.metrics) or "none",

@@ -94,7 +94,7 @@ def _said(record: "Record") -> str:
     where = f"{data.get('name')} round {data.get('round')}"
     if record.event == "evaluate":
         return _summary(record)
-    if record.event in ("identify", "damaged"):
+    if record.event in ("identify", "damaged", "threads"):
         return f"warning: {data['warning']}" if data["warning"] else ""
     if record.event == "calibrate":
         return f"{where}: " + ", ".join(

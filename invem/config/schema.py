@@ -300,8 +300,12 @@ class Compute(Model):
     compile: Literal["auto"] | bool = Field(
         default="auto", description="Whether the network is compiled."
     )
-    threads: int | None = Field(
-        default=None, ge=1, le=1024, description="CPU threads; null leaves the choice to PyTorch."
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None = Field(
+        default="auto",
+        description=(
+            "CPU threads; auto is the number with which a gradient step is fastest, measured when"
+            " the run begins; null leaves the choice to PyTorch."
+        ),
     )
 
     @field_validator("device")

@@ -23,6 +23,7 @@ from invem.running.context import Context
 from invem.running.evaluate import FIRST_FEW, SIMULATED, needed
 from invem.running.loop import is_evaluated
 from invem.running.rehearsal import Rehearsed, rehearse
+from invem.running.threads import Threads, choose_threads
 from invem.storage.directory import Round, RunDirectory
 
 __all__ = ["Forecast", "PhaseForecast", "check_space", "forecast", "in_bytes", "memory_warning"]
@@ -82,6 +83,7 @@ class Forecast:
         begun: Bytes on disk beside those of the phases.
         passing: Bytes of checkpoints, which are removed again.
         free: Free bytes where the run is to be written.
+        threads: The threads that the run will have.
         accelerated: Whether most of the memory is that of an accelerator.
         without: What the time leaves out.
     """
@@ -93,6 +95,7 @@ class Forecast:
     begun: int
     passing: int
     free: int
+    threads: Threads
     accelerated: bool
     without: list[str] = field(default_factory=list)
 
@@ -120,6 +123,7 @@ class Forecast:
                 for phase in self.phases
             },
             "time is without": self.without,
+            "threads": self.threads.number,
             "memory": self.memory,
             "disk": self.disk,
             "disk for checkpoints": self.passing,
@@ -139,7 +143,13 @@ def forecast(plan: Plan, path: Path, clock: bool = True) -> Forecast:
     base = _resident()
     run = Context(plan, RunDirectory(path))
     row, common = _bytes_of_observations(plan)
-    rehearsed = list(rehearse(plan, clock))
+    before = torch.get_num_threads()
+    threads = choose_threads(run) if clock else Threads(before, {})
+    torch.set_num_threads(threads.number)
+    try:
+        rehearsed = list(rehearse(plan, clock))
+    finally:
+        torch.set_num_threads(before)
     phases = [_phase(run, p, found) for p, found in enumerate(rehearsed)]
     return Forecast(
         phases=phases,
@@ -149,6 +159,7 @@ def forecast(plan: Plan, path: Path, clock: bool = True) -> Forecast:
         begun=_begun(run, row, common),
         passing=max(map(_checkpoints, plan.stages, rehearsed), default=0),
         free=_free(path),
+        threads=threads,
         accelerated=run.device.type != "cpu",
         without=_without(plan),
     )

@@ -5,7 +5,6 @@ on where it was. Every random number is derived from (seed, purpose, phase, roun
 goes on with the same numbers.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -29,12 +28,11 @@ from invem.running.measure import measure
 from invem.running.mstep import mstep
 from invem.running.priors import FILE, first_prior, read_prior
 from invem.running.records import Record, environment
+from invem.running.threads import set_threads
 from invem.stopping import FinishedRound
 from invem.storage.directory import Round, RunDirectory
 
 __all__ = ["carry_out", "is_complete", "is_evaluated", "rounds_of"]
-
-_THREADS = 4  # per core; more of them only wait for each other
 
 
 def carry_out(
@@ -55,13 +53,13 @@ def carry_out(
         PluginError: If a component breaks.
         ResourceError: If the disk is full.
     """
-    if plan.recipe.compute.threads:
-        most = _THREADS * (os.cpu_count() or 1)
-        torch.set_num_threads(min(plan.recipe.compute.threads, most))
     keep_memory()
     run = Context(plan, RunDirectory(path), stop)
     with atomic.lock(path), plan.origins.naming():
+        threads = set_threads(run)
         yield from _begin(run)
+        if threads.tried:
+            yield run.log("threads", **threads.describe())
         for split, n in (("train", plan.train), ("test", plan.test)):
             if n:
                 yield from measure(run, split)

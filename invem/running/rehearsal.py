@@ -3,6 +3,7 @@
 Nothing of it is kept, and no random number of the run is touched.
 """
 
+import contextlib
 import dataclasses
 import math
 import tempfile
@@ -33,7 +34,7 @@ from invem.schedule import Karras
 from invem.storage.directory import RunDirectory
 from invem.storage.weights import exact_tensors
 
-__all__ = ["Rehearsed", "Timed", "rehearse", "timed"]
+__all__ = ["Rehearsed", "Timed", "gradient_step", "rehearse", "timed"]
 
 _FEW = 4  # rows of the first call that is timed
 _ROWS = 64  # observations that are read
@@ -138,6 +139,23 @@ def rehearse(plan: Plan, clock: bool = True) -> Iterator[Rehearsed]:
         work = _Rehearsal(run, clock)
         for p in range(len(plan.stages)):
             yield work.stage(p)
+
+
+@contextlib.contextmanager
+def gradient_step(plan: Plan) -> Iterator[tuple[Callable[[int], object], int] | None]:
+    """Gives a gradient step of the first phase that trains a network, as a function of the number
+    of examples, and its batch; None if no phase does."""
+    first = next((p for p, s in enumerate(plan.stages) if isinstance(s.objective, Objective)), None)
+    if first is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder, plan.origins.naming():
+        work = _Rehearsal(Context(plan, RunDirectory(Path(folder, "run"))), clock=False)
+        for p in range(first):
+            work.stage(p)
+        stage = plan.stages[first]
+        assert isinstance(stage.objective, Objective) and stage.phase.fit is not None
+        yield work.step(stage, work.trainer(first, stage, stage.objective)), stage.phase.fit.batch
 
 
 class _Rehearsal:
@@ -277,22 +295,10 @@ class _Rehearsal:
         return found, {"file": _file_size(exact_tensors(solved[-1]))}
 
     def _trained(self, p: int, stage: Stage, objective: Objective) -> tuple[Timed, dict[str, int]]:
-        fit, prior = stage.phase.fit, self.prior
+        fit, trainer = stage.phase.fit, self.trainer(p, stage, objective)
         assert fit is not None
-        build, seed = self.plan.builder_of(stage), self.plan.recipe.seed
-        made: list[Denoiser] = []
-        make = network_maker(build, seed, 0.5, None, p, made=made)
-        model = objective.build(make, prior, self.m).to(self.device)
-        origins = self.plan.origins
-        bfloat16 = self.run.bfloat16
-        trainer = Trainer(
-            objective, fit, model, made, self.device, bfloat16, compiled=False, origins=origins
-        )
-
-        def step(n: int) -> None:
-            trainer.take_step([(self._example(stage.on, n), _streams(n))])
-
-        with _Kept(model) as kept:
+        step = self.step(stage, trainer)
+        with _Kept(trainer.model) as kept:
             step(2)
         found = timed(step, fit.batch, self.device) if self.clock else Timed()
         weights = trainer.state(0.5)
@@ -303,11 +309,33 @@ class _Rehearsal:
             "weights": sum(w.numel() * w.element_size() for w in trainer.weights.values()),
             "graph": kept.bytes // 2,
         }
+        build, seed = self.plan.builder_of(stage), self.plan.recipe.seed
         bare = objective.build(network_maker(build, seed, 0.5, None), None, None)
         bare.load_state_dict(weights.averaged())
         bare = bare.to(self.device).eval().requires_grad_(False)
         self.prior = objective.prior(bare, _moments(self.plan.shape, fit.moments, self.device))
         return found, facts
+
+    def trainer(self, p: int, stage: Stage, objective: Objective) -> Trainer:
+        """Returns what trains the network of a phase, from new weights."""
+        assert stage.phase.fit is not None
+        made: list[Denoiser] = []
+        build = self.plan.builder_of(stage)
+        make = network_maker(build, self.plan.recipe.seed, 0.5, None, p, made=made)
+        return Trainer(
+            objective,
+            stage.phase.fit,
+            objective.build(make, self.prior, self.m).to(self.device),
+            made,
+            self.device,
+            self.run.bfloat16,
+            compiled=False,
+            origins=self.plan.origins,
+        )
+
+    def step(self, stage: Stage, trainer: Trainer) -> Callable[[int], object]:
+        """Returns a gradient step of a phase, as a function of the number of examples."""
+        return lambda n: trainer.take_step([(self._example(stage.on, n), _streams(n))])
 
     # Examples
 

@@ -166,7 +166,7 @@ class RunDirectory(Folder):
         """
         if self.path.is_file():
             raise RecipeError(
-                f"{self.path}: it is a file, not a run; a recipe is begun with invem run {self.path}"
+                f"{self.path}: it is a file, not a run; begin a recipe with: invem run {self.path}"
             )
         if not self.begun:
             raise RecipeError(f"{self.path}: not a run directory (there is no run.json in it)")
