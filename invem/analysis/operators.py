@@ -62,7 +62,9 @@ def as_matrices(sample: OperatorSample, k: int, x: Tensor | None = None) -> Tens
     by_row = m < d or x is not None
     size, other = (m, d) if by_row else (d, m)
     found = torch.empty(k * size, other, dtype=torch.float64)
-    for part in torch.arange(k * size).split(max(1, _AT_ONCE // max(m, d))):
+    at_once = max(1, _AT_ONCE // max(m, d))
+    for first in range(0, k * size, at_once):
+        part = torch.arange(first, min(first + at_once, k * size))
         rows, e = part // size, torch.nn.functional.one_hot(part % size, size).float()
         if x is not None:
             out = A[rows].vjp(x[rows], e.reshape(-1, *shape))

@@ -4,11 +4,11 @@ Nothing of it is kept, and no random number of the run is touched.
 """
 
 import contextlib
-import dataclasses
 import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ class Timed(NamedTuple):
         return Timed(self.start * factor, self.each * factor)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Rehearsed:
     """What the steps of a phase take. Times are none where only sizes were asked for.
 
@@ -175,33 +175,30 @@ class _Rehearsal:
     def stage(self, p: int) -> Rehearsed:
         """Rehearses a phase and goes on to the prior after it."""
         stage, before = self.plan.stages[p], self.prior
-        fit, facts = self._fitted(p, stage)
-        after = self.prior
-        sampler, batch = stage.sampler, stage.phase.batch
-        found = {"first": Timed(), "draw": Timed(), "restore": Timed(), "sample": Timed()}
-        state = 0
+        found = self._fitted(p, stage)
+        after, sampler, batch = self.prior, stage.sampler, stage.phase.batch
         if sampler is not None:
-            state = self._state(sampler, after if after is not None else before)
-        if self.clock:
-            if sampler is not None:
-                found["first"] = self._drawn(sampler, before, batch)
-                alike = before is not None and after is not None
-                alike = alike and before.trained and after.trained
-                same = before is after or stage.phase.rounds == 1 or alike
-                found["draw"] = found["first"] if same else self._drawn(sampler, after, batch)
-            if after is not None:
-                found |= self._evaluated(stage, after, found["draw"])
-        return Rehearsed(**found, fit=fit, **facts, state=state)
+            found = replace(found, state=self._state(sampler, after or before))
+        if not self.clock:
+            return found
+        if sampler is not None:
+            first = draw = self._drawn(sampler, before, batch)
+            alike = before is after or (before and after and before.trained and after.trained)
+            if stage.phase.rounds > 1 and not alike:
+                draw = self._drawn(sampler, after, batch)
+            found = replace(found, first=first, draw=draw)
+        return found if after is None else self._evaluated(stage, after, found)
 
-    def _evaluated(self, stage: Stage, prior: Prior, draw: Timed) -> dict[str, Timed]:
+    def _evaluated(self, stage: Stage, prior: Prior, found: Rehearsed) -> Rehearsed:
+        """Adds the times of an evaluation."""
         options = self.plan.recipe.evaluate
-        found = {}
         if self.plan.test and stage.evaluator is not None:
             # The draws of later rounds are made with this prior.
             known = stage.evaluator is stage.sampler and stage.phase.rounds > 1
-            found["restore"] = draw if known else self._drawn(stage.evaluator, prior, options.batch)
+            restore = found.draw if known else self._drawn(stage.evaluator, prior, options.batch)
+            found = replace(found, restore=restore)
         if options.samples:
-            found["sample"] = self._sampled(prior, options.steps, options.batch)
+            found = replace(found, sample=self._sampled(prior, options.steps, options.batch))
         return found
 
     # Draws
@@ -269,15 +266,15 @@ class _Rehearsal:
 
     # Fits
 
-    def _fitted(self, p: int, stage: Stage) -> tuple[Timed, dict[str, int]]:
+    def _fitted(self, p: int, stage: Stage) -> Rehearsed:
         """Rehearses a fit, and takes its prior."""
         if isinstance(stage.objective, ClosedFormObjective):
             return self._solved(stage, stage.objective)
         if isinstance(stage.objective, Objective):
             return self._trained(p, stage, stage.objective)
-        return Timed(), {}
+        return Rehearsed()
 
-    def _solved(self, stage: Stage, objective: ClosedFormObjective) -> tuple[Timed, dict[str, int]]:
+    def _solved(self, stage: Stage, objective: ClosedFormObjective) -> Rehearsed:
         prior, on = self.prior or self.run.standard(), stage.on
         solved: list[Any] = []
 
@@ -292,29 +289,26 @@ class _Rehearsal:
             found = Timed()
             solve(len(self.x))
         self.prior = Prior.of(solved[-1])
-        return found, {"file": _file_size(exact_tensors(solved[-1]))}
+        return Rehearsed(fit=found, file=_file_size(exact_tensors(solved[-1])))
 
-    def _trained(self, p: int, stage: Stage, objective: Objective) -> tuple[Timed, dict[str, int]]:
+    def _trained(self, p: int, stage: Stage, objective: Objective) -> Rehearsed:
         fit, trainer = stage.phase.fit, self.trainer(p, stage, objective)
         assert fit is not None
         step = self.step(stage, trainer)
         with _Kept(trainer.model) as kept:
             step(2)
+        graph = kept.bytes // 2
         found = timed(step, fit.batch, self.device) if self.clock else Timed()
         weights = trainer.state(0.5)
         if not fit.keep:
             weights.optimizer = {}
-        facts = {
-            "file": _file_size(weights.tensors()),
-            "weights": sum(w.numel() * w.element_size() for w in trainer.weights.values()),
-            "graph": kept.bytes // 2,
-        }
+        size = sum(w.numel() * w.element_size() for w in trainer.weights.values())
         build, seed = self.plan.builder_of(stage), self.plan.recipe.seed
         bare = objective.build(network_maker(build, seed, 0.5, None), None, None)
         bare.load_state_dict(weights.averaged())
         bare = bare.to(self.device).eval().requires_grad_(False)
         self.prior = objective.prior(bare, _moments(self.plan.shape, fit.moments, self.device))
-        return found, facts
+        return Rehearsed(fit=found, file=_file_size(weights.tensors()), weights=size, graph=graph)
 
     def trainer(self, p: int, stage: Stage, objective: Objective) -> Trainer:
         """Returns what trains the network of a phase, from new weights."""
@@ -368,11 +362,11 @@ class _Kept:
         return tensor
 
     def __enter__(self) -> "_Kept":
-        self._hooks.__enter__()  # type: ignore[no-untyped-call]
+        self._hooks.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._hooks.__exit__(*error)  # type: ignore[no-untyped-call]
+        self._hooks.__exit__(*error)
 
 
 def _observations(run: Context) -> tuple[Tensor, Measurement]:
@@ -399,10 +393,10 @@ def _shortened(sampler: PosteriorSampler) -> PosteriorSampler:
     """Returns a sampler with fewer noise levels, where it has many and can."""
     this: Any = sampler
     steps = getattr(sampler, "steps", None)
-    if not dataclasses.is_dataclass(sampler) or type(steps) is not int or steps <= _STEPS:
+    if not is_dataclass(sampler) or type(steps) is not int or steps <= _STEPS:
         return sampler
     try:
-        shorter: PosteriorSampler = dataclasses.replace(this, steps=_STEPS)
+        shorter: PosteriorSampler = replace(this, steps=_STEPS)
     except (InvemError, ValueError):
         return sampler
     return shorter
