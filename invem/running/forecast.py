@@ -31,7 +31,7 @@ __all__ = ["Forecast", "PhaseForecast", "check_space", "forecast", "in_bytes", "
 _NEAR = 0.8  # the share of the free space from which on there is a warning
 _TENSORS, _JSON, _LINE = 256, 600, 150  # bytes of an empty tensor file, a JSON file, a log line
 _LOGGED = 25  # gradient steps of a line of the log
-_REPORT = 2**18  # bytes of the report
+REPORT = 2**18  # bytes of the report
 _CHECKPOINTS = 3  # that are there while one is written
 _TRAINED = 5  # copies of the weights: themselves, gradient, two of the optimiser, average
 
@@ -310,7 +310,7 @@ def _begun(run: Context, row: int, common: int) -> int:
         other = RunDirectory(Path(str(run.recipe.prior)).expanduser())
         found += other.fit(other.fitted()[-1]).file("denoiser").stat().st_size
     recipe = len(yaml.dump(plan.resolved))
-    return found + 2 * recipe + 10 * _JSON + len(plan.metrics) * _TENSORS + _REPORT
+    return found + 2 * recipe + 10 * _JSON + len(plan.metrics) * _TENSORS + REPORT
 
 
 def _draws_on_disk(plan: Plan, stage: Stage, renewed: list[int], one: int) -> int:
