@@ -33,6 +33,7 @@ _TENSORS, _JSON, _LINE = 256, 600, 150  # bytes of an empty tensor file, a JSON 
 _LOGGED = 25  # gradient steps of a line of the log
 REPORT = 2**18  # bytes of the report
 _CHECKPOINTS = 3  # that are there while one is written
+_KEPT = 2  # what a pass keeps, and its gradients; freed memory stays with the process
 _TRAINED = 5  # copies of the weights: themselves, gradient, two of the optimiser, average
 
 
@@ -140,7 +141,6 @@ def forecast(plan: Plan, path: Path, clock: bool = True) -> Forecast:
         path: The run directory, which need not exist.
         clock: Whether times are measured. Sizes alone are found faster.
     """
-    base = _resident()
     run = Context(plan, RunDirectory(path))
     row, common = _bytes_of_observations(plan)
     before = torch.get_num_threads()
@@ -154,7 +154,7 @@ def forecast(plan: Plan, path: Path, clock: bool = True) -> Forecast:
     return Forecast(
         phases=phases,
         timed=clock,
-        base=base,
+        base=_resident(),  # with the libraries that training loads
         held=(plan.train + plan.test) * row,
         begun=_begun(run, row, common),
         passing=max(map(_checkpoints, plan.stages, rehearsed), default=0),
@@ -383,14 +383,14 @@ def _memory(plan: Plan, stage: Stage, found: Rehearsed, draws: int, examples: in
     phase, fit = stage.phase, stage.phase.fit
     signal, weights = _signal(plan), found.weights
     options = plan.recipe.evaluate
-    drawing = min(phase.batch, draws) * found.state
+    drawing = _KEPT * min(phase.batch, draws) * found.state
     learning = _TRAINED * weights
     if fit is not None and weights:
-        learning += min(fit.batch, examples) * found.graph
+        learning += _KEPT * min(fit.batch, examples) * found.graph
     elif fit is not None:
         learning += 4 * examples * signal
     shown = max(options.samples, plan.test * options.draws)
-    evaluating = min(options.batch, shown) * max(found.state, signal) + shown * signal
+    evaluating = _KEPT * min(options.batch, shown) * max(found.state, signal) + shown * signal
     return 2 * draws * signal + 2 * weights + max(drawing, learning, evaluating)
 
 
