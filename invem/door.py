@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invem.config import Catalog, Changes, Recipe, RecipeLike, load_any
+from invem.config import Catalog, Changes, Loaded, Recipe, RecipeLike, load_any
 from invem.errors import DataError, RecipeError
 from invem.files import check_observations, read_observations
 from invem.measurement import Measurement
@@ -62,7 +62,7 @@ class Run:
         path: The run directory; it need not exist.
 
     Raises:
-        RecipeError: If the device of the plan is not available.
+        ValueError: If the device of the plan is not on this machine, which planning refuses.
     """
 
     def __init__(self, plan: Plan, path: Path | str) -> None:
@@ -320,14 +320,14 @@ def plan(
         recipe: The path of a recipe, or a recipe as plain data.
         changes: Changes by dotted key.
         smoke: Whether the recipe's `smoke` block is applied, before the changes.
-        device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", in place of the recipe's.
         catalog: The components; those of the installed plugins if left out.
 
     Raises:
         RecipeError: Every problem that was found, one per line.
         PluginError: If the only problem is a plugin that is missing or broken.
     """
-    loaded = load_any(recipe, changes, smoke, device)
+    loaded = read_recipe(recipe, changes, smoke, device)
     return make(loaded, _installed() if catalog is None else catalog)
 
 
@@ -353,7 +353,7 @@ def run(
         out: The run directory; runs/NAME if left out, where NAME is that of the recipe's file, and
             "recipe" for plain data.
         smoke: Whether the recipe's `smoke` block is applied, before the changes.
-        device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", in place of the recipe's.
         catalog: The components; those of the installed plugins if left out.
         follow: Is given the records of the run and passes them on, to show progress.
         stop: Asked between small pieces of work. A number other than zero stops the run.
@@ -367,7 +367,7 @@ def run(
         ResourceError: If the disk is full.
     """
     catalog = _installed() if catalog is None else catalog
-    loaded = load_any(recipe, changes, smoke, device)
+    loaded = read_recipe(recipe, changes, smoke, device)
     path = Path("runs", Path(loaded.source).stem) if out is None else Path(out).expanduser()
     directory = RunDirectory(path)
     if directory.begun:
@@ -391,7 +391,7 @@ def open(path: str | Path, *, device: str | None = None, catalog: Catalog | None
 
     Args:
         path: The directory.
-        device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", in place of the recipe's.
         catalog: The components; those of the installed plugins if left out.
 
     Raises:
@@ -404,6 +404,18 @@ def open(path: str | Path, *, device: str | None = None, catalog: Catalog | None
     loaded = load_any(directory.recipe, (), device=device)
     catalog = _installed() if catalog is None else catalog
     return Run(make(loaded, catalog, facts), directory.path)
+
+
+def read_recipe(
+    recipe: RecipeLike, changes: Changes = (), smoke: bool = False, device: str | None = None
+) -> Loaded:
+    """Reads and checks a recipe, as `load_any` does; a run directory is told from a recipe."""
+    if isinstance(recipe, str | Path) and RunDirectory(Path(recipe).expanduser()).begun:
+        raise RecipeError(
+            f"{recipe}: it is a run, not a recipe; go on with it: invem resume {recipe}"
+            " (invem.open in Python)"
+        )
+    return load_any(recipe, changes, smoke, device)
 
 
 def _facts(directory: RunDirectory) -> Facts:

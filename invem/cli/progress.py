@@ -179,7 +179,7 @@ def _said(record: "Record") -> str:
     where = _where(data)
     if record.event == "evaluate":
         return _summary(record)
-    if record.event in ("identify", "damaged"):
+    if record.event in ("identify", "damaged", "threads"):
         return f"warning: {data['warning']}" if data["warning"] else ""
     if record.event == "calibrate":
         return f"{where}: " + ", ".join(

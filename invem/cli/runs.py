@@ -11,14 +11,14 @@ import typer
 from invem.cli.app import AsJson, Device, Overrides, RecipePath, RunPath, Smoke
 from invem.cli.output import make_parent, print_data, print_metrics, print_warnings, say, tell
 from invem.cli.recipes import installed, make_plan
-from invem.errors import DataError, RecipeError
+from invem.cli.where import run_folder
+from invem.errors import DataError, InvemError, RecipeError
 
 if TYPE_CHECKING:
     from invem.door import Run
+    from invem.planning.plan import Plan
 
 __all__ = ["evaluate", "open_run", "restore", "resume", "run", "sample", "write_report"]
-
-_MOST = 10000  # runs of one recipe
 
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 
@@ -82,17 +82,24 @@ def run(
 ) -> None:
     """Carry out a recipe: measure, learn the prior by EM, restore, evaluate and report."""
     from invem import door
-    from invem.storage.directory import RunDirectory
 
     plan = make_plan(recipe, overrides, smoke, device)
-    if out is None:
-        names = (recipe.stem + (f"-{i}" if i else "") for i in range(_MOST))
-        out = next(path for path in map(Path("runs").joinpath, names) if not path.exists())
-    elif not RunDirectory(out).is_free:
-        raise RecipeError(
-            f"{out}: exists already; choose another --out, or go on with it: invem resume {out}"
-        )
+    out, told = run_folder(recipe, out)
+    _check_disk(plan, out, str(recipe))
+    tell(told)
     _carry_out(door.Run(plan, out), as_json)
+
+
+def _check_disk(plan: "Plan", out: Path, source: str) -> None:
+    """Refuses a run that the disk has no place for."""
+    from invem.running.forecast import check_space, forecast
+
+    try:
+        found = forecast(plan, out, clock=False)
+    except (InvemError, RuntimeError, ValueError):
+        return  # the run itself says it, where it is not for the few observations that were tried
+    if warning := check_space(found, out, source):
+        print_warnings([warning])
 
 
 def resume(

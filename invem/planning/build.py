@@ -80,7 +80,11 @@ class Builder:
             return None
         before = len(self.problems)
         values = parse_options(
-            self.catalog, component, options, lambda p, k, text: self.fail((*path, *p), text, k)
+            self.catalog,
+            component,
+            options,
+            lambda p, k, text: self.fail((*path, *p), text, k),
+            lambda p: self.loaded.places.folder((*path, *p)),
         )
         if len(self.problems) > before or set(values) != allowed:
             return None

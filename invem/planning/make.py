@@ -18,6 +18,7 @@ from invem.metric import Metric
 from invem.planning.build import Builder, Make
 from invem.planning.checked import measured
 from invem.planning.counts import check_counts, enough
+from invem.planning.device import device_of
 from invem.planning.model import MeasurementModel
 from invem.planning.needs import Provided, check_metrics, check_stages, fitting_metrics
 from invem.planning.plan import Facts, Plan, Stage, read_foreign_prior
@@ -76,6 +77,7 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     """Carries out the checks of `make`."""
     recipe = loaded.recipe
     check_requirements(recipe, builder)
+    _check_device(recipe, builder)
     where = "data" if recipe.data is not None else "observations"
     data = builder.part("datasets", getattr(recipe, where), (where,))
     operator = builder.part("operators", recipe.operator, ("operator",))
@@ -136,6 +138,14 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
         test=min(recipe.evaluate.observations, facts.whole_test),
         warnings=[] if train is None else _cautions(recipe, where, train, facts, split),
     )
+
+
+def _check_device(recipe: Recipe, builder: Builder) -> None:
+    """Refuses a device that this machine does not have."""
+    try:
+        device_of(recipe.compute.device)
+    except ValueError as error:
+        builder.fail(("compute", "device"), str(error))
 
 
 def _check_measuring(model: MeasurementModel, builder: Builder) -> None:

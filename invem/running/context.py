@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.errors import NumericalError, RecipeError, Stopped
+from invem.errors import NumericalError, Stopped
 from invem.gaussian import Gaussian
 from invem.measurement import Measurement
 from invem.planning.checked import drawn
+from invem.planning.device import device_of
 from invem.planning.plan import Plan, Stage
 from invem.prior import Prior
 from invem.running.observations import Observations
@@ -31,9 +32,6 @@ class Context:
         directory: The run directory.
         stop: Asked between small pieces of work; a number other than zero is the exit code to stop
             with.
-
-    Raises:
-        RecipeError: If the device of the recipe is not there.
     """
 
     def __init__(
@@ -41,7 +39,7 @@ class Context:
     ) -> None:
         self.plan, self.recipe, self.directory = plan, plan.recipe, directory
         compute = plan.recipe.compute
-        self.device = _device(compute.device)
+        self.device = device_of(compute.device)
         accelerated = self.device.type == "cuda"
         self.bfloat16 = compute.precision == "bfloat16" or (
             compute.precision == "auto" and accelerated
@@ -200,14 +198,3 @@ def keep_memory() -> bool:
         return all(library.mallopt(what, size) for what, size in settings)
     except (AttributeError, OSError, TypeError):
         return False
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name, True):
-        raise RecipeError(
-            f"compute.device: '{name}' is not available on this machine; use cpu or auto"
-        )
-    return torch.device(name)

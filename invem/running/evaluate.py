@@ -20,12 +20,20 @@ from invem.running.records import Clock, Record
 from invem.schedule import Karras
 from invem.storage.directory import Round
 
-__all__ = ["evaluate", "evaluate_observations", "prepare", "unconditional"]
+__all__ = [
+    "FIRST_FEW",
+    "SIMULATED",
+    "evaluate",
+    "evaluate_observations",
+    "needed",
+    "prepare",
+    "unconditional",
+]
 
 _PREPARED = 8192  # training signals that a metric prepares on
 _REFERENCE = 10000  # held-out signals that distributions are compared with
-_RESIMULATED = 512  # simulated observations that are restored
-_PICTURES = 8  # held-out observations of which the report shows many draws
+SIMULATED = 512  # simulated observations that are restored
+FIRST_FEW = 8  # held-out observations of which the report shows many draws
 _MAY_LACK = frozenset({"draws", "trained", "resimulated"})  # in some phases and not in others
 
 
@@ -129,7 +137,7 @@ def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
     )
     if samples is not None:
         outcome = _simulated(run, at, outcome, samples)
-        if "resimulated" in _wanted(run) and run.stage(at).evaluator is not None:
+        if "resimulated" in needed(run) and run.stage(at).evaluator is not None:
             yield from _restore_simulations(run, at, prior, outcome)
             outcome = replace(outcome, resimulated=folder.read("resimulated")["x"])
         outcome = _with_training_signals(run, at, outcome)
@@ -160,7 +168,7 @@ def _restorations(run: Context, at: Round, prior: Prior, m: Measurement) -> Iter
     wanted = [("restorations", len(m), options.draws)]
     last = Round(len(run.plan.stages) - 1, run.plan.stages[-1].phase.rounds - 1)
     if at == last and options.posterior:
-        wanted.append(("posterior", min(_PICTURES, len(m)), options.posterior))
+        wanted.append(("posterior", min(FIRST_FEW, len(m)), options.posterior))
     for purpose, n, k in wanted:
         if folder.has(purpose):
             continue
@@ -177,7 +185,7 @@ def _restorations(run: Context, at: Round, prior: Prior, m: Measurement) -> Iter
 
 def _simulated(run: Context, at: Round, outcome: Outcome, samples: Tensor) -> Outcome:
     """Adds training observations, and observations simulated from the samples."""
-    if not _wanted(run) & {"observed", "simulated", "resimulated"}:
+    if not needed(run) & {"observed", "simulated", "resimulated"}:
         return outcome
     theta = believed(run, at)
     real = run.observations("train").at(theta)
@@ -201,7 +209,7 @@ def _restore_simulations(
     assert sampler is not None and outcome.simulated is not None
     if folder.has("resimulated"):
         return
-    rows, parts = torch.arange(min(len(outcome.simulated), _RESIMULATED)), []
+    rows, parts = torch.arange(min(len(outcome.simulated), SIMULATED)), []
     size, key = run.recipe.evaluate.batch, ("resimulate", *at)
     for done, x in run.sample(sampler, prior, outcome.simulated, rows, size, *key):
         parts.append(x)
@@ -213,19 +221,20 @@ def _restore_simulations(
 def _with_training_signals(run: Context, at: Round, outcome: Outcome) -> Outcome:
     """Adds what the round was fitted to, if that were signals: one draw per observation."""
     stage = run.stage(at)
-    if "trained" not in _wanted(run) or stage.on not in ("draws", "clean"):
+    if "trained" not in needed(run) or stage.on not in ("draws", "clean"):
         return outcome
     clean = stage.on == "clean"
     x = clean_signals(run) if clean else read_draws(run, at)[:: stage.phase.draws]
     return replace(outcome, trained=x)
 
 
-def _wanted(run: Context) -> frozenset[str]:
+def needed(run: Context) -> frozenset[str]:
+    """Returns what the metrics of the recipe need."""
     return frozenset[str]().union(*(metric.needs for metric in run.plan.metrics.values()))
 
 
 def _reference(run: Context) -> Tensor | None:
-    if run.plan.observed or "reference" not in _wanted(run):
+    if run.plan.observed or "reference" not in needed(run):
         return None
     data = open_data(run, "test")
     return data[torch.arange(min(len(data), _REFERENCE))].x

@@ -5,7 +5,6 @@ on where it was. Every random number is derived from (seed, purpose, phase, roun
 goes on with the same numbers.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -29,12 +28,11 @@ from invem.running.measure import measure
 from invem.running.mstep import mstep
 from invem.running.priors import FILE, first_prior, read_prior
 from invem.running.records import Record, environment
+from invem.running.threads import set_threads
 from invem.stopping import FinishedRound
 from invem.storage.directory import Round, RunDirectory
 
-__all__ = ["carry_out", "is_complete", "rounds_of"]
-
-_THREADS = 4  # per core; more of them only wait for each other
+__all__ = ["carry_out", "is_complete", "is_evaluated", "rounds_of"]
 
 
 def carry_out(
@@ -55,13 +53,13 @@ def carry_out(
         PluginError: If a component breaks.
         ResourceError: If the disk is full.
     """
-    if plan.recipe.compute.threads:
-        most = _THREADS * (os.cpu_count() or 1)
-        torch.set_num_threads(min(plan.recipe.compute.threads, most))
     keep_memory()
     run = Context(plan, RunDirectory(path), stop)
     with atomic.lock(path), plan.origins.naming():
+        threads = set_threads(run)
         _begin(run)
+        if threads.tried:
+            yield run.log("threads", **threads.describe())
         for split, n in (("train", plan.train), ("test", plan.test)):
             if n:
                 yield from measure(run, split)  # first of all: it reads the files of the data
@@ -95,7 +93,7 @@ def is_complete(run: Context) -> bool:
                 return False
             if stage.objective is None and not has_draws(run, at):
                 return False
-            evaluated = has_prior and _is_evaluated(run, at, at.number + 1 == rounds)
+            evaluated = has_prior and is_evaluated(run, at, at.number + 1 == rounds)
             if evaluated and not run.directory.evaluation(at).has_json("metrics"):
                 return False
     return True
@@ -150,7 +148,7 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
                 yield from fit
             last, prior = before, read_prior(run, at)
         stopped = _stopped(run, at)
-        if _is_evaluated(run, at, stopped) and prior is not None:
+        if is_evaluated(run, at, stopped) and prior is not None:
             yield from evaluate(run, at, prior)
         if stopped or _stopped(run, at):
             told = run.directory.stop(p)
@@ -160,7 +158,7 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
     return prior
 
 
-def _is_evaluated(run: Context, at: Round, stopped: bool) -> bool:
+def is_evaluated(run: Context, at: Round, stopped: bool) -> bool:
     """Whether a round is evaluated: the last of a phase, and those that the recipe asks for."""
     stage, options = run.stage(at), run.recipe.evaluate
     if not run.plan.metrics or (not run.plan.test and not options.samples):

@@ -164,6 +164,10 @@ class RunDirectory(Folder):
         Raises:
             RecipeError: If there is no run.
         """
+        if self.path.is_file():
+            raise RecipeError(
+                f"{self.path}: it is a file, not a run; begin a recipe with: invem run {self.path}"
+            )
         if not self.begun:
             raise RecipeError(f"{self.path}: not a run directory (there is no run.json in it)")
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from invem import DataError, Dataset, Example, RecipeError, examples
+from invem.hookspecs import FilePath
 
 from ._images import EXTENSIONS, PILLOW_LIMIT, Item, Reader, shown
 
@@ -149,7 +150,7 @@ def _example(shape: tuple[int, ...], root: Path) -> dict[str, Any]:
 def folder(
     split: str,
     *,
-    root: str,
+    root: FilePath,
     size: Annotated[int, Ge(1), Le(16_384)] | None = None,
     fit: Literal["crop", "resize", "cut"] = "crop",
     channels: Literal[1, 3] = 3,

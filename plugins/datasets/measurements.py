@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invem import DataError, Dataset, Example, RecipeError, examples
 from invem.dataset import digest_of
+from invem.hookspecs import FilePath
 
 LARGEST = 1e15  # sums of squares of larger numbers leave the range of float32
 
@@ -53,7 +54,7 @@ def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
 def measurements(
     split: str,
     *,
-    file: str,
+    file: FilePath,
     shape: list[Annotated[int, Ge(1)]] | None = None,
     test: Annotated[float, Ge(0), Lt(1)] = 0.1,
 ) -> Measurements:

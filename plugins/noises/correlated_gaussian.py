@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt
 from torch import Generator, Tensor
 
 from invem import DataError, NoiseModel, RecipeError, examples
+from invem.hookspecs import FilePath
 from invem.linalg import DPLR
 
 
@@ -59,7 +60,7 @@ def correlated_gaussian(
     sigma: Annotated[float, Gt(0)] = 0.05,
     stripes: Annotated[float, Ge(0)] = 0.05,
     along: Literal["rows", "columns"] = "rows",
-    file: str | None = None,
+    file: FilePath | None = None,
 ) -> CorrelatedGaussian:
     """Adds white noise and stripes, or Gaussian noise with a covariance from a file.
 

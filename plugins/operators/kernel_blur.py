@@ -8,6 +8,7 @@ import torch
 from torch import Generator
 
 from invem import DataError, LinearOperator, RecipeError, examples
+from invem.hookspecs import FilePath
 from invem.linear import blur
 
 
@@ -22,7 +23,7 @@ def kernel_blur(
     shape: tuple[int, ...],
     rng: Generator,
     *,
-    file: str,
+    file: FilePath,
     normalise: bool = False,
     boundary: Literal["reflect", "circular", "zero", "valid"] = "reflect",
 ) -> LinearOperator:

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torch import Generator
 
 from invem import DataError, Mask, RecipeError, examples
+from invem.hookspecs import FilePath
 from invem.operator import image_shape
 
 
@@ -40,7 +41,7 @@ def _pages(image: Image.Image) -> Iterator[Image.Image]:
 
 
 @examples(_example)
-def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> Mask:
+def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: FilePath) -> Mask:
     """Measures the pixels where a mask from a file is not zero.
 
     Args:
