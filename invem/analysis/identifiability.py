@@ -7,6 +7,8 @@ zero, say), and may need more. A_i are the operators, S is their noise and C = C
   observations can determine the signal there.
 - A single observation determines a direction if lambda c exceeds the noise. lambda is the
   eigenvalue of M and c the variance of the signal along the direction.
+  Where there are observations, the variances of the signals along their own directions are
+  estimated from them (`invem.analysis.sensed`). Otherwise c is the guess of a white signal.
 - Many observations determine the variance along v even where one does not. The Fisher information
   of y ~ N(0, A C A^T + S) on it gives the standard error sqrt(2/(n E[w^2])) c with w = c v^T A^T (c
   A A^T + S)^-1 A v. If all operators are the same and v is one of their singular vectors, this is
@@ -25,8 +27,15 @@ from torch import Tensor
 
 from invem.analysis.dense import dense_spectrum
 from invem.analysis.lanczos import lanczos_spectrum
-from invem.analysis.model import ObservationModel, draw_model, example_signals, noise_variance
+from invem.analysis.model import (
+    ObservationModel,
+    draw_model,
+    example_signals,
+    noise_variance,
+    some_observations,
+)
 from invem.analysis.operators import HIDDEN, OperatorSample
+from invem.analysis.sensed import SignalSpectrum, signal_spectrum
 from invem.analysis.spectrum import Levels, Spectrum, spectrum_from_svd
 from invem.errors import Unsupported
 from invem.measurement import Measurement
@@ -35,6 +44,7 @@ from invem.operator import LinearOperator, Operator
 __all__ = ["LEARNED", "Identifiability", "identify"]
 
 LEARNED = 0.5  # the largest relative standard error of a variance that counts as learned
+_LEAST_SIGNAL = 1e-3  # of the noise's variance, where observations show no signal at all
 _MOST_EXAMPLES = 64  # signals at which an operator that is not linear is differentiated
 
 
@@ -55,9 +65,12 @@ class Identifiability:
         linear: Whether the operator is linear. If not, its derivatives at a few signals replace it.
         exact: Whether each eigenvalue was computed. If not, they are quantiles of a spectral
             density that was estimated with random probes.
-        signal: c, the variance of an entry of the signal. This is a guess: the variance of a white
-            signal that fills half of the range of the data. Images have more variance in coarse
-            directions and far less in fine ones, where comparisons with the noise are optimistic.
+        signal: c, the variance of an entry of a white signal, as estimated from observations. Where
+            it could not be, a guess: half of the range of the data is filled.
+        sensed: The variances of the signals along their own directions, estimated from
+            observations; None where they could not be. Images have more variance in coarse
+            directions and far less in fine ones.
+        unsensed: Why not; "" where there are no observations yet.
         noise: The variance of the noise of an entry. Its inverse is the mean of the inverses of all
             observations.
         fineness: The squared differences between neighbouring pixels in the hidden directions, over
@@ -94,6 +107,8 @@ class Identifiability:
     clean: int
     prior: bool
     truth: bool
+    sensed: SignalSpectrum | None = None
+    unsensed: str = ""
 
     @property
     def directions(self) -> int:
@@ -116,7 +131,12 @@ class Identifiability:
 
     @property
     def above_noise(self) -> int:
-        """The number of directions with more signal than noise in an observation, on average."""
+        """The number of directions with more signal than noise in an observation, on average.
+
+        Of the signals' own directions where their spectrum was estimated.
+        """
+        if self.sensed is not None:
+            return int((self.sensed.ratios >= 1).sum())
         return int(self._exceeds_noise.sum())
 
     @property
@@ -133,6 +153,10 @@ class Identifiability:
 
         No restoration recovers these.
         """
+        if self.sensed is not None:
+            ratios = self.sensed.ratios
+            errors = math.sqrt(2 / self.observations) * (1 + 1 / ratios.clamp(min=1e-300))
+            return int(((ratios < 1) & (errors <= LEARNED)).sum())
         return int((self.is_seen & ~self._exceeds_noise & (self.errors <= LEARNED)).sum())
 
     @property
@@ -174,7 +198,12 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
     examples = None
     if not linear or "var" not in m.noise.provides:
         examples = example_signals(model, min(len(m), _MOST_EXAMPLES))
-    levels = Levels(model.signal_variance, noise_variance(m, examples))
+    noise = noise_variance(m, examples)
+    sensed, unsensed = _sensed(model, most_entries)
+    signal = model.signal_variance
+    if sensed is not None and sensed.variance is not None:
+        signal = max(sensed.variance, _LEAST_SIGNAL * float(noise.mean()))
+    levels = Levels(signal, noise)
     shared = linear and m.shares_operator
     found = _spectrum(m[:1] if shared else m, levels, model, examples, most_entries)
     order = found.eigenvalues.argsort(descending=True)
@@ -207,7 +236,20 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
         clean=model.clean,
         prior=model.prior,
         truth=model.signals is not None,
+        sensed=sensed,
+        unsensed=unsensed,
     )
+
+
+def _sensed(model: ObservationModel, most_entries: int) -> tuple[SignalSpectrum | None, str]:
+    """Returns the spectrum of the signals as the observations show it, or why it is not known."""
+    m = some_observations(model)
+    if m is None:
+        return None, ""
+    try:
+        return signal_spectrum(m, most_entries), ""
+    except Unsupported as reason:
+        return None, str(reason)
 
 
 def _require_derivative(A: Operator, name: str) -> None:

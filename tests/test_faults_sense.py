@@ -1,0 +1,146 @@
+"""What observations can tell, said truthfully: each test is named after the kind of fault."""
+
+import pytest
+import torch
+from invem_plugins.noises.gaussian import gaussian
+from invem_plugins.noises.laplace import laplace
+from invem_plugins.operators.gaussian_blur import gaussian_blur
+from invem_plugins.operators.identity import identity
+from invem_plugins.operators.random_mask import random_mask
+
+from invem import Measurement, Rng
+from invem.analysis import ObservationModel, describe, identify, lines
+
+torch.set_num_threads(1)
+
+
+def decaying(n, d, last=1e-4):
+    """Signals in a basis of no order, with variances from 1 down to `last`, and the variances."""
+    spectrum = torch.logspace(0, torch.tensor(last).log10().item(), d, dtype=torch.float64)
+    rng = Rng.generator("basis")
+    turn = torch.linalg.qr(torch.randn(d, d, generator=rng, dtype=torch.float64)).Q
+    z = torch.randn(n, d, generator=rng, dtype=torch.float64)
+    return ((z * spectrum.sqrt()) @ turn.T).float(), spectrum
+
+
+def photographs(n, side, std=0.4):
+    """Crops of fields whose power falls as one over the squared frequency, as that of photographs
+    does, and the eigenvalues of their covariance."""
+    wide = 2 * side
+    f = torch.fft.fftfreq(wide, dtype=torch.float64)
+    amplitude = 1 / (f[:, None] ** 2 + f**2).sqrt().clamp(min=1 / wide)
+    white = torch.randn(n, wide, wide, generator=Rng.generator("white"), dtype=torch.float64)
+    x = torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real[:, None, :side, :side]
+    lag = torch.fft.ifft2(amplitude.square()).real
+    row, column = (
+        each.flatten() for each in torch.meshgrid(*2 * [torch.arange(side)], indexing="ij")
+    )
+    cov = lag[(row[:, None] - row) % wide, (column[:, None] - column) % wide] / lag[0, 0]
+    return (x * std / lag[0, 0].sqrt()).float(), std**2 * torch.linalg.eigvalsh(cov).flip(0)
+
+
+def observed(x, law=identity, noise=gaussian, **options):
+    """The observation model of signals in noise."""
+    n, shape = len(x), tuple(x.shape[1:])
+
+    def draw(k, block):
+        A = law(k, shape, Rng.generator("draw", block))
+        measured = tuple(A[0](torch.zeros(1, *shape)).shape[1:])
+        return A, noise(k, measured, Rng.generator("noise", block), **options)
+
+    def measured(k, block):
+        A, law_of_noise = draw(k, block)
+        clean = A(x[1024 * block : 1024 * block + k])
+        return Measurement(law_of_noise.sample(clean, Rng.generator("y", block)), A, law_of_noise)
+
+    return ObservationModel(
+        draw=draw,
+        block=1024,
+        operator="law",
+        shape=shape,
+        range=(-1.0, 1.0),
+        observations=n,
+        signals=lambda k: x[:k],
+        measured=measured,
+    )
+
+
+# The signals that a report compares with the noise
+
+
+@pytest.mark.parametrize(("n", "off"), [(200, 10), (2000, 3)])
+def test_directions_above_the_noise_are_those_of_the_signals(n, off):
+    x, spectrum = decaying(n, 64)
+    found = identify(observed(x, sigma=0.2))
+    assert found.above_noise == pytest.approx(int((spectrum >= 0.04).sum()), abs=off)
+    assert found.sensed.observations == n
+    assert found.signal == pytest.approx(float(spectrum.mean()), rel=0.15)
+    assert found.above_noise + found.pooled < 64
+
+
+def test_estimated_ratios_are_the_eigenvalues_over_the_noise():
+    x, spectrum = decaying(4000, 32, last=1e-2)
+    ratios = identify(observed(x, sigma=0.2)).sensed.ratios
+    assert torch.allclose(ratios, spectrum / 0.04, rtol=0.15, atol=0.06)
+
+
+@pytest.mark.parametrize(("std", "count"), [(0.5, 64), (0.1, 0)])
+@pytest.mark.parametrize("n", [96, 1000])
+def test_white_signals_have_all_directions_or_none_above_the_noise(std, count, n):
+    """The eigenvalues of a sample covariance of few white signals spread by a factor of 10."""
+    x = std * torch.randn(n, 1, 8, 8, generator=Rng.generator("white"))
+    found = identify(observed(x, sigma=0.2))
+    assert abs(found.above_noise - count) <= (3 if n == 96 else 0)
+    assert found.sensed.few == (n < 128)
+    assert ("too few to find" in "\n".join(lines(found))) == (n < 128)
+
+
+def test_most_directions_of_photographs_are_below_the_noise():
+    x, spectrum = photographs(1500, 16)
+    truth = int((spectrum >= 0.09).sum())
+    found = identify(observed(x, sigma=0.3))
+    assert truth < 100
+    assert found.above_noise == pytest.approx(truth, abs=0.1 * truth)
+    text = "\n".join(lines(found))
+    assert f"{found.above_noise} of 256 directions" in text
+    assert "its spectrum was estimated from 1,500 observations" in text
+    assert describe(found)["told by one observation"] == found.above_noise
+
+
+def test_masks_and_large_images_have_their_spectrum_estimated_too():
+    x, spectrum = photographs(3000, 12)
+    masked = identify(
+        observed(x, lambda n, shape, rng: random_mask(n, shape, rng, keep=0.5), sigma=0.2)
+    )
+    truth = int((spectrum / 2 >= 0.04).sum())
+    assert masked.above_noise == pytest.approx(truth, abs=0.15 * truth)
+    assert masked.signal == pytest.approx(0.16, rel=0.1)
+    x, spectrum = photographs(300, 24)
+    large = identify(observed(x, sigma=0.3), most_entries=100)
+    assert large.sensed.frequencies
+    truth = int((spectrum >= 0.09).sum())
+    assert large.above_noise == pytest.approx(truth, abs=0.15 * truth)
+
+
+def test_a_blur_is_judged_by_what_it_lets_through():
+    x, _ = photographs(2000, 8)
+    sharp, soft = (
+        identify(observed(x, lambda n, s, r, w=std: gaussian_blur(n, s, r, std=w), sigma=0.1))
+        for std in (0.3, 1.5)
+    )
+    assert soft.above_noise < sharp.above_noise / 2
+
+
+@pytest.mark.parametrize(
+    ("n", "noise", "options", "why"),
+    [
+        (20, gaussian, {"sigma": 0.2}, "20 observations are too few"),
+        (100, laplace, {}, "the noise is not Gaussian"),
+        (100, gaussian, {"sigma": 0.0}, "the noise is 0"),
+    ],
+)
+def test_where_the_spectrum_is_not_known_a_guess_is_called_one(n, noise, options, why):
+    x, _ = photographs(n, 8)
+    found = identify(observed(x, noise=noise, **options))
+    text = "\n".join(lines(found))
+    assert found.sensed is None and f"a guess, since {why}" in text
