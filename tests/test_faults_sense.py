@@ -1,15 +1,25 @@
 """What observations can tell, said truthfully: each test is named after the kind of fault."""
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from invem_plugins.datasets.digits import digits
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.noises.laplace import laplace
 from invem_plugins.operators.gaussian_blur import gaussian_blur
 from invem_plugins.operators.identity import identity
 from invem_plugins.operators.random_mask import random_mask
+from PIL import Image
+from typer.testing import CliRunner
 
+import invem
 from invem import Measurement, Rng
-from invem.analysis import ObservationModel, describe, identify, lines
+from invem.analysis import ObservationModel, describe, identify, lines, noise_level
+from invem.cli.app import app
+from invem.door import Run
 
 torch.set_num_threads(1)
 
@@ -144,3 +154,134 @@ def test_where_the_spectrum_is_not_known_a_guess_is_called_one(n, noise, options
     found = identify(observed(x, noise=noise, **options))
     text = "\n".join(lines(found))
     assert found.sensed is None and f"a guess, since {why}" in text
+
+
+# The level of the noise, and the range of the data, before anything is learned
+
+
+def level_of(x, law, sigma, assumed, **options):
+    """What observations in noise of one level say where another is assumed."""
+    model = observed(x, law, sigma=sigma)
+    m = model.measured(min(len(x), 1024), 0)
+    noise = gaussian(len(m), tuple(m.y.shape[1:]), Rng.generator(0), sigma=assumed)
+    return noise_level(replace(m, noise=noise))
+
+
+def half(n, shape, rng):
+    return random_mask(n, shape, rng, keep=0.5)
+
+
+@pytest.mark.parametrize("law", [identity, half, gaussian_blur])
+@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("signals", ["digits", "photographs"])
+def test_the_noise_level_lies_where_observations_say_it_does(law, sigma, signals):
+    x = digits("train")[torch.arange(1000)].x if signals == "digits" else photographs(100, 32)[0]
+    for assumed in (0.02, 0.3):
+        found = level_of(x, law, sigma, assumed)
+        low, high = found.bracket
+        assert low * assumed <= sigma <= high * assumed
+        assert found.level >= 0.97 * sigma
+        assert not (found.impossible and assumed <= sigma)
+        assert not (found.too_small and assumed >= sigma)
+    if signals == "digits" and law is not gaussian_blur:
+        assert found.level == pytest.approx(sigma, rel=0.1)
+    if sigma == 0.3:
+        assert level_of(x, law, sigma, 0.1).too_small == (law is not gaussian_blur)
+        assert level_of(x, law, sigma, 0.6).impossible
+
+
+def test_the_noise_level_is_relative_where_levels_differ():
+    x, _ = photographs(200, 32)
+    model = observed(x, sigma=[0.1, 0.4])
+    found = noise_level(model.measured(200, 0))
+    assert 0.9 < found.ratio < 1.4 and not found.impossible and not found.too_small
+    found = noise_level(observed(0 * x, sigma=[0.1, 0.4]).measured(200, 0))
+    assert found.ratio == pytest.approx(1, abs=0.02)
+
+
+def test_clipped_noise_is_not_called_impossible():
+    x = -torch.ones(200, 1, 16, 16)
+    m = observed(x, sigma=0.2).measured(200, 0)
+    clipped = replace(m, y=m.y.clamp(min=-1))
+    assert noise_level(clipped).clipped > 0.4 and not noise_level(clipped).impossible
+    assert not noise_level(m).clipped
+
+
+def frames(folder, scale, sigma):
+    """A folder of 16-bit images of photographs in noise, with values up to `scale`."""
+    x, _ = photographs(60, 32, std=0.2)
+    y = x + sigma * torch.randn(x.shape, generator=Rng.generator("frames"))
+    stored = ((y.clamp(-1, 1) + 1) / 2 * scale).round().numpy().astype(np.uint16)
+    folder.mkdir()
+    for k, image in enumerate(stored[:, 0]):
+        Image.fromarray(image).save(folder / f"{k:03d}.png")
+
+
+RECIPE = """
+observations: {{name: folder, root: {root}, channels: 1{more}}}
+operator: identity
+noise: {{name: gaussian, sigma: {sigma}}}
+network: {{name: mlp, width: 16, depth: 1}}
+phases:
+  - {{name: em, rounds: 2, fit: {{objective: gaussian-moments, rank: 4}}}}
+evaluate: {{metrics: [], samples: 0}}
+"""
+
+
+def warned(tmp_path, sigma, more="", scale=65535, true=0.2):
+    if not (tmp_path / "frames").exists():
+        frames(tmp_path / "frames", scale, true)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(root=tmp_path / "frames", sigma=sigma, more=more))
+    return invem.plan(path).warnings
+
+
+def test_twelve_bits_kept_in_sixteen_are_noticed(tmp_path):
+    """The values fill a small part of the range, and the noise is above all that varies."""
+    of_range, of_noise = warned(tmp_path, 0.2, scale=4095)
+    assert "observations: the values fill" in of_range and "low: 0, high: 4095" in of_range
+    assert "noise: sigma: 0.2 cannot be" in of_noise and "recipe.yaml:4:" in of_noise
+    assert not any("\n" in line for line in (of_range, of_noise))
+    assert warned(tmp_path, 0.2, ", low: 0, high: 4095") == []
+    (again,) = warned(tmp_path, 0.2, ", low: 0, high: 60000")[:1]
+    stated = float(again.split("high: ")[1].rstrip(")"))
+    assert 3000 < stated < 4200
+
+
+@pytest.mark.parametrize(
+    ("sigma", "word"), [(0.2, None), (0.15, None), (0.05, "less than"), (0.6, "cannot be")]
+)
+def test_a_level_that_the_observations_contradict_is_warned_of_with_one_that_fits(
+    tmp_path, sigma, word
+):
+    found = warned(tmp_path, sigma)
+    if word is None:
+        assert found == []
+        return
+    (line,) = found
+    assert f"sigma: {sigma} " in line and word in line
+    fits = float(line.rsplit("about ", 1)[1])
+    assert fits == pytest.approx(0.2, rel=0.2)
+    assert warned(tmp_path, fits) == []
+
+
+def test_a_run_keeps_what_was_doubted_and_identify_prints_the_level(tmp_path):
+    warned(tmp_path, 0.6)
+    done = Run(invem.plan(tmp_path / "recipe.yaml"), tmp_path / "run")
+    done.resume()
+    kept = json.loads((tmp_path / "run" / "identifiability.json").read_text())
+    assert "cannot be" in kept["lines"][0]
+    assert kept["noise level"]["at most"] == pytest.approx(0.2, rel=0.1)
+    shown = CliRunner().invoke(app, ["identify", str(tmp_path / "recipe.yaml")])
+    assert "the observations show noise of " in shown.output
+
+
+def test_an_assumed_level_is_compared_where_signals_are_measured_by_the_recipe(tmp_path):
+    text = "data: digits\noperator: random-mask\nnoise: {name: gaussian, sigma: 0.1}\n"
+    text += "assume: {noise.sigma: 0.4}\n"
+    text += "network: {name: mlp, width: 16, depth: 1}\nphases:\n"
+    text += "  - {name: em, rounds: 2, fit: {objective: gaussian-moments, rank: 4}}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    (line,) = invem.plan(tmp_path / "recipe.yaml").warnings
+    assert "sigma: 0.4 cannot be" in line and "`assume` sigma to about 0.1" in line
+    assert invem.plan(tmp_path / "recipe.yaml", ["assume={noise.sigma: 0.1}"]).warnings == []

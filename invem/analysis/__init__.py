@@ -16,6 +16,7 @@ from invem.analysis.calibration import (
 )
 from invem.analysis.identifiability import Identifiability, identify
 from invem.analysis.model import ObservationModel
+from invem.analysis.noiselevel import NoiseLevel, noise_level
 from invem.analysis.parameters import Parameters
 from invem.analysis.words import describe, lines, warning
 
@@ -23,6 +24,7 @@ __all__ = [
     "Calibrated",
     "Identifiability",
     "MeasurementAt",
+    "NoiseLevel",
     "ObservationModel",
     "Parameters",
     "by_draws",
@@ -32,6 +34,7 @@ __all__ = [
     "describe",
     "identify",
     "lines",
+    "noise_level",
     "rebuilt",
     "score",
     "warning",

@@ -34,6 +34,7 @@ from invem.analysis.model import (
     noise_variance,
     some_observations,
 )
+from invem.analysis.noiselevel import NoiseLevel, noise_level
 from invem.analysis.operators import HIDDEN, OperatorSample
 from invem.analysis.sensed import SignalSpectrum, signal_spectrum
 from invem.analysis.spectrum import Levels, Spectrum, spectrum_from_svd
@@ -71,6 +72,7 @@ class Identifiability:
             observations; None where they could not be. Images have more variance in coarse
             directions and far less in fine ones.
         unsensed: Why not; "" where there are no observations yet.
+        level: The level of the noise as observations show it; None where it is not known.
         noise: The variance of the noise of an entry. Its inverse is the mean of the inverses of all
             observations.
         fineness: The squared differences between neighbouring pixels in the hidden directions, over
@@ -109,6 +111,7 @@ class Identifiability:
     truth: bool
     sensed: SignalSpectrum | None = None
     unsensed: str = ""
+    level: NoiseLevel | None = None
 
     @property
     def directions(self) -> int:
@@ -199,7 +202,8 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
     if not linear or "var" not in m.noise.provides:
         examples = example_signals(model, min(len(m), _MOST_EXAMPLES))
     noise = noise_variance(m, examples)
-    sensed, unsensed = _sensed(model, most_entries)
+    y = some_observations(model)
+    sensed, unsensed = _sensed(y, most_entries)
     signal = model.signal_variance
     if sensed is not None and sensed.variance is not None:
         signal = max(sensed.variance, _LEAST_SIGNAL * float(noise.mean()))
@@ -238,12 +242,12 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
         truth=model.signals is not None,
         sensed=sensed,
         unsensed=unsensed,
+        level=None if y is None else noise_level(y),
     )
 
 
-def _sensed(model: ObservationModel, most_entries: int) -> tuple[SignalSpectrum | None, str]:
+def _sensed(m: Measurement | None, most_entries: int) -> tuple[SignalSpectrum | None, str]:
     """Returns the spectrum of the signals as the observations show it, or why it is not known."""
-    m = some_observations(model)
     if m is None:
         return None, ""
     try:

@@ -9,8 +9,13 @@ whatever the signals are, so the smallest of them is the estimate:
 - the smallest standard deviation of an entry of y over all observations;
 - the root of the smallest eigenvalue of the covariance of y.
 
-The estimate is too high where signals are as fine as noise, everywhere and in all observations. It
-is never too low, up to the error of estimation, unless values were clipped.
+The estimate is too high where signals are fine everywhere and in all observations. It is never too
+low, up to the error of estimation, unless values were clipped.
+
+A lower end takes signals to be smoother than noise. Differences over two pixels then have at least
+twice the variance of those over one, in the signals but not in the noise: power that falls as one
+over the squared frequency doubles it. Or signals vanish in a part of all entries or directions,
+which then have one and the same variance, that of the noise.
 """
 
 import math
@@ -27,6 +32,7 @@ __all__ = ["NoiseLevel", "noise_level"]
 _NORMAL = 0.6745  # the median of the absolute value of a standard normal number
 _LEAST = 256  # values that a median is taken over
 _MOST_ENTRIES = 256  # of y, for an eigenvalue of its covariance
+_FLOOR = 16  # variances, some of which are of noise alone
 _SEEN = 64  # observations that show an entry, for its variance
 _CLIPPED = 0.01  # the share of equal extreme values that counts as clipped
 _NUMBERS = 2**22  # of the observations that are looked at
@@ -38,6 +44,8 @@ class NoiseLevel:
 
     Attributes:
         ratio: The estimated level over the assumed one. An upper bound of the true ratio.
+        least: A lower bound of the same, for signals that are smoother than noise; 0 where nothing
+            is known.
         level: The estimated standard deviation, in units of the data, if it is one for all.
         assumed: The assumed standard deviation, the root of the mean variance.
         spread: The standard deviation of the observations.
@@ -50,6 +58,7 @@ class NoiseLevel:
     """
 
     ratio: float
+    least: float
     level: float
     assumed: float
     spread: float
@@ -68,18 +77,19 @@ class NoiseLevel:
 
     @property
     def too_small(self) -> bool:
-        """Whether there seems to be more than twice the assumed noise."""
-        return self.plain and self.ratio > 2
+        """Whether there is more than one and a half times the assumed noise, or signals are as
+        fine as noise."""
+        return self.plain and self.least * (1 - 4 * self.error) > 1.5
 
     @property
     def bracket(self) -> tuple[float, float]:
         """Between what multiples of the assumed level the true one is taken to be.
 
-        Below half of the estimate only if A is neither the identity nor a mask: the estimate then
-        has no lower end, as the signals may be seen at any fineness.
+        There is a lower end only if A is the identity or a mask: of other operators nothing is known
+        of how fine A x may be.
         """
         high = math.inf if self.clipped else self.ratio * (1.05 + 4 * self.error)
-        return (self.ratio / 2 if self.plain else 0.0), high
+        return (self.least * (0.9 - 4 * self.error) if self.plain else 0.0), high
 
 
 def noise_level(m: Measurement) -> NoiseLevel | None:
@@ -106,10 +116,12 @@ def noise_level(m: Measurement) -> NoiseLevel | None:
     bounds = [bound for bound in (_by_differences(u, seen), *_by_variances(u, seen)) if bound]
     if not bounds:
         return None
-    ratio, error, how = min(bounds)
+    ratio, error, how, _ = min(bounds)
+    least = min(max(bound[3] for bound in bounds), ratio)
     values = m.y[seen]
     return NoiseLevel(
         ratio=math.inf if silent and ratio else ratio,
+        least=math.inf if silent and least else least,
         level=ratio if silent else ratio * assumed,
         assumed=assumed,
         spread=float(values.std()),
@@ -121,21 +133,29 @@ def noise_level(m: Measurement) -> NoiseLevel | None:
     )
 
 
-_Bound = tuple[float, float, str]
+_Bound = tuple[float, float, str, float]  # level, relative error, how, and a lower level
 
 
 def _by_differences(u: Tensor, seen: Tensor) -> _Bound | None:
     """Returns the level by the differences of neighbouring pixels, with its relative error."""
     if u.ndim != 4 or min(u.shape[-2:]) < 2:
         return None
-    d = u.diff(dim=-1).diff(dim=-2) / 2
-    whole = seen[..., :-1] & seen[..., 1:]
-    d = d[whole[..., :-1, :] & whole[..., 1:, :]]
-    if len(d) < _LEAST:
+    near, n = _spread(u, seen, 1)
+    if n < _LEAST:
         return None
+    far, m = _spread(u, seen, 2) if min(u.shape[-2:]) > 2 else (0.0, 0)
+    least = math.sqrt(max(2 * near**2 - far**2, 0.0)) if m >= _LEAST else 0.0
     # Differences that overlap are correlated: a fourth of them counts.
-    error = 1.17 / math.sqrt(len(d) / 4)
-    return float(d.abs().median()) / _NORMAL, error, "differences of neighbouring pixels"
+    return near, 1.17 / math.sqrt(n / 4), "differences of neighbouring pixels", least
+
+
+def _spread(u: Tensor, seen: Tensor, h: int) -> tuple[float, int]:
+    """Returns the standard deviation of diagonal differences over h pixels, by their median
+    absolute deviation, and their number."""
+    d = (u[..., :-h, :-h] - u[..., :-h, h:] - u[..., h:, :-h] + u[..., h:, h:]) / 2
+    whole = seen[..., :-h, :-h] & seen[..., :-h, h:] & seen[..., h:, :-h] & seen[..., h:, h:]
+    d = d[whole]
+    return (float(d.abs().median()) / _NORMAL if len(d) else 0.0), len(d)
 
 
 def _by_variances(u: Tensor, seen: Tensor) -> list[_Bound]:
@@ -154,14 +174,30 @@ def _by_variances(u: Tensor, seen: Tensor) -> list[_Bound]:
     found: list[_Bound] = []
     if low > 0.2:
         level = math.sqrt(float(var[enough].min()) / low)
-        found.append((level, 1 / math.sqrt(2 * n), "the least variance of an entry"))
+        least = level if _is_floor(var[enough], 1 / low) else 0.0
+        found.append((level, 1 / math.sqrt(2 * n), "the least variance of an entry", least))
     k = u.shape[1]
     if k <= _MOST_ENTRIES and len(u) >= 4 * k and bool(seen.all()):
-        least = float(torch.linalg.eigvalsh(torch.cov(u.T).reshape(k, k))[0])
+        values = torch.linalg.eigvalsh(torch.cov(u.T).reshape(k, k)).clamp(min=0)
         # The edge of the law of Marchenko and Pastur (1967), as if all eigenvalues were noise.
-        level = math.sqrt(max(least, 0.0)) / (1 - math.sqrt(k / len(u)))
-        found.append((level, 1 / math.sqrt(2 * len(u)), "the least variance of a direction"))
+        edge = (1 - math.sqrt(k / len(u))) ** 2
+        level = math.sqrt(float(values[0]) / edge)
+        least = math.sqrt(float(values[0])) if _is_floor(values, 1 / edge) else 0.0
+        how = "the least variance of a direction"
+        found.append((level, 1 / math.sqrt(2 * len(u)), how, least))
     return found
+
+
+def _is_floor(variances: Tensor, spread: float) -> bool:
+    """Whether a tenth of variances are the same and far below the others: noise alone.
+
+    spread: The ratio by which equal variances differ by chance.
+    """
+    ordered = variances.sort().values
+    if len(ordered) < _FLOOR:
+        return False
+    tenth = float(ordered[len(ordered) // 10])
+    return tenth < spread * float(ordered[0]) and tenth < 0.5 * float(variances.mean())
 
 
 def _clipped(values: Tensor) -> float:

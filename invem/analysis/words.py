@@ -44,6 +44,7 @@ def describe(found: Identifiability) -> dict[str, Any]:
         "exact": found.exact,
         "signal variance": found.signal,
         "signal over noise": _ratios(found),
+        "noise level": _level(found),
         "noise variance": found.noise,
         "clean": found.clean,
         "spectrum": [
@@ -66,6 +67,16 @@ def _ratios(found: Identifiability) -> dict[str, Any] | None:
         "few": found.sensed.few,
         "spectrum": [[r, float(ratios[r])] for r in ranks.tolist()],
     }
+
+
+def _level(found: Identifiability) -> dict[str, Any] | None:
+    """Returns the level of the noise that observations show as plain data."""
+    level = found.level
+    if level is None:
+        return None
+    least = level.least * level.assumed if level.assumed else level.level
+    facts = {"assumed": level.assumed, "at most": level.level, "at least": least}
+    return facts | {"by": level.how, "observations": level.observations}
 
 
 def warning(found: Identifiability) -> str | None:
@@ -96,6 +107,7 @@ def lines(found: Identifiability) -> list[str]:
     text = [_hidden_or_shown(found) + _eigenvalue_range(found)]
     if not found.exact:
         text.append(f"the numbers of directions are estimates by {PROBES} random probes")
+    text += _noise(found)
     text += _above_noise(found)
     if found.linear:
         text += _learning(found)
@@ -113,6 +125,24 @@ def lines(found: Identifiability) -> list[str]:
     elif not (found.hidden or found.faint or found.unknown or found.apart):
         text.append(_nothing_hidden(found))
     return text
+
+
+def _noise(found: Identifiability) -> list[str]:
+    """What the observations themselves say of the level of their noise."""
+    level = found.level
+    if level is None:
+        return []
+    if not level.assumed:
+        return [f"the observations show noise of {level.level:.2g} or less, and none is assumed"]
+    low, high = level.least * level.assumed, level.level
+    known = level.plain and level.least > 0
+    shown = f"{high:.2g} or less"
+    if known:
+        shown = f"{low:.2g} to {high:.2g}, for signals that are smoother than noise"
+        shown = f"about {high:.2g}" if f"{low:.2g}" == f"{high:.2g}" else shown
+    return [
+        f"the observations show noise of {shown} ({level.how}); the recipe says {level.assumed:.2g}"
+    ]
 
 
 def _above_noise(found: Identifiability) -> list[str]:

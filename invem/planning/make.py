@@ -16,6 +16,7 @@ from invem.metric import Metric
 from invem.planning.build import Builder, Make
 from invem.planning.checked import measured
 from invem.planning.counts import check_counts
+from invem.planning.doubts import doubts
 from invem.planning.model import MeasurementModel
 from invem.planning.needs import Provided, check_metrics, check_stages
 from invem.planning.plan import Facts, Plan, Stage, read_foreign_prior
@@ -83,7 +84,7 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     labels = _labelled(metrics, train)
     stages = _checked(recipe, builder, stages, metrics, model, built, facts, labels)
     builder.done()
-    return Plan(
+    plan = Plan(
         loaded=loaded,
         data=split,
         observed=where == "observations",
@@ -99,6 +100,9 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
         test=min(recipe.evaluate.observations, facts.whole_test),
         warnings=[] if train is None else _skipped(where, train),
     )
+    if train is not None:
+        plan.warnings.extend(doubts(plan, builder.values[(where,)]))
+    return plan
 
 
 def _check_measuring(model: MeasurementModel, builder: Builder) -> None:

@@ -113,7 +113,10 @@ def _begin(run: Context) -> Iterator[Record]:
         try:
             found = plan.identifiability()
             told = analysis.describe(found)
-            told |= {"lines": analysis.lines(found), "warning": analysis.warning(found)}
+            told |= {
+                "lines": plan.warnings + analysis.lines(found),
+                "warning": analysis.warning(found),
+            }
         except Unsupported as reason:
             told = {"lines": [str(reason)], "warning": None}
         run.directory.write_json("identifiability", told)
