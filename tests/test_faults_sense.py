@@ -16,9 +16,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import invem
-from invem import Measurement, Rng
+from invem import Measurement, RecipeError, Rng, report
 from invem.analysis import ObservationModel, describe, identify, lines, noise_level
 from invem.cli.app import app
+from invem.cli.progress import follow as follow_in_words
 from invem.door import Run
 
 torch.set_num_threads(1)
@@ -285,3 +286,97 @@ def test_an_assumed_level_is_compared_where_signals_are_measured_by_the_recipe(t
     (line,) = invem.plan(tmp_path / "recipe.yaml").warnings
     assert "sigma: 0.4 cannot be" in line and "`assume` sigma to about 0.1" in line
     assert invem.plan(tmp_path / "recipe.yaml", ["assume={noise.sigma: 0.1}"]).warnings == []
+
+
+# Calibration
+
+BLIND = """
+observations: {{name: folder, root: {root}, channels: 1}}
+operator: identity
+noise: {{name: gaussian, sigma: {sigma}}}
+network: {{name: mlp, width: 16, depth: 1}}
+phases:
+  - {{name: warm-start, rounds: {rounds}{closed}, fit: {{objective: gaussian-moments, rank: 16}}}}
+  - {{name: em, rounds: 1, sampler: exact{drawn}, fit: {{objective: dsm, steps: 2, batch: 8}}}}
+evaluate: {{metrics: [], samples: 0, observations: 0}}
+compute: {{threads: 1}}
+"""
+BOUNDS = ", calibrate: {noise.sigma: [0.005, 0.9]}"
+
+
+def blind(tmp_path, sigma, rounds=3, closed="", drawn=""):
+    """Carries out a run on noise of 0.2; returns its records and what was calibrated last."""
+    if not (tmp_path / "frames").exists():
+        frames(tmp_path / "frames", 65535, 0.2)
+    text = BLIND.format(
+        root=tmp_path / "frames", sigma=sigma, rounds=rounds, closed=closed, drawn=drawn
+    )
+    (tmp_path / "blind.yaml").write_text(text)
+    records = []
+
+    def follow(steps):
+        for record in steps:
+            records.append(record)
+            yield record
+
+    done = Run(invem.plan(tmp_path / "blind.yaml"), tmp_path / "run")
+    done.resume(follow=follow)
+    last = sorted((tmp_path / "run").glob("*-samples/calibrated.json"))[-1:]
+    return records, json.loads(last[0].read_text()) if last else None
+
+
+def told(records, event):
+    return [record.data for record in records if record.event == event]
+
+
+def test_a_level_that_a_prior_has_learned_as_signal_is_not_called_settled(tmp_path):
+    """The prior is learned with a level of 0.03, and has the noise of 0.2 in its covariance. Under
+    it, 0.03 is likely."""
+    records, found = blind(tmp_path, 0.03, drawn=BOUNDS)
+    assert 0.15 < found["values"]["noise.sigma"] < 0.25
+    assert found["settled"] is False and found["error"] == {}
+    (doubt,) = (each["warning"] for each in told(records, "doubt"))
+    assert "phase em, round 0: noise.sigma went to the end" in doubt and "\n" not in doubt
+    assert "noise.sigma went to the end" in (tmp_path / "run" / "log.jsonl").read_text()
+    assert doubt in report.write(tmp_path / "run").read_text()
+
+
+def test_draws_that_are_the_observations_are_warned_of(tmp_path):
+    records, _ = blind(tmp_path, 0.03)
+    (doubt,) = (each["warning"] for each in told(records, "doubt"))
+    assert "the draws follow the observations to 0.03" in doubt and "nothing is restored" in doubt
+
+
+def test_draws_under_the_right_level_are_not(tmp_path):
+    records, found = blind(tmp_path, 0.2, drawn=BOUNDS)
+    assert not told(records, "doubt")
+    assert found["values"]["noise.sigma"] == pytest.approx(0.2, rel=0.12)
+
+
+def test_a_phase_in_closed_form_calibrates_and_begins_at_what_observations_show(tmp_path):
+    records, found = blind(tmp_path, 0.03, closed=BOUNDS)
+    first, *later = told(records, "calibrate")
+    assert (first["how"], {each["how"] for each in later}) == ("observations", {"moments"})
+    for each in (first, *later):
+        assert each["values"]["noise.sigma"] == pytest.approx(0.2, rel=0.15)
+    assert found["values"] == later[-1]["values"]
+
+
+def test_trials_of_a_calibration_are_shown(tmp_path, capsys):
+    records, _ = blind(tmp_path, 0.2, rounds=1, drawn=BOUNDS)
+    trials = told(records, "trial")
+    assert {each["trial"] for each in trials} >= {1, 2}
+    assert trials[-1]["done"] == trials[-1]["total"]
+    for _ in follow_in_words(records):
+        pass
+    assert "em round 0: calibrating noise.sigma, trial 2 of 8 or fewer" in capsys.readouterr().err
+
+
+def test_a_phase_that_can_calibrate_nothing_is_refused_with_what_fits(tmp_path):
+    text = RECIPE.format(root=tmp_path / "frames", sigma=0.2, more="")
+    text = text.replace("objective: gaussian-moments, rank: 4", "objective: sure-score")
+    text = text.replace("rounds: 2", "calibrate: {noise.sigma: [0.1, 0.3]}")
+    frames(tmp_path / "frames", 65535, 0.2)
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match="the phase has no sampler: give it one, or calibrate in"):
+        invem.plan(tmp_path / "recipe.yaml")

@@ -5,12 +5,14 @@ let be learned. `calibrate` estimates options of operator and noise that are onl
 """
 
 from invem.analysis.calibration import (
+    TRIALS,
     Calibrated,
     MeasurementAt,
     by_draws,
     by_moments,
     by_score,
     calibrate,
+    calibrate_by_moments,
     rebuilt,
     score,
 )
@@ -21,6 +23,7 @@ from invem.analysis.parameters import Parameters
 from invem.analysis.words import describe, lines, warning
 
 __all__ = [
+    "TRIALS",
     "Calibrated",
     "Identifiability",
     "MeasurementAt",
@@ -31,6 +34,7 @@ __all__ = [
     "by_moments",
     "by_score",
     "calibrate",
+    "calibrate_by_moments",
     "describe",
     "identify",
     "lines",

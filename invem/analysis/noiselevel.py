@@ -85,8 +85,8 @@ class NoiseLevel:
     def bracket(self) -> tuple[float, float]:
         """Between what multiples of the assumed level the true one is taken to be.
 
-        There is a lower end only if A is the identity or a mask: of other operators nothing is known
-        of how fine A x may be.
+        There is a lower end only if A is the identity or a mask: of other operators it is not known
+        how fine A x may be.
         """
         high = math.inf if self.clipped else self.ratio * (1.05 + 4 * self.error)
         return (self.least * (0.9 - 4 * self.error) if self.plain else 0.0), high

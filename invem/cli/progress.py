@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["follow"]
 
-_WORDS = {"measure": "measuring", "e-step": "E-step", "loss": "M-step", "restore": "restoring"}
+_WORDS = {
+    "measure": "measuring",
+    "e-step": "E-step",
+    "loss": "M-step",
+    "trial": "calibrating",
+    "restore": "restoring",
+}
 
 
 def follow(records: "Iterable[Record]") -> "Iterator[Record]":
@@ -85,6 +91,9 @@ def _rate(record: "Record", seconds: float) -> str:
 def _title(record: "Record") -> str:
     data = record.data
     where = f"{data['name']} round {data['round']}: " if "round" in data else ""
+    if record.event == "trial":
+        count = f"trial {data['trial']} of {data['trials']} or fewer"
+        return f"{where}calibrating {data['options']}, {count}"
     return f"{where}{_WORDS[record.event]}{' ' + data['split'] if 'split' in data else ''}"
 
 
@@ -94,7 +103,7 @@ def _said(record: "Record") -> str:
     where = f"{data.get('name')} round {data.get('round')}"
     if record.event == "evaluate":
         return _summary(record)
-    if record.event in ("identify", "damaged"):
+    if record.event in ("identify", "damaged", "doubt"):
         return f"warning: {data['warning']}" if data["warning"] else ""
     if record.event == "calibrate":
         return f"{where}: " + ", ".join(

@@ -67,7 +67,7 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     def split(name: str) -> Dataset:
         return Source(data(name), lambda text: recipes.error(loaded, (where,), text))
 
-    check_unknowns(recipe, builder)
+    check_unknowns(recipe, builder, stages)
     builder.done()
     begun = facts is not None
     train = None if begun else split("train")

@@ -145,9 +145,9 @@ class RoundEvent(NamedTuple):
 
     Attributes:
         round: The round.
-        event: "e-step", "calibrate" or "stop".
+        event: "e-step", "calibrate", "doubt" or "stop".
         values: "residual" of an E-step; the calibrated options by name; empty for "stop".
-        reason: Why a phase stopped; empty elsewhere.
+        reason: Why a phase stopped, or the warning; empty elsewhere.
     """
 
     round: Round

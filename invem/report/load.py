@@ -327,6 +327,8 @@ def _events(log: Sequence[Mapping[str, Any]]) -> list[RoundEvent]:
         elif event == "calibrate" and isinstance(values, dict):
             numbers = {str(name): _float(value) for name, value in values.items()}
             found.append(RoundEvent(round_, event, numbers, ""))
+        elif event == "doubt":
+            found.append(RoundEvent(round_, event, {}, str(entry.get("warning"))))
         elif event == "stop":
             found.append(RoundEvent(round_, event, {}, str(entry.get("reason"))))
     return found

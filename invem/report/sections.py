@@ -152,6 +152,8 @@ def _total(times: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 def _event_words(event: RoundEvent) -> str:
     if event.event == "stop":
         return f"the phase ends: {event.reason}"
+    if event.event == "doubt":
+        return f"warning: {event.reason}"
     if event.event == "calibrate":
         values = ", ".join(f"{name} = {value:.4g}" for name, value in event.values.items())
         return f"calibrated: {values}"
