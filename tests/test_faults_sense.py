@@ -9,10 +9,12 @@ import torch
 from invem_plugins.datasets.digits import digits
 from invem_plugins.noises.gaussian import gaussian
 from invem_plugins.noises.laplace import laplace
+from invem_plugins.noises.poisson_gaussian import poisson_gaussian
 from invem_plugins.operators.gaussian_blur import gaussian_blur
 from invem_plugins.operators.identity import identity
 from invem_plugins.operators.random_mask import random_mask
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import invem
@@ -380,3 +382,69 @@ def test_a_phase_that_can_calibrate_nothing_is_refused_with_what_fits(tmp_path):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(RecipeError, match="the phase has no sampler: give it one, or calibrate in"):
         invem.plan(tmp_path / "recipe.yaml")
+
+
+# Noise that the default path does not take
+
+COUNTS = """
+data: digits
+count: 24
+operator: identity
+noise: {{name: poisson-gaussian, peak: 50, sigma: 0.05}}
+network: {{name: mlp, width: 16, depth: 1}}
+phases:
+  - {{name: warm-start, {first}fit: {{objective: {objective}}}}}
+  - {{name: em, sampler: {sampler}, fit: {{objective: dsm, steps: 2, batch: 8}}}}
+evaluate: {{metrics: [], samples: 0, observations: 0}}
+compute: {{threads: 1}}
+"""
+
+
+def recommended(tmp_path):
+    """What the refusal of the default path recommends: samplers and objectives."""
+    path = tmp_path / "counts.yaml"
+    path.write_text(COUNTS.format(first="", objective="gaussian-moments", sampler="mmps"))
+    with pytest.raises(RecipeError) as refused:
+        invem.plan(path)
+    first, em = str(refused.value).splitlines()
+    assert "counts.yaml:7:" in first and "on observations these fit: none" in first
+    classical = first.split("needs no prior (")[1].split(")")[0].split(", ")
+    objectives = first.split("these: ")[1].split(";")[0].split(", ")
+    assert "approximate the noise by gaussian, with its level at each pixel" in first
+    return classical, objectives, em.split("these fit: ")[1].split(", ")
+
+
+def test_noise_that_is_not_gaussian_is_refused_with_what_fits_and_that_runs(tmp_path):
+    classical, objectives, samplers = recommended(tmp_path)
+    assert "gaussian-moments" in objectives and "daps" in samplers and classical
+    path = tmp_path / "counts.yaml"
+    steps = {"dsm": "dsm, steps: 2, batch: 8"}
+    pairs = [(first, "gaussian-moments", "dps") for first in classical]
+    pairs += [(classical[0], objective, "dps") for objective in objectives[1:]]
+    pairs += [(classical[0], "gaussian-moments", sampler) for sampler in samplers]
+    for k, (first, objective, sampler) in enumerate(dict.fromkeys(pairs)):
+        path.write_text(
+            COUNTS.format(
+                first=f"sampler: {first}, ",
+                objective=steps.get(objective, objective),
+                sampler=sampler,
+            )
+        )
+        Run(invem.plan(path, ["count=8"]), tmp_path / f"run-{k}").resume()
+
+
+def test_a_gaussian_of_a_level_at_each_pixel_stands_in_for_other_noise(tmp_path):
+    x = digits("train")[torch.arange(40)].x
+    noise = poisson_gaussian(40, (1, 8, 8), Rng.generator(0), peak=50, sigma=0.05)
+    y = noise.sample(x, Rng.generator("counts"))
+    level = (2 * (y.clamp(min=-0.99) + 1) / 50 + 0.05**2).sqrt()
+    save_file({"y": y, "noise.sigma": level}, tmp_path / "y.safetensors")
+    text = COUNTS.format(first="", objective="gaussian-moments", sampler="exact")
+    text = text.replace("data: digits", "observations: {name: measurements, file: y.safetensors}")
+    text = text.replace("y.safetensors", str(tmp_path / "y.safetensors"))
+    text = text.replace("{name: poisson-gaussian, peak: 50, sigma: 0.05}", "{NOISE}")
+    text = text.replace("{NOISE}", "{name: gaussian, per: pixel, sigma: [0.05, 0.3]}")
+    (tmp_path / "approximate.yaml").write_text(text)
+    done = Run(invem.plan(tmp_path / "approximate.yaml"), tmp_path / "run")
+    done.resume()
+    assert torch.equal(done.observations("train").noise.sigma, level[:24])
