@@ -204,27 +204,22 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
     noise = noise_variance(m, examples)
     y = some_observations(model)
     sensed, unsensed = _sensed(y, most_entries)
-    signal = model.signal_variance
-    if sensed is not None and sensed.variance is not None:
-        signal = max(sensed.variance, _LEAST_SIGNAL * float(noise.mean()))
-    levels = Levels(signal, noise)
+    levels = _levels(model, sensed, noise)
     shared = linear and m.shares_operator
     found = _spectrum(m[:1] if shared else m, levels, model, examples, most_entries)
     order = found.eigenvalues.argsort(descending=True)
     values = found.eigenvalues[order].clamp(min=0)
     seen = values > HIDDEN * values[0]
 
-    def error(information: Tensor) -> Tensor:
-        variance = 2 / (model.observations * information[order].clamp(min=1e-300))
-        return torch.where(seen, variance.sqrt(), math.inf)
-
-    errors = error(found.information)
+    errors = _errors(found.information[order], seen, model.observations)
     missing = ~seen if not bool(seen.all()) else errors > LEARNED
     images = found.vectors if len(model.shape) == 3 else None
     return Identifiability(
         eigenvalues=values,
         errors=errors,
-        floors=errors if found.ceiling is None else error(found.ceiling),
+        floors=errors
+        if found.ceiling is None
+        else _errors(found.ceiling[order], seen, model.observations),
         observations=model.observations,
         operators=found.operators,
         shared=shared,
@@ -244,6 +239,19 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
         unsensed=unsensed,
         level=None if y is None else noise_level(y),
     )
+
+
+def _errors(information: Tensor, seen: Tensor, n: int) -> Tensor:
+    """Returns the relative standard errors of variances from n observations, shape (d,)."""
+    variance = 2 / (n * information.clamp(min=1e-300))
+    return torch.where(seen, variance.sqrt(), math.inf)
+
+
+def _levels(model: ObservationModel, sensed: SignalSpectrum | None, noise: Tensor) -> Levels:
+    """Returns the variances of signal and noise, that of the signal as estimated if it was."""
+    if sensed is None or sensed.variance is None:
+        return Levels(model.signal_variance, noise)
+    return Levels(max(sensed.variance, _LEAST_SIGNAL * float(noise.mean())), noise)
 
 
 def _sensed(m: Measurement | None, most_entries: int) -> tuple[SignalSpectrum | None, str]:
