@@ -201,25 +201,25 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
     examples = None
     if not linear or "var" not in m.noise.provides:
         examples = example_signals(model, min(len(m), _MOST_EXAMPLES))
-    noise = noise_variance(m, examples)
     y = some_observations(model)
     sensed, unsensed = _sensed(y, most_entries)
-    levels = _levels(model, sensed, noise)
+    levels = _levels(model, sensed, noise_variance(m, examples))
     shared = linear and m.shares_operator
     found = _spectrum(m[:1] if shared else m, levels, model, examples, most_entries)
     order = found.eigenvalues.argsort(descending=True)
     values = found.eigenvalues[order].clamp(min=0)
     seen = values > HIDDEN * values[0]
 
-    errors = _errors(found.information[order], seen, model.observations)
+    information = found.information if found.ceiling is None else found.ceiling
+    errors, floors = (
+        _errors(each[order], seen, model.observations) for each in (found.information, information)
+    )
     missing = ~seen if not bool(seen.all()) else errors > LEARNED
     images = found.vectors if len(model.shape) == 3 else None
     return Identifiability(
         eigenvalues=values,
         errors=errors,
-        floors=errors
-        if found.ceiling is None
-        else _errors(found.ceiling[order], seen, model.observations),
+        floors=floors,
         observations=model.observations,
         operators=found.operators,
         shared=shared,
