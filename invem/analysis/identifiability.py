@@ -209,11 +209,8 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
     order = found.eigenvalues.argsort(descending=True)
     values = found.eigenvalues[order].clamp(min=0)
     seen = values > HIDDEN * values[0]
-
-    information = found.information if found.ceiling is None else found.ceiling
-    errors, floors = (
-        _errors(each[order], seen, model.observations) for each in (found.information, information)
-    )
+    both = found.information, found.information if found.ceiling is None else found.ceiling
+    errors, floors = (_errors(each[order], seen, model.observations) for each in both)
     missing = ~seen if not bool(seen.all()) else errors > LEARNED
     images = found.vectors if len(model.shape) == 3 else None
     return Identifiability(
