@@ -22,6 +22,7 @@ _WORDS = {
     "measure": "measuring",
     "e-step": "E-step",
     "loss": "M-step",
+    "trial": "calibrating",
     "restore": "restoring",
 }
 _EVERY = 10  # seconds between two plain lines
@@ -170,6 +171,9 @@ def _where(data: "Mapping[str, Any]") -> str:
 def _title(record: "Record") -> str:
     data = record.data
     where = f"{_where(data)}: " if "round" in data else ""
+    if record.event == "trial":
+        count = f"trial {data['trial']} of {data['trials']} or fewer"
+        return f"{where}calibrating {data['options']}, {count}"
     return f"{where}{_WORDS[record.event]}{' ' + data['split'] if 'split' in data else ''}"
 
 
@@ -179,7 +183,7 @@ def _said(record: "Record") -> str:
     where = _where(data)
     if record.event == "evaluate":
         return _summary(record)
-    if record.event in ("identify", "damaged", "threads"):
+    if record.event in ("identify", "damaged", "threads", "doubt"):
         return f"warning: {data['warning']}" if data["warning"] else ""
     if record.event == "calibrate":
         return f"{where}: " + ", ".join(

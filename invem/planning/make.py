@@ -19,6 +19,7 @@ from invem.planning.build import Builder, Make
 from invem.planning.checked import measured
 from invem.planning.counts import check_counts, enough
 from invem.planning.device import device_of
+from invem.planning.doubts import doubts
 from invem.planning.model import MeasurementModel
 from invem.planning.needs import Provided, check_metrics, check_stages, fitting_metrics
 from invem.planning.plan import Facts, Plan, Stage, read_foreign_prior
@@ -98,7 +99,7 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
             signals=where == "data",
         )
 
-    check_unknowns(recipe, builder)
+    check_unknowns(recipe, builder, stages)
     builder.done()
     begun = facts is not None
     train = None if begun else split("train")
@@ -122,7 +123,7 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     _check_training(recipe, builder, stages, model, facts)
     check_counts(recipe, builder, stages, metrics, facts)
     builder.done()
-    return Plan(
+    plan = Plan(
         loaded=loaded,
         data=split,
         observed=where == "observations",
@@ -138,6 +139,9 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
         test=min(recipe.evaluate.observations, facts.whole_test),
         warnings=[] if train is None else _cautions(recipe, where, train, facts, split),
     )
+    if train is not None:
+        plan.warnings.extend(doubts(plan, builder.values[(where,)]))
+    return plan
 
 
 def _check_device(recipe: Recipe, builder: Builder) -> None:

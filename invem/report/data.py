@@ -149,10 +149,10 @@ class RoundEvent(NamedTuple):
 
     Attributes:
         round: The round.
-        event: "e-step", "calibrate", "stop" or "damaged".
+        event: "e-step", "calibrate", "doubt", "stop" or "damaged".
         values: "residual" of an E-step; the calibrated options by name; empty elsewhere.
-        reason: Why a phase stopped, what was damaged, or what is wrong with a calibration; empty
-            elsewhere.
+        reason: Why a phase stopped, what was damaged, the warning, or what is wrong with a
+            calibration; empty elsewhere.
     """
 
     round: Round

@@ -339,7 +339,7 @@ def _events(log: Sequence[Mapping[str, Any]]) -> list[RoundEvent]:
             unsettled = "its options have not settled, see log.jsonl"
             reason = unsettled if entry.get("settled") is False else ""
             found.append(RoundEvent(round_, event, numbers, reason))
-        elif event == "damaged":
+        elif event in ("damaged", "doubt"):
             found.append(RoundEvent(round_, event, {}, str(entry.get("warning"))))
         elif event == "stop":
             found.append(RoundEvent(round_, event, {}, str(entry.get("reason"))))

@@ -174,14 +174,16 @@ def _warnings(run: ReportData) -> Iterator[str]:
     if run.identifiability is not None and run.identifiability.warning:
         yield run.identifiability.warning
     for event in run.events:
-        if event.event in ("calibrate", "damaged") and event.reason:
+        if event.event in ("calibrate", "damaged", "doubt") and event.reason:
             yield f"{event.round.label}: {event.reason}"
 
 
 def event_text(event: RoundEvent) -> str:
     """What a step says about its round."""
-    if event.event in ("stop", "damaged"):
-        return f"the phase ends: {event.reason}" if event.event == "stop" else event.reason
+    if event.event == "stop":
+        return f"the phase ends: {event.reason}"
+    if event.event in ("damaged", "doubt"):
+        return f"warning: {event.reason}" if event.event == "doubt" else event.reason
     if event.event == "calibrate":
         values = ", ".join(f"{name} = {value:.4g}" for name, value in event.values.items())
         return f"calibrated: {values}" + (f" ({event.reason})" if event.reason else "")

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invem.analysis import Parameters, calibrate
-from invem.config.nested import option_number
 from invem.errors import NumericalError
 from invem.measurement import Measurement
 from invem.planning.checked import drawn
 from invem.prior import Prior
+from invem.running.calibrating import calibrated, shown_noise
 from invem.running.context import Context
 from invem.running.draws import read_draws, renewed, subset
-from invem.running.measure import believed, clean_signals
+from invem.running.measure import believed
 from invem.running.records import Clock, Record, count_signals
 from invem.sampler import ChainSampler, PosteriorSampler
 from invem.storage.directory import Folder, Round
 
 __all__ = ["data_misfit", "estep"]
 
+_FOLLOWED = 0.5  # residuals of posterior draws are about the noise
 _SPENT = "spent"  # of the shards that are there; until the step is logged
 
 
@@ -49,7 +49,7 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
     sampler, prior = stage.at(at.number), prior or run.standard()
     assert sampler is not None
     if stage.phase.calibrate and not folder.has_json("calibrated"):
-        yield from _calibrate(run, at, sampler, prior)
+        yield from calibrated(run, at, sampler, prior)
     m = run.observations("train").at(believed(run, at))
     start = None
     if stage.phase.restart is not None and at.number > 0:
@@ -71,9 +71,34 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
         tally.save()
         end = int(shard[-1]) + 1
         yield Record("e-step", {**run.named(at), "done": end, "total": len(index)})
-    record = run.log("e-step", **run.named(at), draws=len(index), **tally.summary())
+    spent = tally.summary()
+    record = run.log("e-step", **run.named(at), draws=len(index), **spent)
     folder.remove_json(_SPENT)
     yield record
+    if sampler.uses_prior and (doubt := _doubt(m, spent["residual"])):
+        yield run.log("doubt", **run.named(at), warning=f"{run.where(at)}: {doubt}")
+
+
+def _doubt(m: Measurement, residual: float | None) -> str | None:
+    """Returns why draws cannot be posterior draws, in one line; None if they may be.
+
+    Args:
+        m: The training observations.
+        residual: The mean squared residual of the draws, in units of the believed noise.
+    """
+    level = None if residual is None else shown_noise(m)
+    if level is None or residual is None or not level.assumed:
+        return None
+    left = math.sqrt(residual)
+    least = level.least if level.plain else 0.0
+    if left >= _FOLLOWED * max(1.0, least):
+        return None
+    noise = max(1.0, least) * level.assumed
+    return (
+        f"the draws follow the observations to {left * level.assumed:.2g}, far closer than their"
+        f" noise of {noise:.2g}: nothing is restored; the level of the noise that is believed"
+        f" ({level.assumed:.2g}) is too small, or the prior has learned the noise"
+    )
 
 
 class _Tally:
@@ -159,48 +184,3 @@ def data_misfit(m: Measurement, x: Tensor) -> Tensor:
     r = (m.residual(x).square() / m.noise.var()).flatten(1)
     seen = torch.ones_like(m.y) if m.A.seen is None else m.A.seen.expand_as(m.y)
     return r.sum(1) / seen.flatten(1).sum(1).clamp(min=1)
-
-
-def _calibrate(
-    run: Context, at: Round, sampler: PosteriorSampler, prior: Prior
-) -> Iterator[Record]:
-    """Estimates options of operator and noise from the observations, under the prior of the
-    round."""
-    clock, phase = Clock(), run.stage(at).phase
-    observations, theta = run.observations("train"), believed(run, at)
-    options = run.plan.model.options
-    start = {}
-    for key in phase.calibrate:
-        kind, _, rest = key.partition(".")
-        start[key] = theta.get(key, option_number(options[kind], rest.split(".")))
-    order = torch.randperm(run.plan.train, generator=run.generator("calibrate", *at))
-    tuned = run.tuned(sampler, prior, observations.at(theta), "tune", *at)
-
-    def draw(m: Measurement) -> Tensor:
-        rows, key = torch.arange(len(m)), ("calibrate", *at)
-        return torch.cat([x for _, x in run.sample(tuned, prior, m, rows, phase.batch, *key)])
-
-    first = not any(
-        run.directory.draws(Round(p, r)).has_json("calibrated")
-        for p, stage in enumerate(run.plan.stages)
-        for r in range(stage.phase.rounds)
-    )
-    clean = clean_signals(run) if first and run.recipe.clean != 0 else None
-    bounds = Parameters({key: (low, high) for key, (low, high) in phase.calibrate.items()})
-    found = calibrate(
-        lambda values, rows: observations.at(theta | dict(values))[rows],
-        order,
-        bounds,
-        start,
-        draw,
-        clean,
-    )
-    facts = {
-        "values": found.values,
-        "error": found.error,
-        "how": found.how,
-        "settled": found.settled,
-        "path": found.path,
-    }
-    run.directory.draws(at).write_json("calibrated", facts)
-    yield run.log("calibrate", **run.named(at), **facts, **clock.read())

@@ -20,6 +20,7 @@ from invem.errors import Unsupported
 from invem.objective import ClosedFormObjective
 from invem.planning.plan import Plan
 from invem.prior import Prior
+from invem.running.calibrating import calibrated
 from invem.running.context import Context, keep_memory
 from invem.running.draws import has_draws
 from invem.running.estep import estep
@@ -140,6 +141,8 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
         if stage.sampler is not None and not fitted:
             # In overlapping rounds the draws were begun beside the fit of the round before.
             yield from estep(run, at, last if stage.phase.overlap else prior)
+        if stage.sampler is None and stage.phase.calibrate and not fitted:
+            yield from calibrated(run, at, None, prior)
         if stage.objective is not None:
             if not fitted:
                 fit = mstep(run, at, prior)
