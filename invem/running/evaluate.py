@@ -99,9 +99,9 @@ def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
             outcome = replace(outcome, resimulated=folder.read("resimulated")["x"])
         outcome = _with_training_signals(run, at, outcome)
     record = {**run.named(at), "metrics": _values(run, outcome, unless=_MAY_LACK)}
-    folder.write_json("metrics", record)
+    data, appears = {**run.named(at), **clock.read()}, folder.json_file("metrics")
+    folder.finish("evaluate", data, lambda: folder.write_json("metrics", record), appears)
     run.directory.collect_metrics()
-    run.log("evaluate", **run.named(at), **clock.read())
     yield Record("evaluate", record)
 
 

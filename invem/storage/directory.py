@@ -8,26 +8,40 @@
     P-RRR-denoiser/     the M-step: denoiser.safetensors, or step-SSSSSSSS.safetensors on the way
     P-RRR-evaluation/   restorations, posterior, samples, resimulated, metrics.json
     P-stop.json         where a phase ended before its last round, and why
+    history.jsonl       what of the recipe was changed on the way
+    */pending.json      the entry of the log of a file that is being written
 
 P is a phase and R a round, both from 0. A file that is there is complete: it was written under
-another name, flushed and renamed, and has its digest inside. A tensor file also says which file of
-which run it is, so that one that was put in another place is found.
+another name, flushed and renamed, and has its digest inside, for the place where it belongs: which
+file of which run it is. So one that was put in another place is found, too.
 """
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from invem import atomic, store
 from invem.errors import DataError, RecipeError
-from invem.storage.shapes import About, Evaluation, Event, check
+from invem.storage import sealed
+from invem.storage.shapes import (
+    FORMAT,
+    Change,
+    Evaluation,
+    Event,
+    check,
+    check_file,
+    format_of,
+    is_known,
+)
 
-FORMAT = 2  # of a run directory
+_PENDING = "pending"
 
 __all__ = ["Folder", "Round", "RunDirectory"]
 
@@ -63,7 +77,13 @@ class Folder:
         return self.file(name).exists()
 
     def write(self, name: str, tensors: Mapping[str, Tensor], meta: Any = None) -> None:
-        """Writes a tensor file, whole or not at all."""
+        """Writes a tensor file, whole or not at all.
+
+        Raises:
+            ResourceError: If the disk is full.
+            DataError: If it cannot be written, or the run was removed.
+        """
+        self._make()
         store.write(self.file(name), tensors, {**(meta or {}), "place": self._place(name)})
 
     def read(self, name: str) -> dict[str, Tensor]:
@@ -86,13 +106,34 @@ class Folder:
         return tensors, meta
 
     def _place(self, name: str) -> dict[str, str]:
-        owner = self.owner or self
-        file = self.file(name).relative_to(owner.path).as_posix()
-        return {"file": file, "run": owner.identity if isinstance(owner, RunDirectory) else ""}
+        run = self._run
+        file = self.file(name).relative_to(run.path).as_posix()
+        return {"file": file, "run": run.identity}
+
+    @property
+    def _run(self) -> "RunDirectory":
+        assert self.owner is not None  # a run directory is its own
+        return self.owner
+
+    def _make(self) -> None:
+        """Makes the folder, but never the run directory itself anew."""
+        run = self._run
+        run.check_there()
+        with run.naming_removal():
+            atomic.make_folder(self.path, run.path)
 
     def read_all(self) -> list[dict[str, Tensor]]:
         """Reads the shards or blocks that are there, in order."""
         return [self.read(path.stem) for path in self.numbered()]
+
+    def check(self) -> None:
+        """Checks the tensor files that are there.
+
+        Raises:
+            DataError: If one is damaged, or the file of another place.
+        """
+        for path in sorted(self.path.glob("*.safetensors")):
+            self.read(path.stem)
 
     def remove(self, name: str) -> None:
         """Removes a tensor file, if it is there."""
@@ -106,21 +147,69 @@ class Folder:
         """Returns the names of the checkpoints that are there, oldest first."""
         return sorted(path.stem for path in self.path.glob("step-*.safetensors"))
 
+    def json_file(self, name: str) -> Path:
+        """Returns the path of a JSON file."""
+        return self.path / f"{name}.json"
+
     def has_json(self, name: str) -> bool:
         """Whether a JSON file is there."""
-        return (self.path / f"{name}.json").exists()
+        return self.json_file(name).exists()
 
-    def read_json(self, name: str) -> Any:
-        """Reads a JSON file."""
-        return atomic.read_json(self.path / f"{name}.json")
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Reads a JSON file.
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file, whole or not at all."""
-        atomic.write_json(self.path / f"{name}.json", value)
+        Raises:
+            DataError: If it is missing, damaged or the file of another place, or does not hold what
+                a file of this name holds.
+        """
+        path = self.json_file(name)
+        return check_file(name, sealed.read(path, self.place_of(path)), path)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes a JSON file, whole or not at all; raises as `write` does."""
+        path = self.json_file(name)
+        self._make()
+        sealed.write(path, value, self.place_of(path))
+
+    def place_of(self, path: Path) -> str:
+        """Returns where a JSON file belongs, in words."""
+        run = self._run
+        if path == run.path / "run.json":
+            return path.name
+        return f"{path.relative_to(run.path).as_posix()} of {run.identity}"
+
+    def finish(
+        self,
+        event: str,
+        data: Mapping[str, Any],
+        write: Callable[[], None] = lambda: None,
+        appears: Path | None = None,
+        goes: Path | None = None,
+    ) -> None:
+        """Ends a step and logs it: both or neither, wherever a kill comes. What one has left is
+        completed by `RunDirectory.settle`.
+
+        Args:
+            event: The event in the log.
+            data: What is logged of it.
+            write: Writes the file that ends the step.
+            appears: That file; None if nothing is left to write.
+            goes: A file of the step that is removed with its end.
+        """
+        told = {"appears": self._relative(appears), "goes": self._relative(goes)}
+        self.write_json(_PENDING, {"event": event, "data": data, **told})
+        write()
+        self._run.log(event, **data)
+        if goes is not None:
+            goes.unlink(missing_ok=True)
+        self.remove_json(_PENDING)
+
+    def _relative(self, file: Path | None) -> str | None:
+        return None if file is None else file.relative_to(self._run.path).as_posix()
 
     def remove_json(self, name: str) -> None:
         """Removes a JSON file, if it is there."""
-        (self.path / f"{name}.json").unlink(missing_ok=True)
+        self.json_file(name).unlink(missing_ok=True)
 
 
 class RunDirectory(Folder):
@@ -131,17 +220,45 @@ class RunDirectory(Folder):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        super().__init__(path, self)
         self._identity = ""
+        self._writing = threading.Lock()  # of the log
 
     @property
     def identity(self) -> str:
         """A hash of the recipe that the run was begun with; "" before it was begun."""
         if not self._identity and self.begun:
-            about: Any = self.read_json("run")
-            recipe = about.get("recipe", "") if isinstance(about, dict) else ""
-            self._identity = hashlib.sha256(str(recipe).encode()).hexdigest()[:16]
+            recipe = self.about()["recipe"]
+            self._identity = hashlib.sha256(recipe.encode()).hexdigest()[:16]
         return self._identity
+
+    def check_there(self) -> None:
+        """Checks that a run that was begun is still where it was.
+
+        Raises:
+            DataError: If it was removed or moved.
+        """
+        if self._identity and not self.begun:
+            raise DataError(
+                f"{self.path}: the run was removed or moved while it was going on; where it is"
+                " moved to, go on with: invem resume"
+            )
+
+    @contextlib.contextmanager
+    def naming_removal(self) -> Iterator[None]:
+        """Names the removal of the run in place of what fails because of it.
+
+        Raises:
+            DataError: If something fails and the run is no longer there.
+        """
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.check_there()
+            except DataError as removed:
+                raise removed from error
+            raise
 
     # What was begun with
 
@@ -195,11 +312,18 @@ class RunDirectory(Folder):
         """
         self.check_begun()
         path = self.path / "run.json"
-        about = check(About, self.read_json("run"), path)
-        if about["format"] != FORMAT:
+        try:
+            about = self.read_json("run")
+        except DataError:
+            other = format_of(path)
+            if other in (None, FORMAT):
+                raise
+        else:
+            other = about["format"]
+        if other != FORMAT:
             raise DataError(
-                f"{path}: it was made by another version of invem (format"
-                f" {about['format']!r}, not {FORMAT}); begin a new run with its recipe"
+                f"{path}: it was made by another version of invem (format {other}, not {FORMAT});"
+                " begin a new run with its recipe"
             )
         return about
 
@@ -276,36 +400,115 @@ class RunDirectory(Folder):
     def stop(self, phase: int) -> dict[str, Any] | None:
         """Returns where a phase ended before its last round ("rounds", "reason"), or None."""
         name = f"{phase}-stop"
-        return dict(self.read_json(name)) if self.has_json(name) else None
+        return self.read_json(name) if self.has_json(name) else None
 
-    def write_stop(self, phase: int, rounds: int, reason: str) -> None:
-        """Writes where a phase ended before its last round, and why."""
-        self.write_json(f"{phase}-stop", {"rounds": rounds, "reason": reason})
+    def write_stop(self, phase: int, data: Mapping[str, Any]) -> None:
+        """Writes and logs where a phase ended before its last round. data: phase, name and round,
+        from 0, and the reason."""
+        name = f"{phase}-stop"
+        facts = {"rounds": int(data["round"]) + 1, "reason": data["reason"]}
+        self.finish("stop", data, lambda: self.write_json(name, facts), self.json_file(name))
 
     # Records
 
     def log(self, event: str, **data: Any) -> None:
         """Appends one event to the log."""
-        atomic.append_json(self.path / "log.jsonl", {"event": event, **data})
+        self.check_there()
+        path = self.path / "log.jsonl"
+        line = sealed.line_of({"event": event, **data}, self.place_of(path))
+        with self._writing:
+            atomic.append_line(path, line)
 
     def logged(self) -> list[dict[str, Any]]:
-        """Returns the events of the log; a line that was torn by a kill is left out."""
+        """Returns the events of the log; a last line that was torn by a kill is left out.
+
+        Raises:
+            DataError: If a line is damaged.
+        """
+        return self._lines("log.jsonl", Event)
+
+    def forget_losses(self, at: Round, step: int) -> None:
+        """Takes the losses of a round after a step out of the log: they are computed again."""
         path = self.path / "log.jsonl"
-        return [check(Event, row, path) for row in _lines(path)]
+        with self._writing:
+            rows = self.logged()
+            kept = [row for row in rows if not _is_loss_after(row, at, step)]
+            if len(kept) < len(rows):
+                place = self.place_of(path)
+                atomic.write_text(path, "".join(sealed.line_of(row, place) for row in kept))
+
+    def settle(self) -> None:
+        """Completes what a kill has left between the file that ends a step and its log."""
+        for path in [self.json_file(_PENDING), *self.path.glob(f"*-*-*/{_PENDING}.json")]:
+            folder = Folder(path.parent, self)
+            if not folder.has_json(_PENDING):
+                continue
+            told = folder.read_json(_PENDING)
+            appears, goes = told["appears"], told["goes"]
+            if appears is None or (self.path / appears).exists():
+                if {"event": told["event"], **told["data"]} not in self.logged():
+                    self.log(told["event"], **told["data"])
+                if goes is not None:
+                    (self.path / goes).unlink(missing_ok=True)
+            folder.remove_json(_PENDING)
+
+    def check_shown(self) -> None:
+        """Checks every file that commands print and the report shows, and every JSON file.
+
+        Raises:
+            DataError: If one is damaged, or the file of another place.
+        """
+        for path in sorted(self.path.glob("[0-9]*-[0-9]*-evaluation")):
+            Folder(path, self).check()
+        for path in sorted([*self.path.glob("*.json"), *self.path.glob("[0-9]*-[0-9]*/*.json")]):
+            if is_known(path.stem):
+                Folder(path.parent, self).read_json(path.stem)
+        self.logged()
+        self.metrics()
+        self.history()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Returns the record of every evaluation, that of the observations first."""
-        path = self.path / "metrics.jsonl"
-        return [check(Evaluation, row, path) for row in _lines(path)]
+        """Returns the record of every evaluation, that of the observations first.
+
+        Raises:
+            DataError: If a line is damaged.
+        """
+        return self._lines("metrics.jsonl", Evaluation, whole=True)
 
     def collect_metrics(self) -> None:
         """Writes metrics.jsonl anew from the metrics of every finished evaluation."""
-        read = [(self.path, "observations")] if self.has_json("observations") else []
-        read += [(self.evaluation(at).path, "metrics") for at in self.evaluated()]
-        paths = [folder / f"{name}.json" for folder, name in read]
-        rows = [check(Evaluation, atomic.read_json(path), path) for path in paths]
-        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-        atomic.write_text(self.path / "metrics.jsonl", text)
+        rows = [self.read_json("observations")] if self.has_json("observations") else []
+        rows += [self.evaluation(at).read_json("metrics") for at in self.evaluated()]
+        self._write_lines("metrics.jsonl", rows)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Returns what was changed of the recipe since the run was begun, in order: "when", after
+        what ("after"), and the changes ("changes").
+
+        Raises:
+            DataError: If a line is damaged.
+        """
+        return self._lines("history.jsonl", Change, whole=True)
+
+    @property
+    def changes(self) -> list[str]:
+        """All changes of the recipe since the run was begun, each KEY=VALUE, in order."""
+        return [change for row in self.history() for change in row["changes"]]
+
+    def change(self, row: Mapping[str, Any]) -> None:
+        """Adds an entry to the history."""
+        self._write_lines("history.jsonl", [*self.history(), row])
+
+    def _lines(self, name: str, kind: type[BaseModel], whole: bool = False) -> list[dict[str, Any]]:
+        path = self.path / name
+        rows = sealed.read_lines(path, self.place_of(path), whole)
+        return [check(kind, row, path) for row in rows]
+
+    def _write_lines(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.check_there()
+        path = self.path / name
+        place = self.place_of(path)
+        atomic.write_text(path, "".join(sealed.line_of(row, place) for row in rows))
 
 
 def _round(name: str) -> Round:
@@ -313,12 +516,6 @@ def _round(name: str) -> Round:
     return Round(int(phase), int(index))
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of JSON; one that was torn by a kill is left out."""
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            yield row
+def _is_loss_after(row: Mapping[str, Any], at: Round, step: int) -> bool:
+    here = (row.get("phase"), row.get("round")) == at
+    return here and row["event"] == "loss" and int(row.get("step", 0)) > step
