@@ -73,7 +73,7 @@ def copy(whole, tmp_path):
 
 
 def resealed(path, value):
-    """Returns a JSON object as a line of a file in the run `path.parent`, with a digest that fits."""
+    """Returns a JSON object as a line of a file in the run `path.parent`, its digest renewed."""
     place = RunDirectory(path.parent).place_of(path)
     return sealed.line_of({key: item for key, item in value.items() if key != "digest"}, place)
 

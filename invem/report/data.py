@@ -189,7 +189,8 @@ class ReportData:
         events: What the steps logged about their rounds, in order.
         identifiability: What the observations determine about the distribution.
         log: Every entry of the log, in order.
-        damaged: Files, or lines of files, that could not be read.
+        damaged: Files, or lines of files, that are damaged, each with what helps.
+        history: What was changed of the recipe since the run was begun, a line per change.
     """
 
     path: Path
@@ -209,6 +210,7 @@ class ReportData:
     identifiability: Identifiability | None
     log: Sequence[Mapping[str, Any]]
     damaged: Sequence[str]
+    history: Sequence[str] = ()
 
     def metrics(self) -> dict[str, MetricValue]:
         """Every metric once, in order of appearance, with its newest value."""

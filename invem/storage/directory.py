@@ -361,6 +361,10 @@ class RunDirectory(Folder):
 
     # Steps
 
+    def folder(self, path: Path) -> Folder:
+        """Returns a folder of the run."""
+        return Folder(path, self)
+
     def draws(self, at: Round) -> Folder:
         """Returns the folder of an E-step."""
         return self._step(at, "samples")
@@ -440,7 +444,7 @@ class RunDirectory(Folder):
     def settle(self) -> None:
         """Completes what a kill has left between the file that ends a step and its log."""
         for path in [self.json_file(_PENDING), *self.path.glob(f"*-*-*/{_PENDING}.json")]:
-            folder = Folder(path.parent, self)
+            folder = self.folder(path.parent)
             if not folder.has_json(_PENDING):
                 continue
             told = folder.read_json(_PENDING)
@@ -459,10 +463,10 @@ class RunDirectory(Folder):
             DataError: If one is damaged, or the file of another place.
         """
         for path in sorted(self.path.glob("[0-9]*-[0-9]*-evaluation")):
-            Folder(path, self).check()
+            self.folder(path).check()
         for path in sorted([*self.path.glob("*.json"), *self.path.glob("[0-9]*-[0-9]*/*.json")]):
             if is_known(path.stem):
-                Folder(path.parent, self).read_json(path.stem)
+                self.folder(path.parent).read_json(path.stem)
         self.logged()
         self.metrics()
         self.history()
