@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import sys
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from invem import cli, door, report
-from invem.errors import DataError
+from invem.errors import DataError, NumericalError
 from invem.running.records import results
+from invem.running.trainer import Trainer
 from invem.storage import sealed
-from invem.storage.directory import RunDirectory
+from invem.storage.directory import Round, RunDirectory
 
 SMALL = {
     "data": {"name": "synthetic", "train": 16, "test": 4, "size": 4},
@@ -152,9 +154,9 @@ def test_every_command_names_the_damaged_file_that_it_shows(
 ):
     path = copy / name
     raw = path.read_bytes()
-    at = len(raw) // 2 if name.endswith("json") or name.endswith("s") else raw.index(b'"name"') + 2
+    at = len(raw) // 2 if name.endswith(("json", "s")) else raw.index(b'"name"') + 2
     path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
-    code, out, err = invem(monkeypatch, capsys, command, copy)
+    code, _, err = invem(monkeypatch, capsys, command, copy)
     unread = {
         "eval": ["identifiability.json", "observations.json", "/"],
         "report": ["sampler.json", "/metrics.json", "observations.json"],
@@ -225,3 +227,143 @@ def test_what_is_wrong_in_a_json_file_is_named(copy, monkeypatch, capsys, name):
     if name == "identifiability.json":
         code, _, err = invem(monkeypatch, capsys, "report", copy)
         assert code == 4 and name in err and "Traceback" not in err
+
+
+# D13. A way on after a divergence
+
+
+@pytest.fixture
+def diverged(tmp_path):
+    """The directory of a run whose second phase has diverged at a step after a checkpoint."""
+    path = tmp_path / "diverged"
+    keep = Trainer.take_step
+
+    def diverges(self, batches):
+        loss, finite = keep(self, batches)
+        return loss, finite & (self.step <= 45)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "take_step", diverges)
+        with pytest.raises(NumericalError) as found:
+            door.run(SMALL, out=path)
+    command = f"invem resume {path} phases.em.fit.lr=0.00033"
+    assert command in str(found.value) and "step 45" in str(found.value)
+    assert RunDirectory(path).fit(Round(1, 0)).checkpoints() == ["step-00000020", "step-00000040"]
+    return path
+
+
+def tensors(run):
+    """Returns the bytes of every tensor file of a run below its folders, by name."""
+    return {path.relative_to(run): path.read_bytes() for path in tensor_files(run)}
+
+
+def test_a_run_that_diverged_goes_on_with_another_learning_rate(
+    diverged, tmp_path, monkeypatch, capsys
+):
+    code, out, err = invem(
+        monkeypatch, capsys, "resume", diverged, "phases.em.fit.lr=3e-4", "--json"
+    )
+    assert code == 0, err
+    (row,) = json.loads(out)["history"]
+    assert (
+        row["changes"] == ["phases.em.fit.lr=3e-4"] and row["after"] == "after phase first, round 0"
+    )
+    assert "phases.em.fit.lr=3e-4" in (diverged / "report.html").read_text()
+    # The fit has begun anew: as of a run that had this rate from its start.
+    first, em = SMALL["phases"]
+    lower = SMALL | {"phases": [first, em | {"fit": em["fit"] | {"lr": 3e-4}}]}
+    straight = door.run(lower, out=tmp_path / "straight")
+    for at in straight.rounds:
+        mine, theirs = (
+            RunDirectory(path).fit(at).read("denoiser") for path in (diverged, straight.path)
+        )
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    # It holds when the run is opened again, and the losses of the first try are gone.
+    assert door.open(diverged).recipe.phases[1].fit.lr == 3e-4
+    steps = [
+        row["step"]
+        for row in RunDirectory(diverged).logged()
+        if row["event"] == "loss" and row["round"] == 0
+    ]
+    assert steps == [25, 50, 60]
+
+
+def test_changes_through_the_python_door_survive_a_kill(diverged):
+    class Killed(BaseException):
+        pass
+
+    def die(records):
+        for record in records:
+            if record.event == "loss":
+                raise Killed
+            yield record
+
+    with pytest.raises(Killed):
+        door.open(diverged).resume({"phases.em.fit.lr": 2e-4}, follow=die)
+    again = door.open(diverged)
+    assert again.recipe.phases[1].fit.lr == 2e-4
+    again.resume()
+    assert again.finished and len(again.results["history"]) == 1
+    assert door.run(SMALL, out=diverged).finished  # of the recipe that it was begun with
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["noise.sigma=0.1"], "everything that was done so far was done with it"),
+        (["seed=3"], "everything that was done"),
+        (["phases.first.fit.on=clean", "clean=4"], "cannot be changed"),
+        (["phases.em.draws=2"], "phase em was begun with it"),
+        (["phases.em.name=other"], "the records of the run go by it"),
+        (["phases.first.sampler=pseudo-inverse"], "phase first is finished"),
+        (["phases.em.fit.objective=ambient"], "cannot be changed|phases"),
+        (["evaluate.observations=2"], "measured already"),
+        (["network.width=16"], "everything that was done"),
+    ],
+)
+def test_changes_of_what_was_done_are_refused(diverged, monkeypatch, capsys, changes, words):
+    before = tensors(diverged)
+    code, _, err = invem(monkeypatch, capsys, "resume", diverged, *changes)
+    assert code == 2 and re.search(words, err) and err.count("\n") == 1
+    if "cannot be changed" in err:
+        assert f"prior={diverged}" in err
+    assert tensors(diverged) == before and not (diverged / "history.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "phases.em.fit.steps=30",
+        "phases.em.rounds=3",
+        "phases.em.sampler.steps=3",
+        "phases.em.stop=auto evaluate.metrics=[observation-distance]",
+        "evaluate.draws=3",
+        "evaluate.metrics=[psnr,ssim]",
+        "compute.threads=2",
+    ],
+)
+def test_changes_of_what_is_left_to_do_are_carried_out(diverged, monkeypatch, capsys, change):
+    first = RunDirectory(diverged).fit(Round(0, 0)).read("denoiser")
+    code, out, err = invem(monkeypatch, capsys, "resume", diverged, *change.split(), "--json")
+    assert code == 0, err
+    again = door.open(diverged)
+    assert again.finished and json.loads(out)["history"][0]["changes"] == change.split()
+    after = again.directory.fit(Round(0, 0)).read("denoiser")
+    assert all(torch.equal(first[key], after[key]) for key in first)
+    keys = [
+        (row["event"], row.get("phase"), row.get("round"), row.get("step"))
+        for row in again.directory.logged()
+    ]
+    assert len(keys) == len(set(keys))
+    if change.startswith("phases.em.sampler"):
+        assert again.directory.draws(Round(1, 0)).read_json("sampler")["options"]["steps"] == 3
+
+
+def test_a_finished_run_goes_on_with_more_rounds(copy):
+    before = tensors(copy)
+    run = door.open(copy)
+    run.resume({"phases.em.rounds": 3})
+    assert len(run.rounds) == 4 and run.finished
+    after = tensors(copy)
+    assert [name for name in before if after[name] != before[name]] == []

@@ -60,6 +60,7 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
         sampler = sampler.from_level(stage.phase.restart)
     sampler = run.tuned(sampler, prior, m, "tune", *at)
     if not folder.has_json("sampler"):
+        run.directory.forget(at, "e-step")  # of draws that were removed
         folder.write_json("sampler", describe(sampler))
     tally = _Tally(folder)
     for k in range(shards):
@@ -148,7 +149,8 @@ def _shard(
         if not bool(x.isfinite().all()):
             count = int(bad.sum())
             raise NumericalError(
-                f"{run.where(at)}: {count} draws of shard {k} are not finite, twice"
+                f"{run.where(at)}: {count} draws of shard {k} are not finite, twice; other options"
+                f" of the sampler may help: {run.way_on(at, 'sampler.KEY=VALUE')}"
             )
     tally.add(m, x, called[0] + products)
     return x

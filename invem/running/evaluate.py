@@ -31,13 +31,15 @@ _MAY_LACK = frozenset({"draws", "trained", "resimulated"})  # in some phases and
 
 def prepare(run: Context) -> Iterator[Record]:
     """Has each metric compute what it needs once per run, and stores it."""
+    parts = run.plan.resolved["evaluate"]["metrics"]
     for i, (label, metric) in enumerate(run.plan.metrics.items()):
-        if run.directory.prepared.has(str(i)) or run.plan.observed:
+        folder, meta = run.directory.prepared, {"metric": label, "part": parts[i]}
+        if run.plan.observed or (folder.has(str(i)) and folder.read_meta(str(i))[1] == meta):
             continue
         data = open_data(run, "train")
         index = torch.randperm(len(data), generator=run.generator("prepare"))[:_PREPARED]
         tensors = metric.prepare(data[index])
-        run.directory.prepared.write(str(i), tensors, {"metric": label})
+        folder.write(str(i), tensors, meta)
         yield Record("prepare", {"metric": label})
 
 
@@ -88,7 +90,8 @@ def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
             # can be compared.
             x = unconditional(run, prior, options.samples, "generate", 0, 0)
             what = f"{run.where(at)}: unconditional samples"
-            folder.write("samples", {"x": all_finite(x, what)})
+            way = "more steps may help: invem resume RUN evaluate.steps=N"
+            folder.write("samples", {"x": all_finite(x, what, way)})
         samples = folder.read("samples")["x"]
     truth = run.directory.true_signals()
     outcome = Outcome(_range(run), truth, draws, m, samples, _reference(run), prior=prior)
@@ -133,7 +136,8 @@ def _restorations(run: Context, at: Round, prior: Prior, m: Measurement) -> Iter
         for done, x in run.sample(sampler, prior, m, rows, options.batch, purpose, *at):
             parts.append(x)
             yield Record("restore", {**run.named(at), "done": done, "total": len(rows)})
-        x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations")
+        way = "another sampler may help: invem resume RUN evaluate.sampler=NAME"
+        x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations", way)
         folder.write(purpose, {"draws": x.reshape(n, k, *run.shape)})
 
 
@@ -168,7 +172,8 @@ def _restore_simulations(
     for done, x in run.sample(sampler, prior, outcome.simulated, rows, size, *key):
         parts.append(x)
         yield Record("restore", {**run.named(at), "done": done, "total": len(rows)})
-    x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations of simulations")
+    way = "another sampler may help: invem resume RUN evaluate.sampler=NAME"
+    x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations of simulations", way)
     folder.write("resimulated", {"x": x})
 
 

@@ -85,7 +85,8 @@ def training_of(run: Context, at: Round) -> Training:
     keep_pool(run, at, x)
     if len(x) > 1 and bool((x == x[:1]).all()):
         raise NumericalError(
-            f"{run.where(at)}: all draws are the same: refusing to learn from them"
+            f"{run.where(at)}: all draws are the same: refusing to learn from them; other options"
+            f" of the sampler may help: {run.way_on(at, 'sampler.KEY=VALUE')}"
         )
     return Training(x, m[subset(run, at).repeat_interleave(stage.phase.draws)])
 
@@ -130,7 +131,7 @@ def _train(
     folder = run.directory.fit(at)
     for told in trainer.load(folder):
         yield run.log("damaged", **run.named(at), warning=f"{told}; an older one is used")
-    run.directory.forget_losses(at, trainer.step)
+    run.directory.forget(at, "loss", trainer.step)
     feeder = _Feeder(run, at, training, fit)
     losses: list[Tensor] = []
     while trainer.step < fit.steps:
@@ -140,7 +141,11 @@ def _train(
         loss, finite = trainer.take_step(feeder.batches(trainer.step))
         if not bool(finite):
             where = f"{run.where(at)}, step {trainer.step - 1}"
-            raise NumericalError(f"{where}: the loss or its gradient is not finite")
+            way = run.way_on(at, f"fit.lr={fit.lr / 3:.2g}")
+            raise NumericalError(
+                f"{where}: the loss or its gradient is not finite; a lower learning rate may help:"
+                f" {way}"
+            )
         losses.append(loss)
         done = trainer.step
         if done % _LOGGED == 0 or done == fit.steps:

@@ -72,5 +72,6 @@ def restore(run: Context, m: Measurement, draws: int, seed: int) -> Iterator[Rec
     for done, x in run.sample(sampler, prior, m, rows, size, "restore-new", seed):
         parts.append(x)
         yield Record("restore", {**name, "done": done, "total": len(rows)})
-    x = all_finite(torch.cat(parts), "restorations").reshape(len(m), draws, *run.shape)
+    way = "other random numbers may help (seed), or another sampler: evaluate.sampler"
+    x = all_finite(torch.cat(parts), "restorations", way).reshape(len(m), draws, *run.shape)
     yield Record("restored", {"draws": x})

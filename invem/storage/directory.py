@@ -19,7 +19,7 @@ file of which run it is. So one that was put in another place is found, too.
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +27,19 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from invem import atomic, store
+from invem import atomic
 from invem.errors import DataError, RecipeError
 from invem.storage import sealed
+from invem.storage.folder import PENDING, Folder
 from invem.storage.shapes import (
     FORMAT,
     Change,
     Evaluation,
     Event,
     check,
-    check_file,
     format_of,
     is_known,
 )
-
-_PENDING = "pending"
 
 __all__ = ["Folder", "Round", "RunDirectory"]
 
@@ -55,161 +53,6 @@ class Round(NamedTuple):
     def before(self) -> "Round":
         """Returns the round before, of the same phase."""
         return Round(self.phase, self.number - 1)
-
-
-class Folder:
-    """The files of one step of one round.
-
-    Args:
-        path: The folder.
-        owner: The run directory that it belongs to; None for the run directory itself.
-    """
-
-    def __init__(self, path: Path, owner: "RunDirectory | None" = None) -> None:
-        self.path, self.owner = path, owner
-
-    def file(self, name: str) -> Path:
-        """Returns the path of a tensor file."""
-        return self.path / f"{name}.safetensors"
-
-    def has(self, name: str) -> bool:
-        """Whether a tensor file is there."""
-        return self.file(name).exists()
-
-    def write(self, name: str, tensors: Mapping[str, Tensor], meta: Any = None) -> None:
-        """Writes a tensor file, whole or not at all.
-
-        Raises:
-            ResourceError: If the disk is full.
-            DataError: If it cannot be written, or the run was removed.
-        """
-        self._make()
-        store.write(self.file(name), tensors, {**(meta or {}), "place": self._place(name)})
-
-    def read(self, name: str) -> dict[str, Tensor]:
-        """Reads a tensor file.
-
-        Raises:
-            DataError: If it is missing or damaged, or was written as another file or by another
-                run.
-        """
-        return self.read_meta(name)[0]
-
-    def read_meta(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Reads the tensors and the metadata of a file, as `read` does."""
-        tensors, meta = store.read_meta(self.file(name))
-        there, here = meta.pop("place", None), self._place(name)
-        if there != here:
-            what = there.get("file", "?") if isinstance(there, dict) else "no file of a run"
-            words = what if what != here["file"] else f"{what} of another run"
-            raise DataError(f"{self.file(name)}: it is not the file that belongs here, but {words}")
-        return tensors, meta
-
-    def _place(self, name: str) -> dict[str, str]:
-        run = self._run
-        file = self.file(name).relative_to(run.path).as_posix()
-        return {"file": file, "run": run.identity}
-
-    @property
-    def _run(self) -> "RunDirectory":
-        assert self.owner is not None  # a run directory is its own
-        return self.owner
-
-    def _make(self) -> None:
-        """Makes the folder, but never the run directory itself anew."""
-        run = self._run
-        run.check_there()
-        with run.naming_removal():
-            atomic.make_folder(self.path, run.path)
-
-    def read_all(self) -> list[dict[str, Tensor]]:
-        """Reads the shards or blocks that are there, in order."""
-        return [self.read(path.stem) for path in self.numbered()]
-
-    def check(self) -> None:
-        """Checks the tensor files that are there.
-
-        Raises:
-            DataError: If one is damaged, or the file of another place.
-        """
-        for path in sorted(self.path.glob("*.safetensors")):
-            self.read(path.stem)
-
-    def remove(self, name: str) -> None:
-        """Removes a tensor file, if it is there."""
-        self.file(name).unlink(missing_ok=True)
-
-    def numbered(self) -> list[Path]:
-        """Returns the shards or blocks that are there, in order."""
-        return sorted(self.path.glob("[0-9]*.safetensors"))
-
-    def checkpoints(self) -> list[str]:
-        """Returns the names of the checkpoints that are there, oldest first."""
-        return sorted(path.stem for path in self.path.glob("step-*.safetensors"))
-
-    def json_file(self, name: str) -> Path:
-        """Returns the path of a JSON file."""
-        return self.path / f"{name}.json"
-
-    def has_json(self, name: str) -> bool:
-        """Whether a JSON file is there."""
-        return self.json_file(name).exists()
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Reads a JSON file.
-
-        Raises:
-            DataError: If it is missing, damaged or the file of another place, or does not hold what
-                a file of this name holds.
-        """
-        path = self.json_file(name)
-        return check_file(name, sealed.read(path, self.place_of(path)), path)
-
-    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Writes a JSON file, whole or not at all; raises as `write` does."""
-        path = self.json_file(name)
-        self._make()
-        sealed.write(path, value, self.place_of(path))
-
-    def place_of(self, path: Path) -> str:
-        """Returns where a JSON file belongs, in words."""
-        run = self._run
-        if path == run.path / "run.json":
-            return path.name
-        return f"{path.relative_to(run.path).as_posix()} of {run.identity}"
-
-    def finish(
-        self,
-        event: str,
-        data: Mapping[str, Any],
-        write: Callable[[], None] = lambda: None,
-        appears: Path | None = None,
-        goes: Path | None = None,
-    ) -> None:
-        """Ends a step and logs it: both or neither, wherever a kill comes. What one has left is
-        completed by `RunDirectory.settle`.
-
-        Args:
-            event: The event in the log.
-            data: What is logged of it.
-            write: Writes the file that ends the step.
-            appears: That file; None if nothing is left to write.
-            goes: A file of the step that is removed with its end.
-        """
-        told = {"appears": self._relative(appears), "goes": self._relative(goes)}
-        self.write_json(_PENDING, {"event": event, "data": data, **told})
-        write()
-        self._run.log(event, **data)
-        if goes is not None:
-            goes.unlink(missing_ok=True)
-        self.remove_json(_PENDING)
-
-    def _relative(self, file: Path | None) -> str | None:
-        return None if file is None else file.relative_to(self._run.path).as_posix()
-
-    def remove_json(self, name: str) -> None:
-        """Removes a JSON file, if it is there."""
-        self.json_file(name).unlink(missing_ok=True)
 
 
 class RunDirectory(Folder):
@@ -380,6 +223,11 @@ class RunDirectory(Folder):
     def _step(self, at: Round, kind: str) -> Folder:
         return Folder(self.path / f"{at.phase}-{at.number:03d}-{kind}", self)
 
+    def begun_rounds(self) -> list[Round]:
+        """Returns the rounds that have files, in order."""
+        paths = self.path.glob("[0-9]*-[0-9]*-*")
+        return sorted({_round(path.name) for path in paths if path.is_dir()})
+
     def fitted(self) -> list[Round]:
         """Returns the rounds whose M-step is finished, in order."""
         paths = self.path.glob("[0-9]*-[0-9]*-denoiser/denoiser.safetensors")
@@ -431,30 +279,31 @@ class RunDirectory(Folder):
         """
         return self._lines("log.jsonl", Event)
 
-    def forget_losses(self, at: Round, step: int) -> None:
-        """Takes the losses of a round after a step out of the log: they are computed again."""
+    def forget(self, at: Round, event: str, step: int = -1) -> None:
+        """Takes out of the log what is computed again: the events of a round after a step."""
         path = self.path / "log.jsonl"
         with self._writing:
+            if not path.exists() or f'"event": "{event}"' not in path.read_text("utf-8"):
+                return
             rows = self.logged()
-            kept = [row for row in rows if not _is_loss_after(row, at, step)]
+            kept = [row for row in rows if not _is_of(row, at, event, step)]
             if len(kept) < len(rows):
-                place = self.place_of(path)
-                atomic.write_text(path, "".join(sealed.line_of(row, place) for row in kept))
+                self._write_lines(path.name, kept)
 
     def settle(self) -> None:
         """Completes what a kill has left between the file that ends a step and its log."""
-        for path in [self.json_file(_PENDING), *self.path.glob(f"*-*-*/{_PENDING}.json")]:
+        for path in [self.json_file(PENDING), *self.path.glob(f"*-*-*/{PENDING}.json")]:
             folder = self.folder(path.parent)
-            if not folder.has_json(_PENDING):
+            if not folder.has_json(PENDING):
                 continue
-            told = folder.read_json(_PENDING)
+            told = folder.read_json(PENDING)
             appears, goes = told["appears"], told["goes"]
             if appears is None or (self.path / appears).exists():
                 if {"event": told["event"], **told["data"]} not in self.logged():
                     self.log(told["event"], **told["data"])
                 if goes is not None:
                     (self.path / goes).unlink(missing_ok=True)
-            folder.remove_json(_PENDING)
+            folder.remove_json(PENDING)
 
     def check_shown(self) -> None:
         """Checks every file that commands print and the report shows, and every JSON file.
@@ -520,6 +369,7 @@ def _round(name: str) -> Round:
     return Round(int(phase), int(index))
 
 
-def _is_loss_after(row: Mapping[str, Any], at: Round, step: int) -> bool:
+def _is_of(row: Mapping[str, Any], at: Round, event: str, step: int) -> bool:
+    """Whether an entry of the log is of an event of a round, after a step."""
     here = (row.get("phase"), row.get("round")) == at
-    return here and row["event"] == "loss" and int(row.get("step", 0)) > step
+    return here and row["event"] == event and int(row.get("step", 0)) > step
