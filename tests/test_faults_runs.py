@@ -1,5 +1,6 @@
 """Faults in the files of a run, injected: each is found, named, and leaves a way on."""
 
+import contextlib
 import json
 import random
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from invem import cli, door, report
+from invem import atomic, cli, door, report
 from invem.errors import DataError, NumericalError
 from invem.running.records import results
 from invem.running.trainer import Trainer
@@ -367,3 +368,72 @@ def test_a_finished_run_goes_on_with_more_rounds(copy):
     assert len(run.rounds) == 4 and run.finished
     after = tensors(copy)
     assert [name for name in before if after[name] != before[name]] == []
+
+
+# D14. Kills between two files
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it, and nothing is tidied up."""
+
+
+@contextlib.contextmanager
+def killed_before(n):
+    """Kills this process, as it were, before the n-th change of a file; counts the changes."""
+    done = [0]
+
+    def killing(change):
+        def changing(*args, **options):
+            if done[0] == n:
+                raise Killed
+            done[0] += 1
+            return change(*args, **options)
+
+        return changing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", killing(Path.replace))
+        patch.setattr(Path, "unlink", killing(Path.unlink))
+        patch.setattr(atomic, "append_line", killing(atomic.append_line))
+        yield done
+
+
+CALIBRATED = {
+    **SMALL,
+    "phases": [
+        SMALL["phases"][0],
+        {
+            **SMALL["phases"][1],
+            "rounds": 1,
+            "batch": 8,
+            "calibrate": {"noise.sigma": [0.05, 0.5]},
+        },
+    ],
+}
+
+
+def entries(path):
+    """Returns what each entry of the log is of."""
+    keys = ("event", "phase", "round", "step")
+    return [tuple(row.get(key) for key in keys) for row in RunDirectory(path).logged()]
+
+
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_after_a_kill_at_any_file_each_record_is_there_once(tmp_path, stride):
+    with killed_before(-1) as done:
+        whole = door.run(CALIBRATED, out=tmp_path / "whole")
+    expected = entries(whole.path)
+    assert len(set(expected)) == len(expected) > 6
+    assert not list(whole.path.rglob("pending.json")) + list(whole.path.rglob("spent.json"))
+    for n in range(2, done[0], stride):
+        path = tmp_path / str(n)
+        with pytest.raises(Killed), killed_before(n):
+            door.run(CALIBRATED, out=path)
+        begun = RunDirectory(path).begun
+        door.open(path).resume() if begun else door.run(CALIBRATED, out=path)
+        assert sorted(entries(path), key=str) == sorted(expected, key=str), n
+        assert tensors(path) == tensors(whole.path), n
+        rows = RunDirectory(path).metrics()
+        assert rows == whole.metrics, n
+        assert not list(path.rglob("pending.json")) + list(path.rglob("spent.json"))
+        shutil.rmtree(path)

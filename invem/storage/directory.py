@@ -291,7 +291,8 @@ class RunDirectory(Folder):
                 self._write_lines(path.name, kept)
 
     def settle(self) -> None:
-        """Completes what a kill has left between the file that ends a step and its log."""
+        """Completes what a kill has left between the file that ends a step and its log, and after
+        it."""
         for path in [self.json_file(PENDING), *self.path.glob(f"*-*-*/{PENDING}.json")]:
             folder = self.folder(path.parent)
             if not folder.has_json(PENDING):
@@ -304,6 +305,9 @@ class RunDirectory(Folder):
                 if goes is not None:
                     (self.path / goes).unlink(missing_ok=True)
             folder.remove_json(PENDING)
+        for folder in map(self.fit, self.fitted()):
+            for name in folder.checkpoints():
+                folder.remove(name)
 
     def check_shown(self) -> None:
         """Checks every file that commands print and the report shows, and every JSON file.
