@@ -7,13 +7,14 @@ import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from invem import atomic, cli, door, report
-from invem.errors import DataError, NumericalError
+from invem import atomic, cli, door, report, store
+from invem.errors import DataError, NumericalError, RecipeError
 from invem.running.records import results
 from invem.running.trainer import Trainer
 from invem.storage import sealed
@@ -437,3 +438,105 @@ def test_after_a_kill_at_any_file_each_record_is_there_once(tmp_path, stride):
         assert rows == whole.metrics, n
         assert not list(path.rglob("pending.json")) + list(path.rglob("spent.json"))
         shutil.rmtree(path)
+
+
+# D16. Headers, and runs that are removed
+
+
+@pytest.mark.parametrize("count", [70_000, 400_000])
+def test_a_header_of_many_tensors_is_refused_at_once(copy, count):
+    names = (f'"{i:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(count))
+    header = ("{" + ",".join(names) + "}").encode()
+    path = copy / "many.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    begun = time.process_time()
+    with pytest.raises(DataError, match=r"header is|tensors, and 65536 are the most"):
+        store.read(path)
+    with pytest.raises(DataError, match=r"header is|tensors, and 65536 are the most"):
+        door.open(copy).measurement(path)
+    recipe = {key: value for key, value in SMALL.items() if key != "data"}
+    recipe |= {"observations": {"name": "measurements", "file": str(path)}}
+    with pytest.raises(RecipeError, match=r"header is|tensors, and 65536 are the most"):
+        door.plan(recipe)
+    assert time.process_time() - begun < 3
+
+
+@pytest.mark.parametrize(
+    ("event", "name"), [("measure", None), ("e-step", "em"), ("loss", "em"), ("restore", "em")]
+)
+def test_a_run_that_is_removed_stops_and_is_not_made_again(tmp_path, event, name):
+    path = tmp_path / "run"
+    seen = []
+
+    def remove(records):
+        for record in records:
+            if record.event == event and record.data.get("name") == name and not seen:
+                seen.append(record)
+                shutil.rmtree(path)
+            yield record
+
+    with pytest.raises(DataError) as found:
+        door.run(SMALL, out=path, follow=remove)
+    assert seen and "was removed or moved" in str(found.value) and "\n" not in str(found.value)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("part", ["truth", "measurements"])
+def test_a_part_of_a_run_that_is_removed_is_named(copy, part):
+    shutil.rmtree(copy / "1-001-denoiser")
+    shutil.rmtree(copy / "1-001-evaluation")
+
+    def remove(records):
+        for record in records:
+            if record.event == "loss":
+                shutil.rmtree(copy / part, ignore_errors=True)
+            yield record
+
+    with pytest.raises(DataError, match=rf"{copy}/{part}/.*(missing|there are no)"):
+        door.open(copy).resume(follow=remove)
+
+
+# D5. Files in the wrong place
+
+
+def test_every_file_knows_its_place(copy, tmp_path):
+    """Each file of a run is put in the place of each other one, and is refused with its name."""
+    names = [path.relative_to(copy) for path in sorted(copy.rglob("*.safetensors"))]
+    assert {"clean", "0", "pool"} & {name.stem for name in names} and len(names) >= 15
+    raw = {name: (copy / name).read_bytes() for name in names}
+    for name in names:
+        for other in names:
+            if other == name:
+                continue
+            (copy / name).write_bytes(raw[other])
+            with pytest.raises(DataError) as found:
+                read(copy, copy / name)
+            assert str(copy / name) in str(found.value) and str(other) in str(found.value)
+        (copy / name).write_bytes(raw[name])
+
+
+def test_every_json_file_knows_its_place(copy):
+    names = [
+        path.relative_to(copy)
+        for path in sorted([*copy.glob("*.json"), *copy.glob("[0-9]*-[0-9]*/*.json")])
+    ]
+    raw = {name: (copy / name).read_bytes() for name in names}
+    for name in names:
+        for other in names:
+            if other != name:
+                (copy / name).write_bytes(raw[other])
+                with pytest.raises(DataError, match=re.escape(str(copy / name))):
+                    RunDirectory(copy).check_shown()
+        (copy / name).write_bytes(raw[name])
+
+
+def test_the_files_of_another_run_are_refused(copy, tmp_path):
+    other = door.run(SMALL | {"seed": 1}, out=tmp_path / "other").path
+    paths = [path for path in copy.rglob("*") if path.suffix in (".safetensors", ".json", ".jsonl")]
+    for path in sorted(paths):
+        name, before = path.relative_to(copy), path.read_bytes()
+        path.write_bytes((other / name).read_bytes())
+        with pytest.raises(DataError) as found:
+            read(copy, path) if path.suffix == ".safetensors" else RunDirectory(copy).check_shown()
+        assert str(name) in str(found.value) or name.name == "run.json"
+        path.write_bytes(before)

@@ -92,7 +92,9 @@ class Context:
 
         Raises:
             Stopped: If it was.
+            DataError: If the run was removed.
         """
+        self.directory.check_there()
         code = self._stop()
         if code or self.cancelled:
             message = f"stopped; go on with: invem resume {self.directory.path}"

@@ -94,6 +94,8 @@ def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
             folder.write("samples", {"x": all_finite(x, what, way)})
         samples = folder.read("samples")["x"]
     truth = run.directory.true_signals()
+    if truth is None and run.plan.test and not run.plan.observed:
+        run.directory.truth.read("00000")  # which says that it is missing
     outcome = Outcome(_range(run), truth, draws, m, samples, _reference(run), prior=prior)
     if samples is not None:
         outcome = _simulated(run, at, outcome, samples)

@@ -63,6 +63,7 @@ def carry_out(
     with atomic.lock(path), run.directory.naming_removal(), plan.origins.naming():
         _go_on(run.directory)
         yield from _begin(run)
+        run.directory.watch()
         for split, n in (("train", plan.train), ("test", plan.test)):
             if n:
                 yield from measure(run, split)

@@ -64,7 +64,7 @@ class RunDirectory(Folder):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, self)
-        self._identity = ""
+        self._identity, self._watched = "", False
         self._writing = threading.Lock()  # of the log
 
     @property
@@ -75,13 +75,17 @@ class RunDirectory(Folder):
             self._identity = hashlib.sha256(recipe.encode()).hexdigest()[:16]
         return self._identity
 
+    def watch(self) -> None:
+        """From here on it is noticed if the run is removed."""
+        self._watched = True
+
     def check_there(self) -> None:
-        """Checks that a run that was begun is still where it was.
+        """Checks that a run that is watched is still where it was.
 
         Raises:
             DataError: If it was removed or moved.
         """
-        if self._identity and not self.begun:
+        if self._watched and not self.begun:
             raise DataError(
                 f"{self.path}: the run was removed or moved while it was going on; where it is"
                 " moved to, go on with: invem resume"
