@@ -1,20 +1,24 @@
 """Faults in the files of a run, injected: each is found, named, and leaves a way on."""
 
 import contextlib
+import errno
 import json
+import os
 import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from invem import atomic, cli, door, report, store
-from invem.errors import DataError, NumericalError, RecipeError
+from invem.errors import DataError, NumericalError, RecipeError, ResourceError
 from invem.running.records import results
 from invem.running.trainer import Trainer
 from invem.storage import sealed
@@ -339,6 +343,7 @@ def test_changes_of_what_was_done_are_refused(diverged, monkeypatch, capsys, cha
         "phases.em.fit.steps=30",
         "phases.em.rounds=3",
         "phases.em.sampler.steps=3",
+        "phases.em.batch=4",
         "phases.em.stop=auto evaluate.metrics=[observation-distance]",
         "evaluate.draws=3",
         "evaluate.metrics=[psnr,ssim]",
@@ -499,10 +504,29 @@ def test_a_part_of_a_run_that_is_removed_is_named(copy, part):
 # D5. Files in the wrong place
 
 
-def test_every_file_knows_its_place(copy, tmp_path):
-    """Each file of a run is put in the place of each other one, and is refused with its name."""
-    names = [path.relative_to(copy) for path in sorted(copy.rglob("*.safetensors"))]
-    assert {"clean", "0", "pool"} & {name.stem for name in names} and len(names) >= 15
+@pytest.fixture(scope="module")
+def rich(whole, tmp_path_factory):
+    """The directory of a run that has every kind of tensor file."""
+    first, em = SMALL["phases"]
+    fit = em["fit"] | {"clean": 0.25}
+    recipe = SMALL | {
+        "clean": 4,
+        "prior": str(whole.path),
+        "phases": [first, em | {"refresh": 0.5, "batch": 8, "fit": fit, "rounds": 3}],
+        "evaluate": SMALL["evaluate"] | {"metrics": ["psnr", "frechet"]},
+    }
+    path = door.run(recipe, out=tmp_path_factory.mktemp("rich") / "run").path
+    folder = RunDirectory(path).fit(Round(1, 2))
+    folder.write("step-00000020", *folder.read_meta("denoiser"))
+    return path
+
+
+def test_every_file_knows_its_place(rich, tmp_path):
+    """Each tensor file of a run is put in the place of each other one, and is refused there."""
+    copy = Path(shutil.copytree(rich, tmp_path / "copy"))
+    names = [path.relative_to(copy) for path in tensor_files(copy)]
+    kinds = {"clean", "prior", "pool", "0", "00000", "denoiser", "step-00000020", "restorations"}
+    assert kinds | {"posterior", "samples"} <= {name.stem for name in names}
     raw = {name: (copy / name).read_bytes() for name in names}
     for name in names:
         for other in names:
@@ -513,6 +537,27 @@ def test_every_file_knows_its_place(copy, tmp_path):
                 read(copy, copy / name)
             assert str(copy / name) in str(found.value) and str(other) in str(found.value)
         (copy / name).write_bytes(raw[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("1-001-samples/00000", "1-000-samples/00000"),
+        ("1-000-denoiser/denoiser", "0-000-denoiser/denoiser"),
+        ("1-000-denoiser/denoiser", "1-001-denoiser/denoiser"),
+        ("measurements/train/00000", "measurements/test/00000"),
+        ("measurements/test/00000", "truth/00000"),
+        ("1-001-evaluation/posterior", "1-001-evaluation/restorations"),
+        ("truth/00000", "measurements/test/00000"),
+    ],
+)
+def test_resume_names_a_file_in_the_wrong_place(copy, monkeypatch, capsys, name, other):
+    path, raw = copy / f"{name}.safetensors", (copy / f"{other}.safetensors").read_bytes()
+    shutil.rmtree(copy / "1-001-denoiser")
+    (copy / "1-001-evaluation" / "metrics.json").unlink()
+    path.write_bytes(raw)
+    code, _, err = invem(monkeypatch, capsys, "resume", copy)
+    assert code == 4 and str(path) in err and err.count("\n") == 1
 
 
 def test_every_json_file_knows_its_place(copy):
@@ -540,3 +585,78 @@ def test_the_files_of_another_run_are_refused(copy, tmp_path):
             read(copy, path) if path.suffix == ".safetensors" else RunDirectory(copy).check_shown()
         assert str(name) in str(found.value) or name.name == "run.json"
         path.write_bytes(before)
+
+
+# D15. Exit codes
+
+
+def limited(tmp_path, bytes_, *words):
+    """Runs the command line with a limit on the size of a file; returns exit code and stderr."""
+    text = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_}, {bytes_}))
+from invem import cli
+sys.argv = ["invem", *{[str(word) for word in words]!r}]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("bytes_", [300, 2000, 5000])
+def test_a_limit_of_file_size_is_exit_code_6_for_every_kind_of_file(tmp_path, bytes_):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump(SMALL))
+    code, err = limited(tmp_path, bytes_, "run", recipe, "--out", tmp_path / "run")
+    assert code == 6 and "cannot be written" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["sample", "report", "resume"])
+def test_a_limit_of_file_size_is_exit_code_6_for_every_command(copy, tmp_path, name):
+    shutil.rmtree(copy / "1-001-evaluation")
+    words = ["--n", "200"] if name == "sample" else []
+    code, err = limited(tmp_path, 600, name, copy, *words)
+    assert code == 6 and "cannot be written" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_exit_code_6_for_tensors_json_logs_and_folders(tmp_path, number):
+    run = RunDirectory(tmp_path / "run")
+    run.begin("", {})
+    folder = run.draws(Round(0, 0))
+
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    writes = [
+        (Path, "mkdir", lambda: folder.write("00000", {"x": torch.zeros(1)})),
+        (store, "save_file", lambda: run.write("00000", {"x": torch.zeros(1)})),
+        (Path, "write_bytes", lambda: run.write_json("observations", {})),
+        (Path, "open", lambda: run.log("loss")),
+        (Path, "mkdir", lambda: atomic.lock(tmp_path / "other").__enter__()),
+    ]
+    for owner, name, write in writes:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, full)
+            with pytest.raises(ResourceError) as found:
+                write()
+        assert found.value.exit_code == 6 and str(tmp_path) in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_a_lack_of_memory_has_an_exit_code_of_its_own(copy, monkeypatch, capsys, error):
+    shutil.rmtree(copy / "1-001-denoiser")
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(Trainer, "take_step", fails)
+    code, _, err = invem(monkeypatch, capsys, "resume", copy)
+    assert code == 7 and "out of memory" in err and "fit.batch" in err and err.count("\n") == 1

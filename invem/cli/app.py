@@ -13,7 +13,7 @@ import typer
 
 from invem.atomic import FULL
 from invem.cli.output import tell
-from invem.errors import InvemError, RecipeError, ResourceError, out_of_memory
+from invem.errors import InvemError, OutOfMemory, RecipeError, ResourceError, out_of_memory
 
 __all__ = [
     "AsJson",
@@ -100,8 +100,11 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        tell("error: out of memory: smaller batches need less")
-        sys.exit(6)
+        tell(
+            "error: out of memory: smaller batches need less: evaluate.batch, phases.NAME.batch and"
+            " phases.NAME.fit.batch; a run goes on with them: invem resume RUN KEY=VALUE"
+        )
+        sys.exit(OutOfMemory.exit_code)
     except BrokenPipeError:
         os._exit(0)
     except OSError as error:

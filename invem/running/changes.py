@@ -23,7 +23,7 @@ __all__ = ["change"]
 _Path = tuple[str | int, ...]
 
 # Of a phase that was begun; the others say what its rounds learn from and what they are.
-_DRAWING = ("sampler", "anneal", "restart")
+_DRAWING = ("sampler", "anneal", "restart", "batch")
 _FITTING = Fit.model_fields.keys() - {"objective", "on", "options"}
 
 
@@ -122,7 +122,9 @@ def _why_not_phase(run: Context, then: Context, p: int, path: _Path) -> str | No
     if _is_finished(then, p):
         return f"phase {name} is finished"
     replaced = len(path) == 1  # by null, or null by something
-    if key == "stop" or (key in _DRAWING and not (key == "sampler" and replaced)):
+    # Where nothing is fitted the shards are the result, and one has as many draws as a batch.
+    shards = key == "batch" and run.plan.stages[p].objective is None
+    if key == "stop" or (key in _DRAWING and not shards and not (key == "sampler" and replaced)):
         return None
     if key == "fit" and not replaced and path[1] in _FITTING:
         return None

@@ -319,8 +319,9 @@ class RunDirectory(Folder):
         Raises:
             DataError: If one is damaged, or the file of another place.
         """
-        for path in sorted(self.path.glob("[0-9]*-[0-9]*-evaluation")):
-            self.folder(path).check()
+        evaluations = map(self.folder, sorted(self.path.glob("[0-9]*-[0-9]*-evaluation")))
+        for folder in (self.truth, self.measurements("test"), *evaluations):
+            folder.check()
         for path in sorted([*self.path.glob("*.json"), *self.path.glob("[0-9]*-[0-9]*/*.json")]):
             if is_known(path.stem):
                 self.folder(path.parent).read_json(path.stem)
