@@ -94,8 +94,6 @@ def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
             folder.write("samples", {"x": all_finite(x, what, way)})
         samples = folder.read("samples")["x"]
     truth = run.directory.true_signals()
-    if truth is None and run.plan.test and not run.plan.observed:
-        run.directory.truth.read("00000")  # which says that it is missing
     outcome = Outcome(_range(run), truth, draws, m, samples, _reference(run), prior=prior)
     if samples is not None:
         outcome = _simulated(run, at, outcome, samples)
@@ -218,6 +216,8 @@ def _values(run: Context, outcome: Outcome, unless: Set[str] | None = None) -> d
     for i, (label, metric) in enumerate(run.plan.metrics.items()):
         if missing := [need for need in metric.needs if getattr(outcome, need, True) is None]:
             if unless is not None and not unless & set(missing):
+                if "truth" in missing and run.plan.test and not run.plan.observed:
+                    run.directory.truth.read("00000")  # which says that it is missing
                 raise DataError(
                     f"{run.directory.path}: {label} needs {', '.join(missing)}, which the run does"
                     " not have"
