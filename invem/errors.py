@@ -12,6 +12,7 @@ __all__ = [
     "InvemError",
     "MissingExtra",
     "NumericalError",
+    "OutOfMemory",
     "PluginError",
     "RecipeError",
     "ResourceError",
@@ -69,9 +70,15 @@ class NumericalError(InvemError):
 
 
 class ResourceError(InvemError):
-    """No memory or no disk space is left."""
+    """No disk space is left, or a file is larger than the system allows."""
 
     exit_code = 6
+
+
+class OutOfMemory(InvemError):
+    """No memory is left, on the machine or on the accelerator."""
+
+    exit_code = 7
 
 
 class Stopped(InvemError):

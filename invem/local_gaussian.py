@@ -40,10 +40,10 @@ Covariance = Literal["switch", "jacobian", "moments"]
 Switch = Annotated[float, Gt(0)] | Literal["auto"]
 """A noise level, in units of the data, or "auto": the level that `switch_level` finds."""
 
-_PROBED = 16  # samples of the prior on which covariances are compared
+_PROBED = 32  # samples of the prior on which covariances are compared
 _LEVELS = 24  # noise levels at which they are
 _LEAST = 0.01  # the ratio of variances that a smaller or a negative one counts as
-_PRODUCTS = 0.02  # what |log ratio| must gain for the products of the Jacobian to be worth it
+_PRODUCTS = 0.15  # what |log ratio| must gain for the products of the Jacobian to be worth it
 
 
 @dataclass(frozen=True, eq=False)

@@ -273,7 +273,8 @@ def test_a_run_keeps_what_was_doubted_and_identify_prints_the_level(tmp_path):
     done = Run(invem.plan(tmp_path / "recipe.yaml"), tmp_path / "run")
     done.resume()
     kept = json.loads((tmp_path / "run" / "identifiability.json").read_text())
-    assert "cannot be" in kept["lines"][0]
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert any("cannot be" in line for line in about["warnings"])
     assert kept["noise level"]["at most"] == pytest.approx(0.2, rel=0.1)
     shown = CliRunner().invoke(app, ["identify", str(tmp_path / "recipe.yaml")])
     assert "the observations show noise of " in shown.output

@@ -16,6 +16,7 @@ from invem.cli.interrupt import INTERRUPTED
 from invem.cli.output import Forgiving, tell
 from invem.errors import (
     InvemError,
+    OutOfMemory,
     PluginError,
     RecipeError,
     ResourceError,
@@ -125,8 +126,11 @@ def _main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        tell("error: out of memory: smaller batches need less")
-        sys.exit(6)
+        tell(
+            "error: out of memory: smaller batches need less: evaluate.batch, phases.NAME.batch and"
+            " phases.NAME.fit.batch; a run goes on with them: invem resume RUN KEY=VALUE"
+        )
+        sys.exit(OutOfMemory.exit_code)
     except BrokenPipeError:
         os._exit(0)
     except OSError as error:

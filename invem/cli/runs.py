@@ -3,6 +3,7 @@
 import os
 import signal
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,12 +56,17 @@ def open_run(path: Path, device: str | None = None) -> "Run":
     return opened
 
 
-def _carry_out(run: "Run", as_json: bool, force: bool = False) -> None:
+def _carry_out(run: "Run", as_json: bool, force: bool = False, changes: Sequence[str] = ()) -> None:
     """Carries out a run to its end, writes its report and prints its metrics."""
     from invem import report
     from invem.cli.progress import follow
 
-    run.resume(force=force, follow=lambda records: follow(records, run.plan), stop=StopSignals())
+    run.resume(
+        changes,
+        force=force,
+        follow=lambda records: follow(records, run.plan),
+        stop=StopSignals(),
+    )
     page, found = report.write(run.path), run.results
     if as_json:
         print_data({**found, "report": str(page)}, True)
@@ -104,14 +110,15 @@ def _check_disk(plan: "Plan", out: Path, source: str) -> None:
 
 def resume(
     run: RunPath,
+    overrides: Overrides = None,
     device: Device = None,
     force: Annotated[
         bool, typer.Option("--force", help="Go on though a component is of another version now.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a run that was stopped or killed."""
-    _carry_out(open_run(run, device), as_json, force)
+    """Go on with a run that was stopped or killed, or with changes after it failed."""
+    _carry_out(open_run(run, device), as_json, force, overrides or ())
 
 
 def evaluate(run: RunPath, as_json: AsJson = False) -> None:

@@ -196,10 +196,11 @@ class ReportData:
         events: What the steps logged about their rounds, in order.
         identifiability: What the observations determine about the distribution.
         log: Every entry of the log, in order.
-        damaged: Files, or lines of files, that could not be read.
+        damaged: Files, or lines of files, that are damaged, each with what helps.
         baseline: What `observations` was computed from, in words: themselves, or signals made of
             them.
         warnings: What the plan of the run warned of.
+        history: What was changed of the recipe since the run was begun, a line per change.
     """
 
     path: Path
@@ -221,6 +222,7 @@ class ReportData:
     damaged: Sequence[str]
     baseline: str = "observations"
     warnings: Sequence[str] = ()
+    history: Sequence[str] = ()
 
     def metrics(self) -> dict[str, MetricValue]:
         """Every metric once, in the order of the recipe, with its newest value."""

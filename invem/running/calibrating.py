@@ -172,10 +172,14 @@ def _kept(
         "settled": found.settled,
         "path": found.path,
     }
-    run.directory.draws(at).write_json("calibrated", facts)
-    yield run.log("calibrate", **run.named(at), **facts, **clock.read())
+    folder, data = run.directory.draws(at), {**run.named(at), **facts, **clock.read()}
     if warning is not None:
-        yield run.log("doubt", **run.named(at), warning=f"{run.where(at)}: {warning}")
+        data["warning"] = f"{run.where(at)}: {warning}"
+    appears = folder.json_file("calibrated")
+    folder.finish("calibrate", data, lambda: folder.write_json("calibrated", facts), appears)
+    yield Record("calibrate", data)
+    if warning is not None:
+        yield Record("doubt", {**run.named(at), "warning": data["warning"]})
 
 
 def _calibrated_before(run: Context) -> bool:

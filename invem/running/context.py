@@ -1,6 +1,7 @@
 """What every step of a run is given: plan, directory, device, random streams, and when to stop."""
 
 import ctypes
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -63,6 +64,11 @@ class Context:
         """Returns the round in words, for messages."""
         return f"phase {self.stage(at).phase.name}, round {at.number}"
 
+    def way_on(self, at: Round, change: str) -> str:
+        """Returns the command that goes on with a change of the phase of a round, for messages."""
+        path = shlex.quote(str(self.directory.path))
+        return f"invem resume {path} phases.{self.stage(at).phase.name}.{change}"
+
     def named(self, at: Round) -> dict[str, object]:
         """Returns the round as it stands in records."""
         return {"phase": at.phase, "name": self.stage(at).phase.name, "round": at.number}
@@ -84,7 +90,9 @@ class Context:
 
         Raises:
             Stopped: If it was.
+            DataError: If the run was removed.
         """
+        self.directory.check_there()
         code = self._stop()
         if code or self.cancelled:
             message = f"stopped; go on with: invem resume {self.directory.path}"
@@ -173,15 +181,20 @@ class Context:
         return torch.cat(parts) if parts else None
 
 
-def all_finite(x: Tensor, what: str) -> Tensor:
+def all_finite(x: Tensor, what: str, way: str) -> Tensor:
     """Returns x.
+
+    Args:
+        x: Signals, shape (B, *shape).
+        what: What they are, in words.
+        way: What may help where they are not finite, for the message.
 
     Raises:
         NumericalError: If some of its rows are not finite.
     """
     bad = int((~x.flatten(1).isfinite().all(1)).sum())
     if bad:
-        raise NumericalError(f"{what}: {bad} of {len(x)} are not finite")
+        raise NumericalError(f"{what}: {bad} of {len(x)} are not finite; {way}")
     return x
 
 

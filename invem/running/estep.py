@@ -24,6 +24,7 @@ __all__ = ["data_misfit", "estep"]
 
 _FOLLOWED = 0.5  # residuals of posterior draws are about the noise
 _SPENT = "spent"  # of the shards that are there; until the step is logged
+_COSTS = ("misfit", "draws", "passes", "seconds", "cpu")
 
 
 def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
@@ -44,7 +45,8 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
     index = subset(run, at).repeat_interleave(stage.phase.draws)[rows]
     shards = math.ceil(len(index) / stage.phase.batch)
     done = all(folder.has(f"{k:05d}") for k in range(shards))
-    if done and not folder.has_json(_SPENT):
+    if done:
+        yield from _log_finished(run, at, folder, len(index))
         return
     sampler, prior = stage.at(at.number), prior or run.standard()
     assert sampler is not None
@@ -58,6 +60,7 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
         sampler = sampler.from_level(stage.phase.restart)
     sampler = run.tuned(sampler, prior, m, "tune", *at)
     if not folder.has_json("sampler"):
+        run.directory.forget(at, "e-step")  # of draws that were removed
         folder.write_json("sampler", describe(sampler))
     tally = _Tally(folder)
     for k in range(shards):
@@ -67,16 +70,27 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
         shard = torch.arange(len(index))[k * stage.phase.batch : (k + 1) * stage.phase.batch]
         begun = None if start is None else start[shard].to(run.device)
         x = _shard(run, at, k, sampler, prior, m[index[shard]].to(run.device), shard, begun, tally)
+        tally.save(f"{k:05d}")
         folder.write(f"{k:05d}", {"x": x})
-        tally.save()
         end = int(shard[-1]) + 1
         yield Record("e-step", {**run.named(at), "done": end, "total": len(index)})
-    spent = tally.summary()
-    record = run.log("e-step", **run.named(at), draws=len(index), **spent)
-    folder.remove_json(_SPENT)
-    yield record
-    if sampler.uses_prior and (doubt := _doubt(m, spent["residual"])):
-        yield run.log("doubt", **run.named(at), warning=f"{run.where(at)}: {doubt}")
+    yield from _log_finished(run, at, folder, len(index))
+
+
+def _log_finished(run: Context, at: Round, folder: Folder, draws: int) -> Iterator[Record]:
+    """Logs an E-step whose shards are all there, once, wherever a kill comes."""
+    if not folder.has_json(_SPENT):
+        return
+    spent, sampler = _Tally(folder).summary(), run.stage(at).sampler
+    data = {**run.named(at), "draws": draws, **spent}
+    if sampler is not None and sampler.uses_prior:
+        m = run.observations("train").at(believed(run, at))
+        if doubt := _doubt(m, spent["residual"]):
+            data["warning"] = f"{run.where(at)}: {doubt}"
+    folder.finish("e-step", data, goes=folder.json_file(_SPENT))
+    yield Record("e-step", data)
+    if "warning" in data:
+        yield Record("doubt", {**run.named(at), "warning": data["warning"]})
 
 
 def _doubt(m: Measurement, residual: float | None) -> str | None:
@@ -111,11 +125,14 @@ class _Tally:
 
     def __init__(self, folder: Folder) -> None:
         self.folder, self.clock = folder, Clock()
-        before = folder.read_json(_SPENT) if folder.has_json(_SPENT) else {}
-        self.clock.add(before)
-        self.misfit = float(before.get("misfit", 0.0))
-        self.draws = int(before.get("draws", 0))
-        self.passes = int(before.get("passes", 0))
+        spent = folder.read_json(_SPENT) if folder.has_json(_SPENT) else {}
+        if spent and not folder.has(spent["shard"]):
+            spent = spent["before"] or {}  # killed between the two files
+        self.clock.add(spent)
+        self.misfit = float(spent.get("misfit", 0.0))
+        self.draws = int(spent.get("draws", 0))
+        self.passes = int(spent.get("passes", 0))
+        self.saved: dict[str, Any] | None = (spent and {key: spent[key] for key in _COSTS}) or None
 
     def add(self, m: Measurement, x: Tensor, passes: int) -> None:
         """Adds the draws of a shard."""
@@ -123,10 +140,12 @@ class _Tally:
         self.draws += len(x)
         self.passes += passes
 
-    def save(self) -> None:
-        """Writes what was added so far."""
+    def save(self, shard: str) -> None:
+        """Writes what was added so far, with a shard that is written next, and without it."""
         facts = {"misfit": self.misfit, "draws": self.draws, "passes": self.passes}
-        self.folder.write_json(_SPENT, {**facts, **self.clock.read()})
+        whole = {**facts, **self.clock.read()}
+        self.folder.write_json(_SPENT, {**whole, "shard": shard, "before": self.saved})
+        self.saved = whole
 
     def summary(self) -> dict[str, Any]:
         """Returns the mean misfit, the passes through the network and the times."""
@@ -159,7 +178,8 @@ def _shard(
         if not bool(x.isfinite().all()):
             count = int(bad.sum())
             raise NumericalError(
-                f"{run.where(at)}: {count} draws of shard {k} are not finite, twice"
+                f"{run.where(at)}: {count} draws of shard {k} are not finite, twice; other options"
+                f" of the sampler may help: {run.way_on(at, 'sampler.KEY=VALUE')}"
             )
     tally.add(m, x, called[0] + products)
     return x

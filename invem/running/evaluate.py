@@ -39,13 +39,15 @@ _MAY_LACK = frozenset({"draws", "trained", "resimulated"})  # in some phases and
 
 def prepare(run: Context) -> Iterator[Record]:
     """Has each metric compute what it needs once per run, and stores it."""
+    parts = run.plan.resolved["evaluate"]["metrics"]
     for i, (label, metric) in enumerate(run.plan.metrics.items()):
-        if run.directory.prepared.has(str(i)) or run.plan.observed:
+        folder, meta = run.directory.prepared, {"metric": label, "part": parts[i]}
+        if run.plan.observed or (folder.has(str(i)) and folder.read_meta(str(i))[1] == meta):
             continue
         data = open_data(run, "train")
         index = torch.randperm(len(data), generator=run.generator("prepare"))[:_PREPARED]
         tensors = metric.prepare(data[index])
-        run.directory.prepared.write(str(i), tensors, {"metric": label})
+        folder.write(str(i), tensors, meta)
         yield Record("prepare", {"metric": label})
 
 
@@ -129,7 +131,8 @@ def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
             # can be compared.
             x = unconditional(run, prior, options.samples, "generate", 0, 0)
             what = f"{run.where(at)}: unconditional samples"
-            folder.write("samples", {"x": all_finite(x, what)})
+            way = "more steps may help: invem resume RUN evaluate.steps=N"
+            folder.write("samples", {"x": all_finite(x, what, way)})
         samples = folder.read("samples")["x"]
     truth = run.directory.true_signals()
     outcome = Outcome(
@@ -142,9 +145,9 @@ def evaluate(run: Context, at: Round, prior: Prior) -> Iterator[Record]:
             outcome = replace(outcome, resimulated=folder.read("resimulated")["x"])
         outcome = _with_training_signals(run, at, outcome)
     record = {**run.named(at), "metrics": _values(run, outcome, unless=_MAY_LACK)}
-    folder.write_json("metrics", record)
+    data, appears = {**run.named(at), **clock.read()}, folder.json_file("metrics")
+    folder.finish("evaluate", data, lambda: folder.write_json("metrics", record), appears)
     run.directory.collect_metrics()
-    run.log("evaluate", **run.named(at), **clock.read())
     yield Record("evaluate", record)
 
 
@@ -176,10 +179,11 @@ def _restorations(run: Context, at: Round, prior: Prior, m: Measurement) -> Iter
         for done, x in run.sample(sampler, prior, m, rows, options.batch, purpose, *at):
             parts.append(x)
             yield Record("restore", {**run.named(at), "done": done, "total": len(rows)})
-        x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations")
+        way = "another sampler may help: invem resume RUN evaluate.sampler=NAME"
+        x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations", way)
         tensors = {"draws": x.reshape(n, k, *run.shape)}
         if (mean := run.posterior_mean(sampler, prior, m[torch.arange(n)])) is not None:
-            tensors["mean"] = all_finite(mean, f"{run.where(at)}: posterior means")
+            tensors["mean"] = all_finite(mean, f"{run.where(at)}: posterior means", way)
         folder.write(purpose, tensors)
 
 
@@ -214,7 +218,8 @@ def _restore_simulations(
     for done, x in run.sample(sampler, prior, outcome.simulated, rows, size, *key):
         parts.append(x)
         yield Record("restore", {**run.named(at), "done": done, "total": len(rows)})
-    x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations of simulations")
+    way = "another sampler may help: invem resume RUN evaluate.sampler=NAME"
+    x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations of simulations", way)
     folder.write("resimulated", {"x": x})
 
 
@@ -258,6 +263,8 @@ def _values(run: Context, outcome: Outcome, unless: Set[str] | None = None) -> d
     for i, (label, metric) in enumerate(run.plan.metrics.items()):
         if missing := [need for need in metric.needs if getattr(outcome, need, True) is None]:
             if unless is not None and not unless & set(missing):
+                if "truth" in missing and run.plan.test and not run.plan.observed:
+                    run.directory.truth.read("00000")  # which says that it is missing
                 raise DataError(
                     f"{run.directory.path}: {label} needs {', '.join(missing)}, which the run does"
                     " not have"

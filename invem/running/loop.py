@@ -56,9 +56,11 @@ def carry_out(
     """
     keep_memory()
     run = Context(plan, RunDirectory(path), stop)
-    with atomic.lock(path), plan.origins.naming():
+    with atomic.lock(path), run.directory.naming_removal(), plan.origins.naming():
+        _go_on(run.directory)
         threads = set_threads(run)
         _begin(run)
+        run.directory.watch()
         if threads.tried:
             yield run.log("threads", **threads.describe())
         for split, n in (("train", plan.train), ("test", plan.test)):
@@ -73,6 +75,18 @@ def carry_out(
             prior = yield from _phase(run, p, prior)
         run.directory.collect_metrics()
         yield Record("done", {"run": str(path)})
+
+
+def _go_on(directory: RunDirectory) -> None:
+    """Checks what a run shows that was begun before, and completes what a kill has left.
+
+    Draws, measurements and priors are checked where they are read.
+    """
+    if not directory.begun:
+        return
+    directory.check_shown()
+    directory.settle()
+    directory.collect_metrics()
 
 
 def rounds_of(run: Context, phase: int) -> int:
@@ -185,8 +199,7 @@ def _stopped(run: Context, at: Round) -> bool:
     rounds = [_finished(run, Round(at.phase, r)) for r in range(at.number + 1)]
     reason = stage.stop(rounds)
     if reason is not None:
-        run.directory.write_stop(at.phase, at.number + 1, reason)
-        run.log("stop", **run.named(at), reason=reason)
+        run.directory.write_stop(at.phase, {**run.named(at), "reason": reason})
     return reason is not None
 
 

@@ -79,8 +79,9 @@ def restore(run: Context, m: Measurement, draws: int, seed: int) -> Iterator[Rec
     for done, x in run.sample(sampler, prior, m, rows, size, "restore-new", seed):
         parts.append(x)
         yield Record("restore", {**name, "done": done, "total": len(rows)})
-    x = all_finite(torch.cat(parts), "restorations").reshape(len(m), draws, *run.shape)
+    way = "other random numbers may help (seed), or another sampler: evaluate.sampler"
+    x = all_finite(torch.cat(parts), "restorations", way).reshape(len(m), draws, *run.shape)
     mean = run.posterior_mean(sampler, prior, m)
     if mean is not None:
-        all_finite(mean, "posterior means")
+        all_finite(mean, "posterior means", way)
     yield Record("restored", {"draws": x, "mean": mean})

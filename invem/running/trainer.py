@@ -166,13 +166,17 @@ class Trainer:
 
     def save(self, folder: Folder) -> None:
         """Writes a checkpoint, and keeps the last two."""
-        facts = {"step": self.step, "passes": self.passes, **self.clock.read()}
+        facts = {"step": self.step, "passes": self.passes, "fit": self._options()}
+        facts |= self.clock.read()
         folder.write(f"step-{self.step:08d}", self.state().tensors(), facts)
         for name in folder.checkpoints()[:-2]:
             folder.remove(name)
 
     def load(self, folder: Folder) -> list[str]:
         """Goes on from the newest checkpoint that is whole, if there is one.
+
+        Those of a fit with other options are removed: a fit is carried out with the same from its
+        first step to its last.
 
         Returns:
             What is wrong with each newer one, which was passed over.
@@ -184,6 +188,9 @@ class Trainer:
             except DataError as error:
                 damaged.append(str(error))
                 continue
+            if facts["fit"] != self._options():
+                folder.remove(name)
+                continue
             kept = TrainedWeights.from_file(tensors, self.state().meta())
             assert kept is not None
             self.model.load_state_dict(kept.raw)
@@ -194,6 +201,10 @@ class Trainer:
             self.clock.add(facts)
             break
         return damaged
+
+    def _options(self) -> dict[str, Any]:
+        """Returns the settings of the fit that its weights depend on, as plain data."""
+        return self.fit.model_dump(mode="json", exclude={"checkpoint"})
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}

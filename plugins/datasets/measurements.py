@@ -13,6 +13,7 @@ from torch import Tensor
 from invem import DataError, Dataset, Example, RecipeError, examples
 from invem.dataset import digest_of
 from invem.hookspecs import FilePath
+from invem.store import check_header
 
 LARGEST = 1e15  # sums of squares of larger numbers leave the range of float32
 
@@ -75,6 +76,7 @@ def measurements(
     if split not in ("train", "test"):
         raise RecipeError(f"split '{split}' is not one of: train, test")
     try:
+        check_header(Path(file).expanduser())
         tensors = load_file(Path(file).expanduser())
     except FileNotFoundError:
         raise DataError(f"{file} does not exist") from None
