@@ -5,7 +5,14 @@ The public names are everything that a plugin needs. They are listed once, in `_
 each is loaded when first used, so that `import invem` is light.
 """
 
+import os
+
 import lazy_loader
+
+# Before torch is imported: a thread that waits for the others by spinning takes the core that they
+# need, where another process has the rest of the machine.
+if not {"OMP_WAIT_POLICY", "KMP_BLOCKTIME"} & os.environ.keys():
+    os.environ.update(OMP_WAIT_POLICY="PASSIVE", KMP_BLOCKTIME="0")
 
 __version__ = "0.1.0"
 

@@ -26,7 +26,7 @@ from .errors import (
 from .factor_mixture import FactorMixture as FactorMixture
 from .fileformat import FileFormat as FileFormat
 from .gaussian import Gaussian as Gaussian
-from .hookspecs import examples as examples, hookimpl as hookimpl
+from .hookspecs import FilePath as FilePath, examples as examples, hookimpl as hookimpl
 from .linear import Mask as Mask, Matrix as Matrix
 from .measurement import Example as Example, Measurement as Measurement
 from .metric import Metric as Metric, Outcome as Outcome

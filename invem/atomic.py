@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -16,9 +16,10 @@ from invem.errors import DataError, InvemError, RecipeError, ResourceError
 
 __all__ = [
     "FULL",
-    "append_json",
+    "append_line",
+    "is_torn",
     "lock",
-    "read_json",
+    "make_folder",
     "refuse_links",
     "replacing",
     "write_bytes",
@@ -30,7 +31,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The numbers of the errors that say that no more can be written."""
 
 
-_WRITTEN_IN_PLACE = (".lock", "log.jsonl")
+_BLOCK = 65536  # bytes that are read at once
+_WRITTEN_IN_PLACE = (".lock", "log.jsonl")  # and not replaced as a whole
 
 # Some libraries give the words alone.
 _WORDS = tuple(os.strerror(number) for number in FULL)
@@ -65,9 +67,33 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     except caught as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) in FULL or any(word in str(error) for word in _WORDS)
-        kind = ResourceError if full else DataError
-        raise kind(f"{path}: cannot be written: {error}") from error
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: Exception) -> InvemError:
+    """Returns what is raised where a file cannot be written."""
+    full = getattr(error, "errno", None) in FULL or any(word in str(error) for word in _WORDS)
+    return (ResourceError if full else DataError)(f"{path}: cannot be written: {error}")
+
+
+def make_folder(path: Path, inside: Path) -> None:
+    """Makes a folder, and those above it up to another one, which must be there.
+
+    Args:
+        path: The folder.
+        inside: The one that is not made.
+
+    Raises:
+        ResourceError: If the disk is full.
+        DataError: If it cannot be made.
+    """
+    folder = inside
+    for part in path.relative_to(inside).parts:
+        folder /= part
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise _unwritten(folder, error) from error
 
 
 def _sync_folder(path: Path) -> None:
@@ -94,34 +120,48 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Returns the value of a JSON file.
+def append_line(path: Path, line: str) -> None:
+    """Appends one line of JSON. What a kill has left of the line before is taken out first.
+
+    Args:
+        path: The file.
+        line: The line, with its end.
 
     Raises:
-        DataError: If it is missing or damaged.
+        ResourceError: If the disk is full.
+        DataError: If the file cannot be written.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: damaged: {error}") from error
-
-
-def append_json(path: Path, value: Any) -> None:
-    """Appends one line of JSON, on a line of its own even where a kill tore the one before."""
-    try:
         with path.open("ab+") as file:
-            torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-            file.write(b"\n" * bool(torn) + json.dumps(value, sort_keys=True).encode() + b"\n")
+            rest = _unfinished(file)
+            if rest and is_torn(rest.decode("utf-8", errors="replace")):
+                file.truncate(file.seek(0, os.SEEK_END) - len(rest))
+                rest = b""
+            file.write(b"\n" * bool(rest) + line.encode())
     except OSError as error:
-        full = error.errno in FULL
-        raise (ResourceError if full else DataError)(
-            f"{path}: cannot be written: {error}"
-        ) from error
+        raise _unwritten(path, error) from error
+
+
+def _unfinished(file: BinaryIO) -> bytes:
+    """Returns what stands after the end of the last whole line of a file."""
+    left, rest = file.seek(0, os.SEEK_END), b""
+    while left and b"\n" not in rest:
+        size = min(_BLOCK, left)
+        left = file.seek(left - size)
+        rest = file.read(size) + rest
+    return rest.rpartition(b"\n")[2]
+
+
+def is_torn(line: str) -> bool:
+    """Whether a line is the beginning of a JSON object and not a whole one."""
+    try:
+        json.JSONDecoder().raw_decode(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -131,6 +171,7 @@ def lock(run: Path) -> Iterator[None]:
     Raises:
         InvemError: If another process holds it.
         RecipeError: If the directory cannot be made.
+        ResourceError: If the disk is full.
         DataError: If something in it is a link that would be written through.
     """
     try:
@@ -141,7 +182,8 @@ def lock(run: Path) -> Iterator[None]:
     except Timeout:
         raise InvemError(f"{run}: another process is working on this run") from None
     except OSError as error:
-        raise RecipeError(f"{run}: no run can be put there: {error.strerror}") from error
+        kind = ResourceError if error.errno in FULL else RecipeError
+        raise kind(f"{run}: no run can be put there: {error.strerror}") from error
     try:
         _sweep(run)
         yield

@@ -61,6 +61,20 @@ class Dataset(ABC):
         tensors = {"x": example.x, "label": example.label} | (self.measured(index) or {})
         return digest_of({name: t for name, t in tensors.items() if t is not None})
 
+    def check(self, observed: bool) -> list[str]:
+        """Looks at the data before anything is computed, as far as that is quick.
+
+        Args:
+            observed: Whether the items are measurements, not clean signals.
+
+        Returns:
+            What a person should know of them, such as that images are resized, one line each.
+
+        Raises:
+            DataError: If some cannot be used.
+        """
+        return []
+
     def measured(self, index: Tensor) -> dict[str, Tensor] | None:
         """Returns y of some observations, and the stored tensors of their operators and noise.
 

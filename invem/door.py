@@ -20,16 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invem.config import Catalog, Changes, Recipe, RecipeLike, load_any
+from invem.config import (
+    Catalog,
+    Changes,
+    Loaded,
+    Recipe,
+    RecipeLike,
+    load_any,
+    replace,
+    words_of,
+)
 from invem.errors import DataError, RecipeError
-from invem.files import read_observations
+from invem.files import check_observations, read_observations
 from invem.measurement import Measurement
-from invem.planning.make import make
+from invem.planning.make import make, written_out
 from invem.planning.plan import Facts, Plan
-from invem.planning.resolve import resolve
 from invem.prior import Prior
 from invem.priorfile import copy_prior
-from invem.running.context import Context
+from invem.running.changes import change
+from invem.running.context import Context, all_finite
 from invem.running.draws import has_draws, read_draws
 from invem.running.evaluate import unconditional
 from invem.running.loop import carry_out, is_complete, rounds_of
@@ -61,13 +70,15 @@ class Run:
     Args:
         plan: The plan.
         path: The run directory; it need not exist.
+        catalog: The components that changes of the recipe are checked with; those of the installed
+            plugins if left out.
 
     Raises:
-        RecipeError: If the device of the plan is not available.
+        ValueError: If the device of the plan is not on this machine, which planning refuses.
     """
 
-    def __init__(self, plan: Plan, path: Path | str) -> None:
-        self.plan, self.path = plan, Path(path)
+    def __init__(self, plan: Plan, path: Path | str, catalog: Catalog | None = None) -> None:
+        self.plan, self.path, self._catalog = plan, Path(path), catalog
         self.directory = RunDirectory(self.path)
         self.context = Context(plan, self.directory)
         self._prior: tuple[Round | None, Prior] | None = None
@@ -131,7 +142,8 @@ class Run:
         """
         newest = self.rounds[-1] if self.rounds else None
         if self._prior is None or self._prior[0] != newest:
-            self._prior = newest, last_prior(self.context)
+            with self.plan.origins.naming():
+                self._prior = newest, last_prior(self.context)
         return self._prior[1]
 
     def prior_at(self, phase: int | str, number: int) -> Prior:
@@ -145,7 +157,8 @@ class Run:
             RecipeError: If the recipe has no such round.
             DataError: If the round is not finished, or fits nothing.
         """
-        return read_prior(self.context, self._round(phase, number))
+        with self.plan.origins.naming():
+            return read_prior(self.context, self._round(phase, number))
 
     def draws(self, phase: int | str, number: int) -> Tensor:
         """Returns the posterior draws that a round learned from, shape (N, *shape).
@@ -198,6 +211,7 @@ class Run:
 
     def resume(
         self,
+        changes: Changes = (),
         *,
         force: bool = False,
         follow: Follow = _silently,
@@ -208,12 +222,15 @@ class Run:
         An interrupted run loses no finished step, and goes on with the same random numbers.
 
         Args:
+            changes: Changes of the recipe by dotted key, for what is left to do. They are kept in
+                the history of the run, and hold whenever it is opened.
             force: Whether the run goes on with components of other versions than it was begun with.
             follow: Is given the records of the work and passes them on, to show progress.
             stop: Asked between small pieces of work. A number other than zero stops the run.
 
         Raises:
-            RecipeError: If a component is of another version than the run was begun with.
+            RecipeError: If a component is of another version than the run was begun with, or a
+                change would make what was done the result of another recipe.
             Stopped: After the state was saved, if `stop` said so.
             NumericalError: If draws or a loss are not finite.
             DataError: If a file of the run is damaged.
@@ -221,10 +238,21 @@ class Run:
         """
         if self.directory.begun and not force:
             self._check_versions()
+        if words := words_of(changes):
+            self._change(words)
         # Closed at once when interrupted: a traceback would keep the directory locked.
         with contextlib.closing(carry_out(self.plan, self.path, stop)) as records:
             for _ in follow(records):
                 pass
+
+    def _change(self, words: list[str]) -> None:
+        """Changes the recipe of a run that was begun, and the plan with it."""
+        if not self.directory.begun:
+            raise RecipeError(f"{self.path}: no run was begun in it; change its recipe")
+        catalog = _installed() if self._catalog is None else self._catalog
+        after = make(replace(self.plan.loaded, words), catalog, _facts(self.directory))
+        change(self.context, after, words)
+        self.plan, self.context = after, Context(after, self.directory)
 
     def save_prior(self, path: str | Path) -> None:
         """Writes the newest prior to a file of its own, NAME.safetensors. `invem.load_prior` loads
@@ -237,7 +265,12 @@ class Run:
 
     def _check_versions(self) -> None:
         before = self.directory.description().get("components", [])
-        changed = [row for row in before if row not in self.plan.components]
+        used = {(row["kind"], row["name"]) for row in self.plan.components}
+        changed = [
+            row
+            for row in before
+            if row not in self.plan.components and (row["kind"], row["name"]) in used
+        ]
         if changed:
             was = ", ".join(
                 f"{row['name']} of {row['distribution']} {row['version']}" for row in changed
@@ -252,8 +285,10 @@ class Run:
 
         Raises:
             DataError: If no prior is fitted yet.
+            NumericalError: If samples are not finite.
         """
-        return unconditional(self.context, self.prior, n, "sample", seed)
+        x = unconditional(self.context, self.prior, n, "sample", seed)
+        return all_finite(x, f"{self.path}: samples")
 
     def measurement(self, observations: Any) -> Measurement:
         """Returns new observations as a measurement: with the operator and the noise of the recipe.
@@ -270,10 +305,16 @@ class Run:
         if not isinstance(observations, str | Path):
             given = observations if isinstance(observations, Mapping) else {"y": observations}
             tensors = {name: torch.as_tensor(value).cpu() for name, value in given.items()}
-            return new_observations(self.context, tensors)
+            with self.plan.origins.naming():
+                return new_observations(self.context, tensors)
         try:
-            read = read_observations(Path(observations).expanduser(), self.plan)
-            return new_observations(self.context, read)
+            path = Path(observations).expanduser()
+            read = read_observations(path, self.plan)
+            with self.plan.origins.naming():
+                m = new_observations(self.context, read)
+            for line in check_observations(path, self.plan):
+                warnings.warn(f"{observations}: {line}", stacklevel=2)
+            return m
         except DataError as error:
             raise DataError(f"{observations}: {error}") from error
 
@@ -296,7 +337,7 @@ class Run:
         whole = isinstance(observations, Measurement)
         m = observations if whole else self.measurement(observations)
         *_, last = follow(restore(self.context, m, draws, seed))
-        return Restored.of(last.data["draws"])
+        return Restored.of(last.data["draws"], last.data["mean"])
 
 
 def plan(
@@ -313,14 +354,14 @@ def plan(
         recipe: The path of a recipe, or a recipe as plain data.
         changes: Changes by dotted key.
         smoke: Whether the recipe's `smoke` block is applied, before the changes.
-        device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", in place of the recipe's.
         catalog: The components; those of the installed plugins if left out.
 
     Raises:
         RecipeError: Every problem that was found, one per line.
         PluginError: If the only problem is a plugin that is missing or broken.
     """
-    loaded = load_any(recipe, changes, smoke, device)
+    loaded = read_recipe(recipe, changes, smoke, device)
     return make(loaded, _installed() if catalog is None else catalog)
 
 
@@ -346,7 +387,7 @@ def run(
         out: The run directory; runs/NAME if left out, where NAME is that of the recipe's file, and
             "recipe" for plain data.
         smoke: Whether the recipe's `smoke` block is applied, before the changes.
-        device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", in place of the recipe's.
         catalog: The components; those of the installed plugins if left out.
         follow: Is given the records of the run and passes them on, to show progress.
         stop: Asked between small pieces of work. A number other than zero stops the run.
@@ -360,15 +401,17 @@ def run(
         ResourceError: If the disk is full.
     """
     catalog = _installed() if catalog is None else catalog
-    loaded = load_any(recipe, changes, smoke, device)
+    loaded = read_recipe(recipe, changes, smoke, device)
     path = Path("runs", Path(loaded.source).stem) if out is None else Path(out).expanduser()
     directory = RunDirectory(path)
     if directory.begun:
         found = open(path, device=loaded.recipe.compute.device, catalog=catalog)
-        if _but_the_device(found.resolved) != _but_the_device(resolve(loaded, catalog)):
+        asked = _but_the_device(written_out(loaded, catalog, found.plan.facts))
+        begun_with = written_out(load_any(directory.recipe), catalog, found.plan.facts)
+        if asked not in [_but_the_device(recipe) for recipe in (found.resolved, begun_with)]:
             raise RecipeError(f"{path}: it holds a run of another recipe; choose another `out`")
     elif directory.is_free:
-        found = Run(make(loaded, catalog), path)
+        found = Run(make(loaded, catalog), path, catalog)
     else:
         raise RecipeError(f"{path}: exists already and is not a run; choose another `out`")
     for warning in found.plan.warnings:
@@ -383,7 +426,7 @@ def open(path: str | Path, *, device: str | None = None, catalog: Catalog | None
 
     Args:
         path: The directory.
-        device: "auto", "cpu", "cuda" or "mps", in place of the recipe's.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", in place of the recipe's.
         catalog: The components; those of the installed plugins if left out.
 
     Raises:
@@ -393,23 +436,34 @@ def open(path: str | Path, *, device: str | None = None, catalog: Catalog | None
     """
     directory = RunDirectory(Path(path).expanduser())
     facts = _facts(directory)
-    loaded = load_any(directory.recipe, (), device=device)
+    loaded = load_any(directory.recipe, directory.changes, device=device)
     catalog = _installed() if catalog is None else catalog
-    return Run(make(loaded, catalog, facts), directory.path)
+    return Run(make(loaded, catalog, facts), directory.path, catalog)
+
+
+def read_recipe(
+    recipe: RecipeLike, changes: Changes = (), smoke: bool = False, device: str | None = None
+) -> Loaded:
+    """Reads and checks a recipe, as `load_any` does; a run directory is told from a recipe."""
+    if isinstance(recipe, str | Path) and RunDirectory(Path(recipe).expanduser()).begun:
+        raise RecipeError(
+            f"{recipe}: it is a run, not a recipe; go on with it: invem resume {recipe}"
+            " (invem.open in Python)"
+        )
+    return load_any(recipe, changes, smoke, device)
 
 
 def _facts(directory: RunDirectory) -> Facts:
     """Returns what a run keeps of its data set."""
     about = directory.description()
-    try:
-        data = about["data"]
-        first, digests = data["prior"], dict(data.get("digests", {}))
-        prior = None if first is None else tuple(first)
-        sizes = data["whole_train"], data["whole_test"]
-        return Facts(tuple(data["shape"]), tuple(data["range"]), *sizes, prior, digests)
-    except (KeyError, TypeError, ValueError) as error:
-        path = directory.path / "run.json"
-        raise DataError(f"{path}: damaged: {error} is missing") from error
+    data = about.get("data")
+    if data is None:
+        path = directory.json_file("run")
+        raise DataError(f"{path}: damaged: data is missing; begin a new run with its recipe")
+    prior = None if data["prior"] is None else tuple(data["prior"])
+    sizes = data["whole_train"], data["whole_test"]
+    digests = data.get("digests", {})
+    return Facts(tuple(data["shape"]), tuple(data["range"]), *sizes, prior, digests)
 
 
 def _installed() -> Catalog:

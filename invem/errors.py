@@ -12,11 +12,13 @@ __all__ = [
     "InvemError",
     "MissingExtra",
     "NumericalError",
+    "OutOfMemory",
     "PluginError",
     "RecipeError",
     "ResourceError",
     "Stopped",
     "Unsupported",
+    "escaped",
     "out_of_memory",
     "suggest",
 ]
@@ -68,9 +70,15 @@ class NumericalError(InvemError):
 
 
 class ResourceError(InvemError):
-    """No memory or no disk space is left."""
+    """No disk space is left, or a file is larger than the system allows."""
 
     exit_code = 6
+
+
+class OutOfMemory(InvemError):
+    """No memory is left, on the machine or on the accelerator."""
+
+    exit_code = 7
 
 
 class Stopped(InvemError):
@@ -87,6 +95,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
+
+
+def escaped(text: object) -> str:
+    """Returns a text in which whatever would disturb a terminal or a page is written out, such as
+    ``\\x1b`` and the marks that turn the direction of text.
+
+    Names, paths and messages of plugins come from elsewhere. Line ends, tabs and no-break spaces
+    are kept.
+    """
+    kept = "\n\t\xa0"
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in str(text))
 
 
 def suggest(word: str, allowed: Iterable[str]) -> str:

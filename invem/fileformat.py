@@ -20,11 +20,20 @@ class Expected:
         shape: The shape of one signal.
         source: The name of the data set that the run learned from.
         options: The options of that data set, as written in the recipe.
+        observed: Whether that data set holds observations. It holds clean signals otherwise, and
+            options that prepare signals do not fit what was measured of them.
+        measurement: The shape of one y; that of a signal if left out.
     """
 
     shape: tuple[int, ...]
     source: str
     options: Mapping[str, Any]
+    observed: bool = False
+    measurement: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.measurement:
+            object.__setattr__(self, "measurement", self.shape)
 
 
 class FileFormat:
@@ -53,6 +62,15 @@ class FileFormat:
 
     def names(self, path: Path, expected: Expected) -> list[str]:
         """Returns the name of each observation, in the order of `read`; empty if they have none.
+
+        Raises:
+            DataError: If there are no observations, or they cannot be read.
+        """
+        return []
+
+    def check(self, path: Path, expected: Expected) -> list[str]:
+        """Returns what a person should know of new observations, such as that they are resized, one
+        line each.
 
         Raises:
             DataError: If there are no observations, or they cannot be read.

@@ -12,7 +12,7 @@ from invem.errors import DataError, Unsupported
 from invem.linalg import DPLR, cg
 from invem.measurement import Measurement
 
-__all__ = ["Gaussian"]
+__all__ = ["Gaussian", "cosines"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +240,7 @@ def _smooth_field_covariance(centred: Tensor, std: Tensor, sides: tuple[int, ...
     n, d = centred.shape
     basis = torch.ones(1, 1, dtype=centred.dtype, device=centred.device)
     for side in sides:
-        basis = torch.kron(basis, _cosines(side).to(centred))
+        basis = torch.kron(basis, cosines(side).to(centred))
     power = (centred.reshape(n, -1, len(basis)) @ basis.T).square().sum(0) / (n - 1)
     blocks = basis.T @ (power[:, :, None] * basis)
     root = blocks.diagonal(dim1=1, dim2=2).clamp(min=1e-12).sqrt()
@@ -252,7 +252,7 @@ def _smooth_field_covariance(centred: Tensor, std: Tensor, sides: tuple[int, ...
     return covariance
 
 
-def _cosines(n: int) -> Tensor:
+def cosines(n: int) -> Tensor:
     """Returns the orthonormal discrete cosine transform (DCT-II), shape (n, n), float64."""
     k = torch.arange(n, dtype=torch.float64)
     rows = torch.cos(math.pi / n * k[:, None] * (k + 0.5)) * (2 / n) ** 0.5

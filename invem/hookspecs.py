@@ -7,17 +7,32 @@ validated strictly.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pluggy
 
-__all__ = ["HOOKS", "examples", "hookimpl", "hookspec"]
+__all__ = ["HOOKS", "FilePath", "IsPath", "examples", "hookimpl", "hookspec"]
 
 hookspec = pluggy.HookspecMarker("invem")
 hookimpl = pluggy.HookimplMarker("invem")
 
 Factories = Mapping[str, str | Callable[..., Any]]
 Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+class IsPath:
+    """Marks the annotation of an option that names a file or a folder."""
+
+    def __repr__(self) -> str:
+        return "a file or a folder"
+
+
+FilePath = Annotated[str, IsPath()]
+"""An option that names a file or a folder.
+
+The component is given an absolute path. In a recipe the option is relative to the folder of the
+recipe, on the command line and in Python to the working directory.
+"""
 
 
 def examples(

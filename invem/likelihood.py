@@ -35,7 +35,9 @@ def regularised_backprojection(
         return weight * m.A(m.A.adjoint(u.reshape(m.y.shape))).flatten(1) + var * u
 
     r = r if m.A.seen is None else r * m.A.seen
-    return m.A.adjoint(cg(matvec, r.flatten(1), iterations, tol).x.reshape(m.y.shape))
+    solved = cg(matvec, r.flatten(1), iterations, tol)
+    solved.warn_unless(tol, "proximal step")
+    return m.A.adjoint(solved.x.reshape(m.y.shape))
 
 
 def _wide(weight: Tensor | float, x: Tensor) -> Tensor | float:

@@ -15,7 +15,16 @@ from torch import Tensor
 from invem.batched import Batched, Rng, shared, to_float64
 from invem.operator import LinearOperator
 
-__all__ = ["DPLR", "Krylov", "Solution", "cg", "gmres", "least_norm", "sqrt_matvec"]
+__all__ = [
+    "DPLR",
+    "Krylov",
+    "Solution",
+    "cg",
+    "gmres",
+    "least_norm",
+    "sqrt_matvec",
+    "warn_once",
+]
 
 _WARNED: set[str] = set()  # what a warning was given of
 
@@ -49,24 +58,39 @@ class Solution(NamedTuple):
     negative: Tensor
     residual: Tensor
 
-    def warn_unless(self, tol: float, what: str) -> None:
+    def warn_unless(self, tol: float, what: str, advice: str = "") -> None:
         """Warns, once per process, of samples that stopped with a residual above `tol`.
 
         Args:
             tol: The relative residual that was asked for.
             what: What was solved for, for the message.
+            advice: What a person can do, such as "raise `iterations`".
         """
-        if what in _WARNED or not bool((self.residual > tol).any()):
-            return
-        _WARNED.add(what)
         late = self.residual > tol
-        warnings.warn(
-            f"{what}: conjugate gradients stopped after {int(self.iterations.max())} iterations in"
+        if not bool(late.any()):
+            return
+        warn_once(
+            what,
+            f"conjugate gradients stopped after {int(self.iterations.max())} iterations in"
             f" {int(late.sum())} of {len(late)} systems, at a relative residual of up to"
             f" {float(self.residual.max()):.1e}, not {tol:.0e}: the result is approximate",
-            RuntimeWarning,
-            stacklevel=3,
+            advice,
         )
+
+
+def warn_once(what: str, text: str, advice: str = "") -> None:
+    """Warns, once per process for each `what`, of a computation that ended before it was done.
+
+    Args:
+        what: What was computed.
+        text: What happened.
+        advice: What a person can do.
+    """
+    if what in _WARNED:
+        return
+    _WARNED.add(what)
+    more = f"; {advice}" if advice else ""
+    warnings.warn(f"{what}: {text}{more}", RuntimeWarning, stacklevel=4)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -166,22 +190,55 @@ def gmres(matvec: Matvec, b: Tensor, iterations: int) -> Krylov:
     return Krylov(torch.einsum("kbd,bk->bd", torch.stack(basis), weights), weights)
 
 
-def least_norm(A: LinearOperator, y: Tensor, iterations: int = 500, tol: float = 1e-7) -> Tensor:
+def least_norm(A: LinearOperator, y: Tensor, iterations: int = 5000, tol: float = 1e-4) -> Tensor:
     """Returns A^+ y, shape (B, *shape), for operators whose pseudo-inverse has no closed form.
 
-    Conjugate gradients solve A^T A x = A^T y from zero. It has a solution for any y, while A A^T z
-    = y has none for a noisy one.
+    Conjugate gradients for least squares (CGLS, Hestenes & Stiefel 1952) in float64, from zero, so
+    that the result has the least norm. It works with y - A x and A^T (y - A x) as they are: to form
+    A^T A would square the condition of A, and single precision ends before the small singular
+    values are reached.
+
+    A sample stops where |y - A x| <= tol |y|, which a y in the range of A comes to, or where
+    |A^T (y - A x)| <= tol |A| |y - A x|, which any other comes to (Paige & Saunders 1982, section
+    6; |A| is estimated from below). It warns of samples that come to neither.
 
     Args:
         A: A batch of B operators.
         y: Measurements, shape (B, *measurement shape).
         iterations: The largest number of iterations, each an application of A and of its adjoint.
-        tol: The residual at which a sample stops, relative to |A^T y|.
+        tol: When a sample stops.
     """
-    b = A.adjoint(y)
-    return cg(
-        lambda x: A.adjoint(A(x.reshape(b.shape))).flatten(1), b.flatten(1), iterations, tol
-    ).x.reshape(b.shape)
+    dtype = to_float64(y).dtype
+    A, r = A.to(dtype=dtype), y.to(dtype)
+
+    def norm(v: Tensor) -> Tensor:
+        return _dot(v.flatten(1), v.flatten(1)).sqrt().reshape(-1, *[1] * (v.ndim - 1))
+
+    s = A.adjoint(r)
+    x, p, gamma = torch.zeros_like(s), s, norm(s)
+    wide, enough = [1] * (s.ndim - 1), tol * norm(r)
+    live, largest = gamma.flatten() > 0, torch.zeros_like(gamma.flatten())
+    used = torch.zeros_like(live, dtype=torch.long)
+    for _ in range(iterations):
+        if not bool(live.any()):
+            break
+        q = A(p)
+        size = norm(q).flatten()
+        largest = torch.maximum(largest, size / norm(p).flatten().clamp(min=1e-300))
+        step = torch.where(live & (size > 0), (gamma.flatten() / size).square(), 0.0)
+        x = x + step.reshape(-1, *wide) * p
+        r = r - step.reshape(-1, *[1] * (r.ndim - 1)) * q
+        s = A.adjoint(r)
+        new = norm(s)
+        p = s + (new / gamma.clamp(min=1e-300)).square() * p
+        gamma, used = new, used + live
+        left = norm(r).flatten()
+        done = (left <= enough.flatten()) | (gamma.flatten() <= tol * largest * left)
+        live = live & ~done
+    if bool(live.any()):
+        residual = torch.where(live, gamma.flatten() / (largest * norm(r).flatten()), 0.0)
+        Solution(x, used, torch.zeros_like(live), residual).warn_unless(tol, "least-norm solution")
+    return x.to(y.dtype)
 
 
 def _unit(w: Tensor, norm: Tensor, size: Tensor) -> Tensor:

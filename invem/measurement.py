@@ -69,12 +69,30 @@ class Measurement(Batched):
 
         One is not enough: a mask can show all of one signal and hide entries of the next.
         """
-        if self.y.shape[1:] != torch.Size(self.shape):
-            return False
         rows = torch.linspace(0, len(self) - 1, min(len(self), 256), dtype=torch.float64).long()
-        probe = torch.linspace(-1, 1, self.y[0].numel()).to(self.y)
-        probe = probe.reshape(self.y[:1].shape).expand(len(rows), *self.shape)
-        return torch.equal(self.A[rows](probe), probe)
+        return bool(self[rows].unchanged.all())
+
+    @property
+    def unchanged(self) -> Tensor:
+        """Whether A is the identity for each observation, shape (B,), by one probe.
+
+        The probe has no zero and is not smooth: a mask and a blur change it.
+        """
+        if self.y.shape[1:] != torch.Size(self.shape) or not len(self):
+            return torch.zeros(len(self), dtype=torch.bool, device=self.y.device)
+        golden = 0.6180339887498949
+        probe = 1 + (golden * torch.arange(self.y[0].numel(), dtype=torch.float64)).frac()
+        probe = probe.to(self.y).reshape(self.y[:1].shape).expand_as(self.y)
+        return (self.A(probe) == probe).flatten(1).all(1)
+
+    @property
+    def one_level(self) -> Tensor:
+        """Whether the entries of each observation have noise of one variance, shape (B,).
+
+        The noise must be Gaussian.
+        """
+        var = self.noise.var().expand_as(self.y).flatten(1)
+        return (var == var[:, :1]).all(1)
 
     @property
     def shares_operator(self) -> bool:

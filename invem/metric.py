@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from invem.errors import Unsupported
 from invem.measurement import Example, Measurement
 from invem.prior import Prior
 
@@ -31,6 +32,8 @@ class Outcome:
             sampler of the restorations, (n, *shape).
         trained: Signals that the prior was fitted to (posterior draws), (T, *shape).
         prior: The prior.
+        mean: The posterior mean of each held-out observation, if the sampler knows it without
+            draws, (N, *shape).
         range: The lowest and highest value of a signal.
     """
 
@@ -45,6 +48,21 @@ class Outcome:
     resimulated: Tensor | None = None
     trained: Tensor | None = None
     prior: Prior | None = None
+    mean: Tensor | None = None
+
+    def estimate(self) -> Tensor:
+        """Returns the posterior mean: the exact one if it is known, else the mean of the draws.
+
+        The shape is (N, *shape).
+
+        Raises:
+            Unsupported: If there are no draws.
+        """
+        if self.mean is not None:
+            return self.mean
+        if self.draws is None:
+            raise Unsupported("a posterior mean needs posterior draws")
+        return self.draws.mean(1)
 
 
 class Metric(ABC):
@@ -55,11 +73,18 @@ class Metric(ABC):
             "image" if the signals must be images, "var" if the noise must be Gaussian and not zero,
             "several draws" if one draw per observation is not enough.
         unit: The unit in tables, such as "dB".
-        higher_is_better: Whether larger values are better, if there is no `target`.
+        higher_is_better: Whether larger values are better, if there is no `target`; None if
+            neither direction is.
+        default: Whether it is computed where a recipe names no metrics and has what it needs.
+        below, above: What a value well below or above `target` says, as part of a sentence in the
+            report; empty if nothing more than the number.
     """
 
     unit: ClassVar[str] = ""
-    higher_is_better: ClassVar[bool] = False
+    higher_is_better: ClassVar[bool | None] = False
+    default: ClassVar[bool] = False
+    below: ClassVar[str] = ""
+    above: ClassVar[str] = ""
 
     @property
     @abstractmethod

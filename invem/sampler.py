@@ -39,9 +39,12 @@ class PosteriorSampler(ABC):
             before anything runs.
         uses_prior: Whether it uses the prior. A classical restoration does not, so that a first
             phase can begin with one.
+        adapts: Whether what it calls depends on the prior and on the measurement, so that `cost` is
+            a bound.
     """
 
     uses_prior: ClassVar[bool] = True
+    adapts: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -58,6 +61,13 @@ class PosteriorSampler(ABC):
         It is called once before each E-step.
         """
         return self
+
+    def posterior_mean(self, prior: Prior, m: Measurement) -> Tensor | None:
+        """Returns E[x | y] where it is known without draws, shape (B, *shape); None elsewhere.
+
+        It is the limit of the mean of many draws, at the cost of one call of the denoiser.
+        """
+        return None
 
     @property
     def cost(self) -> tuple[int, int]:

@@ -15,9 +15,10 @@ from torch import Tensor
 from invem.atomic import replacing
 from invem.errors import DataError
 
-__all__ = ["read", "read_meta", "write", "write_arrays"]
+__all__ = ["check_header", "read", "read_meta", "write", "write_arrays"]
 
-_HEADER_LIMIT = 8 * 2**20
+_HEADER_LIMIT = 8 * 2**20  # bytes
+_MOST_TENSORS = 2**16  # a network and its optimiser have some thousands
 
 
 def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
@@ -63,11 +64,7 @@ def read_meta(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 0 < length <= min(_HEADER_LIMIT, path.stat().st_size):
-            raise DataError(f"{path}: damaged: its header is {length} bytes long")
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             words = (file.metadata() or {}).get("invem", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -79,6 +76,25 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"{path}: damaged: its digest does not match its content")
     meta: dict[str, Any] = json.loads(words[64:])
     return tensors, meta
+
+
+def check_header(path: Path) -> None:
+    """Looks at the header of a safetensors file before the library reads it, which takes seconds
+    and much memory where a broken one names hundreds of thousands of tensors.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If the header is longer than the file or than 8 MiB, or names more than 65,536
+            tensors.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 0 < length <= min(_HEADER_LIMIT, path.stat().st_size):
+            raise ValueError(f"its header is {length} bytes long")
+        count = file.read(length).count(b'"data_offsets"')
+    if count > _MOST_TENSORS:
+        raise ValueError(f"it holds {count} tensors, and {_MOST_TENSORS} are the most")
 
 
 def write_arrays(path: Path, tensors: Mapping[str, Tensor]) -> None:

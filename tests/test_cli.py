@@ -161,7 +161,7 @@ def test_what_a_run_cost_is_the_sum_over_its_processes(tmp_path, monkeypatch):
     assert process(tmp_path / "whole", 10**5) == 1
     assert process(tmp_path / "often", 3) > 5
     one, many = costs(tmp_path / "whole"), costs(tmp_path / "often")
-    clocks = {"seconds", "cpu"}
+    clocks = {"seconds", "cpu", "digest"}
     assert [{k: v for k, v in row.items() if k not in clocks} for row in many] == [
         {k: v for k, v in row.items() if k not in clocks} for row in one
     ]
@@ -569,10 +569,11 @@ def test_a_damaged_description_is_named(whole, tmp_path):
     assert "run.json: damaged" in invem("resume", out, code=4).stderr
 
 
-def test_a_run_without_metrics_still_restores_and_samples(tmp_path):
+def test_a_run_without_metrics_evaluates_nothing_and_still_samples(tmp_path):
     invem("run", BLUR, "--smoke", "evaluate.metrics=[]", "--out", tmp_path / "run")
-    assert (tmp_path / "run" / "1-000-evaluation" / "restorations.safetensors").exists()
-    assert (tmp_path / "run" / "1-000-evaluation" / "samples.safetensors").exists()
+    assert not (tmp_path / "run" / "1-000-evaluation").exists()
+    invem("sample", tmp_path / "run", "--n", "2")
+    assert (tmp_path / "run" / "samples-0.safetensors").exists()
 
 
 def test_a_large_seed_is_a_seed(tmp_path):

@@ -103,10 +103,10 @@ def waves(h, w, c=1):
 
 def test_ssim_reference():
     a, b = waves(20, 24, 2)
-    # skimage 0.26: structural_similarity(a, b, channel_axis=0, gaussian_weights=True, sigma=1.5,
-    # use_sample_covariance=False, data_range=2)
+    # skimage 0.26: structural_similarity(a + 1, b + 1, channel_axis=0, gaussian_weights=True,
+    # sigma=1.5, use_sample_covariance=False, data_range=2)
     assert value(SSIM(), truth=a, draws=b[:, None]).item() == pytest.approx(
-        0.5260455160231795, abs=1e-6
+        0.9115079350486551, abs=1e-6
     )
 
 
@@ -121,7 +121,8 @@ def test_ssim_is_that_of_skimage():
     }
     b = a + 0.3 * b
     for x, y, found in zip(a, b, value(SSIM(), truth=a, draws=b[:, None]), strict=True):
-        expected = metrics.structural_similarity(x.numpy(), y.numpy(), channel_axis=0, **options)
+        x, y = 1 + x.numpy(), 1 + y.numpy()
+        expected = metrics.structural_similarity(x, y, channel_axis=0, **options)
         assert found.item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -132,7 +133,7 @@ def test_ssim_small_image_by_hand():
     values = []
     for i in range(2):
         for j in range(2):
-            p, q = a[0, 0, i : i + 7, j : j + 7], b[0, 0, i : i + 7, j : j + 7]
+            p, q = 1 + a[0, 0, i : i + 7, j : j + 7], 1 + b[0, 0, i : i + 7, j : j + 7]
             mp, mq = (w * p).sum(), (w * q).sum()
             vp, vq = (w * (p - mp) ** 2).sum(), (w * (q - mq) ** 2).sum()
             cov = (w * (p - mp) * (q - mq)).sum()
@@ -140,6 +141,12 @@ def test_ssim_small_image_by_hand():
             values.append(first * (2 * cov + 0.06**2) / (vp + vq + 0.06**2))
     expected = torch.stack(values).mean().item()
     assert value(SSIM(), truth=a, draws=b[:, None]).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_ssim_compares_luminances_that_are_not_negative():
+    grey = torch.ones(1, 1, 11, 11)
+    found = value(SSIM(), truth=-0.02 * grey, draws=0.02 * grey[:, None]).item()
+    assert found == pytest.approx(0.9992, abs=1e-4)  # means 0.98 and 1.02 of a range of 2
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 8), (3, 5, 17), (2, 30, 11)])

@@ -11,6 +11,7 @@ import pytest
 
 from invem import RecipeError, scaffold
 from invem.hookspecs import HOOKS
+from invem.storage import sealed
 
 ROOT = Path(__file__).parent.parent
 
@@ -151,7 +152,9 @@ def test_resume_refuses_another_version(site, tmp_path):
     ]
     run("-m", "invem", "run", ROOT / "recipes" / "blur.yaml", "--smoke", *words, env=env)
     file = tmp_path / "run" / "run.json"
-    file.write_text(file.read_text().replace('"version": "0.1.0"', '"version": "0.0.9"'))
+    about = json.loads(file.read_text().replace('"version": "0.1.0"', '"version": "0.0.9"'))
+    del about["digest"]
+    sealed.write(file, about, file.name)
     assert "--force" in run("-m", "invem", "resume", tmp_path / "run", env=env, code=2).stderr
     run("-m", "invem", "resume", tmp_path / "run", "--force", env=env)
 

@@ -229,7 +229,7 @@ def test_a_recipe_can_be_changed_again(read):
             "compute.device=gpu",
             (
                 "override 'compute.device=gpu': compute.device: got 'gpu'; did you mean 'cpu'? "
-                "Allowed: auto, cpu, cuda, mps"
+                "Allowed: auto, cpu, cuda, cuda:0, mps"
             ),
         ),
         (
@@ -263,7 +263,7 @@ def test_the_value_of_an_override_is_checked(problems, value):
 
 def test_the_later_of_two_overrides_is_blamed(problems):
     assert problems("compute.threads=0", "compute={threads: -1}") == [
-        "override 'compute={threads: -1}': compute.threads: got -1, at least 1 is needed"
+        "override 'compute={threads: -1}': compute.threads: got -1, at least 1 or 'auto' is needed"
     ]
 
 
@@ -338,7 +338,7 @@ def test_all_problems_are_reported_at_once(problems):
         f"r.yaml:12:5: phases.1.ruonds: unknown key; did you mean 'rounds'? Allowed: {phase}",
         f"r.yaml:16:22: evaluate.metrics.0: got 3, {part}",
         "r.yaml:15:20: compute.compile: got 1, true or false or 'auto' is needed",
-        "r.yaml:15:32: compute.threads: got 0, at least 1 is needed",
+        "r.yaml:15:32: compute.threads: got 0, at least 1 or 'auto' is needed",
         "r.yaml:17:11: requires: got 'x', a list is needed",
         f"r.yaml:2:1: dta: unknown key; did you mean 'data'? Allowed: {top}",
     ]

@@ -3,7 +3,6 @@ page."""
 
 import base64
 import io
-import json
 import math
 import re
 import subprocess
@@ -13,11 +12,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from safetensors.numpy import save_file
 
 from invem import report
 from invem.errors import DataError
+from invem.storage import sealed
+from invem.storage.directory import Round, RunDirectory
 
 RECIPE = """\
 # <script>alert("x")</script> & <img src=http://evil.example/x.png>
@@ -89,8 +90,6 @@ def fabricate(run, *, truth=True, rounds=3, channels=1, draws=4):
     shape = (channels, 8, 8)
     x = rng.uniform(-1, 1, (5, *shape)).astype(np.float32)
     about = {
-        "format": 1,
-        "recipe": RECIPE,
         "name": "blur <i>",
         "created": "2025-01-02T03:04:05+00:00",
         "environment": {"python": "3.11.2", "cpu": "<u>fast</u>", "threads": 2, "cuda": None},
@@ -99,30 +98,48 @@ def fabricate(run, *, truth=True, rounds=3, channels=1, draws=4):
         ],
     }
     (run / "measurements" / "test").mkdir(parents=True)
-    (run / "run.json").write_text(json.dumps(about))
-    save_file({"y": x + 0.1, "A.keep": x}, run / "measurements" / "test" / "00000.safetensors")
+    directory = RunDirectory(run)
+    directory.begin(RECIPE, about)
+    save(directory.measurements("test"), "00000", y=x + 0.1, keep=x)
     if truth:
-        (run / "truth").mkdir()
-        save_file({"x": x}, run / "truth" / "00000.safetensors")
+        save(directory.truth, "00000", x=x)
     lines, log = [metrics(None, "observations", None, 10.0)], []
     for phase, name, number in [(0, "warm-start", 0), (1, "em", 0), (1, "em", 1)][:rounds]:
-        folder = run / f"{phase}-{number:03d}-evaluation"
-        folder.mkdir()
+        folder = directory.evaluation(Round(phase, number))
         noise = rng.normal(size=(5, draws, *shape)).astype(np.float32)
-        save_file({"draws": x[:, None] + 0.1 * noise}, folder / "restorations.safetensors")
-        save_file({"x": np.tile(x, (4, 1, 1, 1))}, folder / "samples.safetensors")
+        save(folder, "restorations", draws=x[:, None] + 0.1 * noise)
+        save(folder, "samples", x=np.tile(x, (4, 1, 1, 1)))
         lines.append(metrics(phase, name, number, 21.0 + 2 * phase + number))
-        (folder / "metrics.json").write_text(json.dumps(lines[-1]))
+        folder.write_json("metrics", lines[-1])
         at = {"phase": phase, "name": name, "round": number}
         log.append({"event": "e-step", "seconds": 1.5, "extra": [1], **at})
         log += [{"event": "loss", "step": s, "loss": 1 / (s + 1), **at} for s in range(0, 500, 10)]
         log += [{"event": "loss", "step": 999, "loss": None, **at}]
         log += [{"event": e, "seconds": 2.25, **at} for e in ("fit", "evaluate")]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "log.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in log) + '{"event": "lo'
-    )
+    save_lines(run / "metrics.jsonl", lines)
+    save_lines(run / "log.jsonl", log)
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"event": "lo')
     return run
+
+
+def save(folder, name, **arrays):
+    """Writes a tensor file of a run."""
+    folder.write(name, {key: torch.from_numpy(value) for key, value in arrays.items()})
+
+
+def save_lines(path, rows):
+    """Writes a JSONL file of the run `path.parent`."""
+    place = RunDirectory(path.parent).place_of(path)
+    path.write_text("".join(sealed.line_of(row, place) for row in rows))
+
+
+def page_of_damaged(run, words):
+    """Writes the report of a run with a damaged file that the error must name; reads the page."""
+    with pytest.raises(DataError, match=words):
+        report.write(run)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    return text, Page(text)
 
 
 def read(run):
@@ -174,7 +191,7 @@ def test_unfinished_run_without_truth(tmp_path):
 
 
 def test_run_that_has_only_begun(tmp_path):
-    (tmp_path / "run.json").write_text('{"format": 1}')
+    RunDirectory(tmp_path).begin("", {})
     text, page = read(tmp_path)
     assert page.titles == [] and "No evaluation yet" in text
     assert report.pictures(tmp_path) == []
@@ -183,10 +200,11 @@ def test_run_that_has_only_begun(tmp_path):
 
 def test_signals_that_are_not_images(tmp_path):
     fabricate(tmp_path, truth=False)
-    for folder in tmp_path.glob("*-evaluation"):
-        save_file({"draws": np.zeros((5, 2, 3))}, folder / "restorations.safetensors")
-        save_file({"x": np.zeros((5, 3))}, folder / "samples.safetensors")
-    save_file({"y": np.zeros((5, 2))}, tmp_path / "measurements" / "test" / "00000.safetensors")
+    directory = RunDirectory(tmp_path)
+    for folder in map(directory.evaluation, directory.evaluated()):
+        save(folder, "restorations", draws=np.zeros((5, 2, 3)))
+        save(folder, "samples", x=np.zeros((5, 3)))
+    save(directory.measurements("test"), "00000", y=np.zeros((5, 2)))
     _, page = read(tmp_path)
     assert page.tags.count("img") == len(charts(page)) and page.titles == TITLES[2:]
 
@@ -195,7 +213,9 @@ def test_damaged_files_are_named(tmp_path):
     fabricate(tmp_path)
     (tmp_path / "1-001-evaluation" / "restorations.safetensors").write_bytes(b"torn")
     (tmp_path / "metrics.jsonl").write_text("{]\n")
-    text, page = read(tmp_path)
+    text, page = page_of_damaged(
+        tmp_path, "restorations.*metrics.jsonl|metrics.jsonl.*restorations"
+    )
     assert "Not readable" in text and "1-001-evaluation/restorations.safetensors" in text
     assert "Restorations of em 1." in text  # the newest that can be read
     assert "24.00 ± 0.25" in text  # from the metrics.json of the evaluations
@@ -204,8 +224,10 @@ def test_damaged_files_are_named(tmp_path):
 
 def test_repeated_evaluation_counts_once(tmp_path):
     fabricate(tmp_path)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(metrics(1, "em", 1, 31.0)) + "\n")
+    path = tmp_path / "metrics.jsonl"
+    before = path.read_text()
+    save_lines(path, [metrics(1, "em", 1, 31.0)])
+    path.write_text(before + path.read_text())
     text, _ = read(tmp_path)
     assert "31.00 ± 0.25" in text and "24.00 ± 0.25" not in text
     assert (
@@ -240,7 +262,7 @@ def test_not_a_run(tmp_path):
             make(tmp_path)
         assert "\n" not in str(caught.value)
     (tmp_path / "run.json").write_text("[")
-    with pytest.raises(DataError, match="not valid JSON"):
+    with pytest.raises(DataError, match=r"run\.json: damaged"):
         report.write(tmp_path)
 
 
@@ -271,11 +293,12 @@ def test_a_metric_with_a_target_is_better_nearer_to_it_and_has_no_direction(tmp_
         entry = {"value": value, "sem": 0.01, "unit": "", "higher_is_better": None, "target": 0.9}
         phase = None if number is None else 1
         line = {"phase": phase, "name": name, "round": number, "metrics": {"coverage": entry}}
-        lines.append(json.dumps(line) + "\n")
-    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+        lines.append(line)
+    save_lines(tmp_path / "metrics.jsonl", lines)
     text, _ = read(tmp_path)
-    assert "coverage, target 0.9" in text and "coverage ↓" not in text and "better" in text
-    (tmp_path / "metrics.jsonl").write_text("".join(lines).replace("1.2", "1.4"))
+    assert "coverage → 0.9" in text and "coverage ↓" not in text and "better" in text
+    lines[-1]["metrics"]["coverage"]["value"] = 1.4
+    save_lines(tmp_path / "metrics.jsonl", lines)
     assert "worse" in read(tmp_path)[0]
 
 

@@ -8,6 +8,7 @@ import torch
 
 from invem import atomic, store
 from invem.errors import DataError, InvemError, ResourceError
+from invem.storage import sealed
 
 TENSORS = {
     "x": torch.arange(24.0).reshape(2, 3, 4),
@@ -76,7 +77,7 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nothing\.safetensors: missing"):
         store.read(tmp_path / "nothing.safetensors")
     with pytest.raises(DataError, match="missing"):
-        atomic.read_json(tmp_path / "nothing.json")
+        sealed.read(tmp_path / "nothing.json", "nothing.json")
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(path, monkeypatch):
@@ -105,7 +106,7 @@ def test_a_run_is_held_by_one_process(tmp_path):
 
 def test_a_line_after_a_torn_one_is_whole(tmp_path):
     path = tmp_path / "log.jsonl"
-    atomic.append_json(path, {"a": 1})
+    atomic.append_line(path, '{"a": 1}\n')
     path.write_bytes(path.read_bytes() + b'{"b": ')
-    atomic.append_json(path, {"c": 3})
-    assert path.read_text().splitlines() == ['{"a": 1}', '{"b": ', '{"c": 3}']
+    atomic.append_line(path, '{"c": 3}\n')
+    assert path.read_text().splitlines() == ['{"a": 1}', '{"c": 3}']

@@ -33,12 +33,14 @@ from invem.noise import NoiseModel
 from invem.operator import LinearOperator, Operator
 
 __all__ = [
+    "TRIALS",
     "Calibrated",
     "MeasurementAt",
     "by_draws",
     "by_moments",
     "by_score",
     "calibrate",
+    "calibrate_by_moments",
     "rebuilt",
     "score",
 ]
@@ -47,6 +49,7 @@ MeasurementAt = Callable[[Mapping[str, float]], Measurement]
 """The observations, with operator and noise at given values of their options. y and the random
 numbers of each observation are the same for all values."""
 
+TRIALS = 8  # the most values at which `calibrate` has draws made
 _SCORE_OBSERVATIONS = 128  # observations with posterior draws
 # Observations for the moments, where operator or noise differ between observations.
 _LEAST_MOMENT_OBSERVATIONS, _MOST_MOMENT_OBSERVATIONS = 16, 512
@@ -99,22 +102,37 @@ def calibrate(
             numbers at each call.
         clean: Clean images for the first round, shape (K, *shape); None later.
     """
-    few = measurement_at(start, rows[:_MOST_MOMENT_OBSERVATIONS])
-    closed_form = isinstance(few.A, LinearOperator) and "var" in few.noise.provides
-    if clean is not None and len(clean) > 1 and closed_form:
-        affordable = int(_MULTIPLICATIONS // (math.prod(few.shape) * few.y[0].numel() ** 2))
-        common = few.shares_operator_and_noise
-        if affordable >= (1 if common else _LEAST_MOMENT_OBSERVATIONS):
-            used = rows if common else rows[: min(affordable, _MOST_MOMENT_OBSERVATIONS)]
-            return by_moments(
-                Gaussian.shrunk_to_diagonal(clean),
-                lambda values: measurement_at(values, used),
-                parameters,
-                start,
-            )
+    if clean is not None and len(clean) > 1:
+        prior = Gaussian.shrunk_to_diagonal(clean)
+        found = calibrate_by_moments(prior, measurement_at, rows, parameters, start)
+        if found is not None:
+            return found
     return by_score(
         draw, lambda values: measurement_at(values, rows[:_SCORE_OBSERVATIONS]), parameters, start
     )
+
+
+def calibrate_by_moments(
+    prior: Gaussian,
+    measurement_at: Callable[[Mapping[str, float], Tensor], Measurement],
+    rows: Tensor,
+    parameters: Parameters,
+    start: Mapping[str, float],
+) -> Calibrated | None:
+    """Estimates the options by `by_moments`, from as many observations as can be afforded.
+
+    None if A is not linear, the noise not Gaussian, or the matrices are too large. Arguments are
+    those of `calibrate`; prior is the Gaussian with the moments of the signals.
+    """
+    few = measurement_at(start, rows[:_MOST_MOMENT_OBSERVATIONS])
+    if not isinstance(few.A, LinearOperator) or "var" not in few.noise.provides:
+        return None
+    affordable = int(_MULTIPLICATIONS // (math.prod(few.shape) * few.y[0].numel() ** 2))
+    common = few.shares_operator_and_noise
+    if affordable < (1 if common else _LEAST_MOMENT_OBSERVATIONS):
+        return None
+    used = rows if common else rows[: min(affordable, _MOST_MOMENT_OBSERVATIONS)]
+    return by_moments(prior, lambda values: measurement_at(values, used), parameters, start)
 
 
 def by_moments(
@@ -295,7 +313,7 @@ def by_score(
     parameters: Parameters,
     start: Mapping[str, float],
     draws: int = 2,
-    evaluations: int = 8,
+    evaluations: int = TRIALS,
     tol: float = 5e-3,
 ) -> Calibrated:
     """Finds the root of E[grad log p(y | x, theta) | y, theta], the gradient of the marginal

@@ -7,6 +7,8 @@ zero, say), and may need more. A_i are the operators, S is their noise and C = C
   observations can determine the signal there.
 - A single observation determines a direction if lambda c exceeds the noise. lambda is the
   eigenvalue of M and c the variance of the signal along the direction.
+  Where there are observations, the variances of the signals along their own directions are
+  estimated from them (`invem.analysis.sensed`). Otherwise c is the guess of a white signal.
 - Many observations determine the variance along v even where one does not. The Fisher information
   of y ~ N(0, A C A^T + S) on it gives the standard error sqrt(2/(n E[w^2])) c with w = c v^T A^T (c
   A A^T + S)^-1 A v. If all operators are the same and v is one of their singular vectors, this is
@@ -25,8 +27,16 @@ from torch import Tensor
 
 from invem.analysis.dense import dense_spectrum
 from invem.analysis.lanczos import lanczos_spectrum
-from invem.analysis.model import ObservationModel, draw_model, example_signals, noise_variance
+from invem.analysis.model import (
+    ObservationModel,
+    draw_model,
+    example_signals,
+    noise_variance,
+    some_observations,
+)
+from invem.analysis.noiselevel import NoiseLevel, noise_level
 from invem.analysis.operators import HIDDEN, OperatorSample
+from invem.analysis.sensed import SignalSpectrum, signal_spectrum
 from invem.analysis.spectrum import Levels, Spectrum, spectrum_from_svd
 from invem.errors import Unsupported
 from invem.measurement import Measurement
@@ -35,6 +45,7 @@ from invem.operator import LinearOperator, Operator
 __all__ = ["LEARNED", "Identifiability", "identify"]
 
 LEARNED = 0.5  # the largest relative standard error of a variance that counts as learned
+_LEAST_SIGNAL = 1e-3  # of the noise's variance, where observations show no signal at all
 _MOST_EXAMPLES = 64  # signals at which an operator that is not linear is differentiated
 
 
@@ -55,9 +66,13 @@ class Identifiability:
         linear: Whether the operator is linear. If not, its derivatives at a few signals replace it.
         exact: Whether each eigenvalue was computed. If not, they are quantiles of a spectral
             density that was estimated with random probes.
-        signal: c, the variance of an entry of the signal. This is a guess: the variance of a white
-            signal that fills half of the range of the data. Images have more variance in coarse
-            directions and far less in fine ones, where comparisons with the noise are optimistic.
+        signal: c, the variance of an entry of a white signal, as estimated from observations. Where
+            it could not be, a guess: half of the range of the data is filled.
+        sensed: The variances of the signals along their own directions, estimated from
+            observations; None where they could not be. Images have more variance in coarse
+            directions and far less in fine ones.
+        unsensed: Why not; "" where there are no observations yet.
+        level: The level of the noise as observations show it; None where it is not known.
         noise: The variance of the noise of an entry. Its inverse is the mean of the inverses of all
             observations.
         fineness: The squared differences between neighbouring pixels in the hidden directions, over
@@ -94,6 +109,9 @@ class Identifiability:
     clean: int
     prior: bool
     truth: bool
+    sensed: SignalSpectrum | None = None
+    unsensed: str = ""
+    level: NoiseLevel | None = None
 
     @property
     def directions(self) -> int:
@@ -116,7 +134,12 @@ class Identifiability:
 
     @property
     def above_noise(self) -> int:
-        """The number of directions with more signal than noise in an observation, on average."""
+        """The number of directions with more signal than noise in an observation, on average.
+
+        Of the signals' own directions where their spectrum was estimated.
+        """
+        if self.sensed is not None:
+            return int((self.sensed.ratios >= 1).sum())
         return int(self._exceeds_noise.sum())
 
     @property
@@ -133,6 +156,10 @@ class Identifiability:
 
         No restoration recovers these.
         """
+        if self.sensed is not None:
+            ratios = self.sensed.ratios
+            errors = math.sqrt(2 / self.observations) * (1 + 1 / ratios.clamp(min=1e-300))
+            return int(((ratios < 1) & (errors <= LEARNED)).sum())
         return int((self.is_seen & ~self._exceeds_noise & (self.errors <= LEARNED)).sum())
 
     @property
@@ -174,24 +201,22 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
     examples = None
     if not linear or "var" not in m.noise.provides:
         examples = example_signals(model, min(len(m), _MOST_EXAMPLES))
-    levels = Levels(model.signal_variance, noise_variance(m, examples))
+    y = some_observations(model)
+    sensed, unsensed = _sensed(y, most_entries)
+    levels = _levels(model, sensed, noise_variance(m, examples))
     shared = linear and m.shares_operator
     found = _spectrum(m[:1] if shared else m, levels, model, examples, most_entries)
     order = found.eigenvalues.argsort(descending=True)
     values = found.eigenvalues[order].clamp(min=0)
     seen = values > HIDDEN * values[0]
-
-    def error(information: Tensor) -> Tensor:
-        variance = 2 / (model.observations * information[order].clamp(min=1e-300))
-        return torch.where(seen, variance.sqrt(), math.inf)
-
-    errors = error(found.information)
+    both = found.information, found.information if found.ceiling is None else found.ceiling
+    errors, floors = (_errors(each[order], seen, model.observations) for each in both)
     missing = ~seen if not bool(seen.all()) else errors > LEARNED
     images = found.vectors if len(model.shape) == 3 else None
     return Identifiability(
         eigenvalues=values,
         errors=errors,
-        floors=errors if found.ceiling is None else error(found.ceiling),
+        floors=floors,
         observations=model.observations,
         operators=found.operators,
         shared=shared,
@@ -207,7 +232,33 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
         clean=model.clean,
         prior=model.prior,
         truth=model.signals is not None,
+        sensed=sensed,
+        unsensed=unsensed,
+        level=None if y is None else noise_level(y),
     )
+
+
+def _errors(information: Tensor, seen: Tensor, n: int) -> Tensor:
+    """Returns the relative standard errors of variances from n observations, shape (d,)."""
+    variance = 2 / (n * information.clamp(min=1e-300))
+    return torch.where(seen, variance.sqrt(), math.inf)
+
+
+def _levels(model: ObservationModel, sensed: SignalSpectrum | None, noise: Tensor) -> Levels:
+    """Returns the variances of signal and noise, that of the signal as estimated if it was."""
+    if sensed is None or sensed.variance is None:
+        return Levels(model.signal_variance, noise)
+    return Levels(max(sensed.variance, _LEAST_SIGNAL * float(noise.mean())), noise)
+
+
+def _sensed(m: Measurement | None, most_entries: int) -> tuple[SignalSpectrum | None, str]:
+    """Returns the spectrum of the signals as the observations show it, or why it is not known."""
+    if m is None:
+        return None, ""
+    try:
+        return signal_spectrum(m, most_entries), ""
+    except Unsupported as reason:
+        return None, str(reason)
 
 
 def _require_derivative(A: Operator, name: str) -> None:

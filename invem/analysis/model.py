@@ -12,8 +12,15 @@ from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
 
-__all__ = ["ObservationModel", "draw_model", "example_signals", "noise_variance"]
+__all__ = [
+    "ObservationModel",
+    "draw_model",
+    "example_signals",
+    "noise_variance",
+    "some_observations",
+]
 
+_OBSERVED, _MOST_OBSERVED = 2**21, 4096  # numbers of observations, and observations
 _MOST_NUMBERS = 2**25  # the most numbers of all operators in memory at once
 
 
@@ -32,6 +39,8 @@ class ObservationModel:
         stored: Tensors of operators and noise that are stored with the observations, for the first
             k of them, by the paths of `Measurement.tensors`; None if there are none.
         signals: The first k signals, shape (k, *shape); None if only observations exist.
+        measured: The first k observations of a block, with the operators and the noise that are
+            believed: (k, block) -> Measurement; None if there are none.
         clean: The number of clean signals that are given for training.
         prior: Whether there is a prior from elsewhere.
     """
@@ -44,6 +53,7 @@ class ObservationModel:
     observations: int
     stored: Callable[[int], Mapping[str, Tensor]] | None = None
     signals: Callable[[int], Tensor] | None = None
+    measured: Callable[[int, int], Measurement] | None = None
     clean: int = 0
     prior: bool = False
 
@@ -77,16 +87,34 @@ def draw_model(model: ObservationModel) -> Measurement:
             draw(min(model.block, n - first), first // model.block)
             for first in range(0, most, model.block)
         ]
-        tensors = [part.tensors() for part in parts]
-        m = parts[0].with_tensors(
-            {
-                path: tensor if path in common else torch.cat([part[path] for part in tensors])
-                for path, tensor in tensors[0].items()
-            }
-        )
+        m = _joined(parts)
     if model.stored is not None:
         m = m.with_tensors(m.tensors() | dict(model.stored(len(m))))
     return m
+
+
+def _joined(parts: list[Measurement]) -> Measurement:
+    """Returns measurements as one batch."""
+    common, tensors = parts[0].shared_paths(), [part.tensors() for part in parts]
+    return parts[0].with_tensors(
+        {
+            path: tensor if path in common else torch.cat([part[path] for part in tensors])
+            for path, tensor in tensors[0].items()
+        }
+    )
+
+
+def some_observations(model: ObservationModel) -> Measurement | None:
+    """Returns the first training observations, up to 4,096 and 2^21 numbers; None without any."""
+    if model.measured is None:
+        return None
+    n = min(model.observations, _MOST_OBSERVED, max(_OBSERVED // math.prod(model.shape), 1))
+    return _joined(
+        [
+            model.measured(min(model.block, n - first), first // model.block)
+            for first in range(0, n, model.block)
+        ]
+    )
 
 
 def example_signals(model: ObservationModel, k: int) -> Tensor:

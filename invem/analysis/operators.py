@@ -10,6 +10,8 @@ from invem.operator import Operator
 
 __all__ = ["HIDDEN", "OperatorSample", "as_matrices", "squared_norms"]
 
+_AT_ONCE = 2**20  # numbers of the signals, or measurements, that operators are applied to together
+
 HIDDEN = 1e-6  # A direction counts as hidden if its eigenvalue is below this share of the largest.
 
 
@@ -58,19 +60,21 @@ def as_matrices(sample: OperatorSample, k: int, x: Tensor | None = None) -> Tens
     A, d, shape = sample.A, sample.entries, sample.measured
     m = math.prod(shape)
     by_row = m < d or x is not None
-    basis = torch.eye(m if by_row else d)
-    step = max(1, 2**22 // (len(basis) * max(m, d)))
-    blocks = []
-    for first in range(0, k, step):
-        rows = torch.arange(first, min(first + step, k)).repeat_interleave(len(basis))
-        part, e = A[rows], basis.repeat(len(rows) // len(basis), 1)
+    size, other = (m, d) if by_row else (d, m)
+    found = torch.empty(k * size, other, dtype=torch.float64)
+    at_once = max(1, _AT_ONCE // max(m, d))
+    for first in range(0, k * size, at_once):
+        part = torch.arange(first, min(first + at_once, k * size))
+        rows, e = part // size, torch.nn.functional.one_hot(part % size, size).float()
         if x is not None:
-            out = part.vjp(x[rows], e.reshape(-1, *shape))
+            out = A[rows].vjp(x[rows], e.reshape(-1, *shape))
+        elif by_row:
+            out = A[rows].adjoint(e.reshape(-1, *shape))
         else:
-            out = part.adjoint(e.reshape(-1, *shape)) if by_row else part(e.reshape(-1, *A.shape))
-        block = out.detach().reshape(len(rows) // len(basis), len(basis), -1)
-        blocks.append(block if by_row else block.mT)
-    return torch.cat(blocks).double()
+            out = A[rows](e.reshape(-1, *A.shape))
+        found[part] = out.detach().flatten(1).double()
+    whole = found.reshape(k, size, other)
+    return whole if by_row else whole.mT
 
 
 def squared_norms(A: Operator, k: int, v: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from invem.errors import Unsupported
 from invem.linear import Mask, Matrix
 from invem.operator import SVD
 
-__all__ = ["Levels", "Spectrum", "common_basis_spectrum", "spectrum_from_svd"]
+__all__ = ["Levels", "Spectrum", "common_basis_spectrum", "common_svd", "spectrum_from_svd"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def spectrum_from_svd(sample: OperatorSample, levels: Levels) -> Spectrum | None
     None for other operators.
     """
     A = sample.A.to(dtype=torch.float64)
-    svd = _common_svd(OperatorSample(A, sample.n, sample.total))
+    svd = common_svd(OperatorSample(A, sample.n, sample.total))
     if svd is None:
         return None
 
@@ -129,7 +129,7 @@ def spectrum_from_svd(sample: OperatorSample, levels: Levels) -> Spectrum | None
     return common_basis_spectrum(power, levels, sample.total, vectors, pairs_of)
 
 
-def _common_svd(sample: OperatorSample) -> SVD | None:
+def common_svd(sample: OperatorSample) -> SVD | None:
     """Returns the SVD of the operators if all have the same right singular vectors, else None.
 
     This is tested on a random vector.

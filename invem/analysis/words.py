@@ -43,6 +43,8 @@ def describe(found: Identifiability) -> dict[str, Any]:
         "linear": found.linear,
         "exact": found.exact,
         "signal variance": found.signal,
+        "signal over noise": _ratios(found),
+        "noise level": _level(found),
         "noise variance": found.noise,
         "clean": found.clean,
         "spectrum": [
@@ -51,6 +53,30 @@ def describe(found: Identifiability) -> dict[str, Any]:
         "warning": warning(found),
         "text": lines(found),
     }
+
+
+def _ratios(found: Identifiability) -> dict[str, Any] | None:
+    """Returns the estimated spectrum of the signals as plain data: (rank, ratio) at up to 64
+    ranks."""
+    if found.sensed is None:
+        return None
+    ratios = found.sensed.ratios
+    ranks = torch.linspace(0, len(ratios) - 1, min(len(ratios), _MOST_RANKS)).round().long()
+    return {
+        "observations": found.sensed.observations,
+        "few": found.sensed.few,
+        "spectrum": [[r, float(ratios[r])] for r in ranks.tolist()],
+    }
+
+
+def _level(found: Identifiability) -> dict[str, Any] | None:
+    """Returns the level of the noise that observations show as plain data."""
+    level = found.level
+    if level is None:
+        return None
+    least = level.least * level.assumed if level.assumed else level.level
+    facts = {"assumed": level.assumed, "at most": level.level, "at least": least}
+    return facts | {"by": level.how, "observations": level.observations}
 
 
 def warning(found: Identifiability) -> str | None:
@@ -81,11 +107,8 @@ def lines(found: Identifiability) -> list[str]:
     text = [_hidden_or_shown(found) + _eigenvalue_range(found)]
     if not found.exact:
         text.append(f"the numbers of directions are estimates by {PROBES} random probes")
-    text.append(
-        "an observation has, at the mean, more signal than noise in"
-        f" {_count(found, found.above_noise)} (a white signal of standard deviation"
-        f" {math.sqrt(found.signal):.2g}, noise of {math.sqrt(found.noise):.2g})"
-    )
+    text += _noise(found)
+    text += _above_noise(found)
     if found.linear:
         text += _learning(found)
     text += _pairs(found)
@@ -104,6 +127,63 @@ def lines(found: Identifiability) -> list[str]:
     return text
 
 
+def _noise(found: Identifiability) -> list[str]:
+    """What the observations themselves say of the level of their noise."""
+    level = found.level
+    if level is None:
+        return []
+    if not level.assumed:
+        return [f"the observations show noise of {level.level:.2g} or less, and none is assumed"]
+    low, high = level.least * level.assumed, level.level
+    known = level.plain and level.least > 0
+    shown = f"{high:.2g} or less"
+    if known:
+        shown = f"{low:.2g} to {high:.2g}, for signals that are smoother than noise"
+        shown = f"about {high:.2g}" if f"{low:.2g}" == f"{high:.2g}" else shown
+    return [
+        f"the observations show noise of {shown} ({level.how}); the recipe says {level.assumed:.2g}"
+    ]
+
+
+def _above_noise(found: Identifiability) -> list[str]:
+    """What one observation tells of a signal."""
+    noise, white = math.sqrt(found.noise), _white(found)
+    if found.sensed is None:
+        why = f": a guess, since {found.unsensed}" if found.unsensed else ""
+        return [
+            "an observation has, at the mean, more signal than noise in"
+            f" {_count(found, found.above_noise)} ({white}, noise of {noise:.2g}{why})"
+        ]
+    ratios, n = found.sensed.ratios, found.sensed.observations
+    along = " (frequencies)" if found.sensed.frequencies else ""
+    share = float(ratios[ratios >= 1].sum() / ratios.sum().clamp(min=1e-300))
+    text = [
+        "an observation has, at the mean, more signal than noise in"
+        f" {_count(found, found.above_noise)}{along}, which hold {_percent(share)} of the signal's"
+        f" variance (its spectrum was estimated from {n:,} observations; noise of {noise:.2g})"
+    ]
+    if found.pooled:
+        text.append(
+            f"in {found.pooled:,} more, the noise is stronger than the signal, and the variance of"
+            f" the signal is learned from {found.observations:,} observations together alone: no"
+            " single restoration can recover them"
+        )
+    if weak := found.directions - found.above_noise - found.pooled:
+        text.append(
+            f"in the other {weak:,} the signal is too weak to tell its variance from that many"
+        )
+    if found.sensed.few:
+        text.append(
+            f"{n:,} observations are too few to find {found.directions:,} directions: the numbers"
+            " are rough"
+        )
+    return text
+
+
+def _white(found: Identifiability) -> str:
+    return f"a white signal of standard deviation {math.sqrt(found.signal):.2g}"
+
+
 def _learning(found: Identifiability) -> list[str]:
     """What all observations together tell of variances."""
     seen = found.is_seen
@@ -113,9 +193,10 @@ def _learning(found: Identifiability) -> list[str]:
     at_least = "at least " if found.unknown else ""
     text = [
         f"{found.observations:,} observations tell the variance to {_percent(LEARNED)} or better in"
-        f" {at_least}{_count(found, found.learned)} (the median of those that are seen: {median})"
+        f" {at_least}{_count(found, found.learned)} (the median of those that are seen: {median}"
+        f"{f'; {_white(found)}' if found.sensed else ''})"
     ]
-    if found.pooled:
+    if found.pooled and found.sensed is None:
         text.append(
             f"{found.pooled:,} of these are learned from many observations alone: no single"
             " restoration can recover them"
@@ -150,6 +231,8 @@ def _pairs(found: Identifiability) -> list[str]:
 
 def _nothing_hidden(found: Identifiability) -> str:
     if found.complete:
+        if found.sensed is not None and found.above_noise + found.pooled < found.directions:
+            return "nothing is hidden by the operator; what is not learned is weaker than the noise"
         return "nothing is hidden: mean and covariance can be learned from these observations alone"
     what = (
         f"of the covariances only some of those between {found.pairs} were"

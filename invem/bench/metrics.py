@@ -31,7 +31,7 @@ class Meaning(NamedTuple):
 
     def title(self, name: str) -> str:
         """Returns the head of a column: the name, the unit and which way is better."""
-        arrow = {"high": "↑", "low": "↓"}.get(self.best, f"({self.best})")
+        arrow = {"high": "↑", "low": "↓"}.get(self.best, f"→ {self.best}")
         return f"{name} {f'({self.unit}) ' if self.unit else ''}{arrow}"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from invem.bench import table
 from invem.bench.metrics import METRICS
 from invem.bench.plots import calibration_plot, figure_bytes, quality_plots
+from invem.errors import escaped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +24,11 @@ __all__ = ["render_page"]
 _CELL, _GAP = 80, 4  # pixels of a picture and between two of them
 
 Pictures = Mapping[str, Mapping[str, Tensor]]
+
+
+def _visible(value: Any) -> Any:
+    """Escapes what would disturb the page; markup of the template itself is left as it is."""
+    return escaped(value) if type(value) is str else value
 
 
 def render_page(document: Mapping[str, Any], pictures: Pictures) -> str:
@@ -35,6 +41,7 @@ def render_page(document: Mapping[str, Any], pictures: Pictures) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("invem.bench"),
         autoescape=True,
+        finalize=_visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

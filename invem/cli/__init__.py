@@ -4,8 +4,11 @@ Modules are imported when a command is defined, libraries such as torch when one
 that ``invem --help`` and ``invem ls`` answer at once.
 """
 
-from invem.cli import benchmark, components, recipes, runs
-from invem.cli.app import app, main, plugin
+from invem.cli.interrupt import ending_quietly
+
+with ending_quietly():
+    from invem.cli import benchmark, components, plan, recipes, runs
+    from invem.cli.app import app, main, plugin
 
 __all__ = ["app", "main"]
 
@@ -13,7 +16,7 @@ __all__ = ["app", "main"]
 for _command in (
     runs.run,
     runs.resume,
-    recipes.plan,
+    plan.plan,
     recipes.identify,
     recipes.show,
     components.ls,

@@ -14,8 +14,17 @@ from typing import Annotated
 import typer
 
 from invem.atomic import FULL
-from invem.cli.output import tell
-from invem.errors import InvemError, RecipeError, ResourceError, out_of_memory
+from invem.cli.interrupt import INTERRUPTED
+from invem.cli.output import Forgiving, tell
+from invem.errors import (
+    InvemError,
+    OutOfMemory,
+    PluginError,
+    RecipeError,
+    ResourceError,
+    Stopped,
+    out_of_memory,
+)
 
 __all__ = [
     "AsJson",
@@ -29,16 +38,20 @@ __all__ = [
     "plugin",
 ]
 
+_HELP = {"help_option_names": ["--help", "-h"]}
+
 app = typer.Typer(
     help="Learn a clean diffusion prior from corrupted observations, and restore with it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=_HELP,
 )
 
 plugin = typer.Typer(
     help="Plugins: what is installed, a new one, and whether one keeps the contracts.",
     no_args_is_help=True,
+    context_settings=_HELP,
 )
 app.add_typer(plugin, name="plugin")
 
@@ -55,7 +68,7 @@ Smoke = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 
 
 def _version(value: bool) -> None:
@@ -96,22 +109,38 @@ def _print_in_any_encoding() -> None:
 def main() -> None:
     """Runs the command line. An expected error becomes one line and its exit code."""
     _print_in_any_encoding()
+    before = sys.stderr
+    try:
+        if before is not None:
+            sys.stderr = Forgiving(before)
+        _main()
+    finally:
+        sys.stderr = before
+
+
+def _main() -> None:
     try:
         try:
             app()
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except InvemError as error:
         # A list of problems has the place of each at the start of its line.
-        kind = "" if isinstance(error, RecipeError) and "\n" in str(error) else "error: "
+        several = isinstance(error, RecipeError | PluginError) and "\n" in str(error)
+        kind = "" if several or isinstance(error, Stopped) else "error: "
         tell(f"{kind}{error}")
         sys.exit(error.exit_code)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        tell("error: out of memory: smaller batches need less")
-        sys.exit(6)
+        tell(
+            "error: out of memory: smaller batches need less: evaluate.batch, phases.NAME.batch and"
+            " phases.NAME.fit.batch; a run goes on with them: invem resume RUN KEY=VALUE"
+        )
+        sys.exit(OutOfMemory.exit_code)
     except BrokenPipeError:
         os._exit(0)
     except OSError as error:

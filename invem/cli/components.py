@@ -1,5 +1,7 @@
 """Commands on components and plugins: ls, info, plugin list, plugin new, plugin check."""
 
+import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from invem.cli.app import AsJson
-from invem.cli.output import print_data, print_table, print_warnings, say
+from invem.cli.output import escaped, print_data, print_table, print_warnings, say, tell
 from invem.errors import MissingExtra, PluginError, RecipeError, suggest
 from invem.hookspecs import HOOKS
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["check_plugins", "find_components", "info", "list_plugins", "ls", "new_plugin"]
 
 _SINGULAR = [kind.removesuffix("s") for kind in HOOKS]
-_SUMMARY = 100  # characters of a summary in a list
+_WIDTH = 100  # columns where there is no terminal
+_NARROW = 30  # columns that a text has at least
 
 
 def find_components(names: list[str]) -> "list[Component]":
@@ -98,8 +101,24 @@ def ls(
     if as_json:
         print_data(rows, True)
         return
+    names = max(len(row["name"]) for row in rows) if rows else 0
     for row in rows:
-        say(f"{row['kind']:<11} {row['name']:<20} {row['summary'][:_SUMMARY]}")
+        _say_wrapped(f"{row['kind']:<11} {row['name']:<{names}}  ", row["summary"])
+
+
+def _say_wrapped(head: str, text: str) -> None:
+    """Prints a text beside its head; further lines are indented as far as leaves room for words."""
+    width = max(shutil.get_terminal_size((_WIDTH, 24)).columns, _NARROW)
+    indent = len(head) if len(head) + _NARROW <= width else 4
+    say(
+        textwrap.fill(
+            escaped(text),
+            width,
+            initial_indent=head,
+            subsequent_indent=" " * indent,
+            break_on_hyphens=False,
+        )
+    )
 
 
 def _origin(component: "Component") -> dict[str, str]:
@@ -130,14 +149,15 @@ def info(
         origin = f"{row['distribution']} {row['version']}"
         say(f"{row['kind']}: {row['name']} ({origin})\n\n{row['doc']}\n")
         for option in row["options"]:
-            default = f" = {option['default']}" if option["default"] else " (required)"
-            say(f"  {option['name']}: {option['type']}{default}")
+            default = f"(default {option['written']})" if option["default"] else "(required)"
+            _say_wrapped(f"  {option['name']}: ", f"{option['takes']} {default}")
 
 
 def _described(component: "Component") -> dict[str, Any]:
     """Returns a component with its options and its documentation as plain data."""
     import inspect
 
+    from invem.cli.words import default_words, type_words
     from invem.config import options_of
 
     factory = component.load()
@@ -145,7 +165,9 @@ def _described(component: "Component") -> dict[str, Any]:
         {
             "name": option.name,
             "type": inspect.formatannotation(option.annotation),
+            "takes": type_words(option.annotation),
             "default": None if option.default is option.empty else repr(option.default),
+            "written": None if option.default is option.empty else default_words(option.default),
         }
         for option in options_of(factory).values()
     ]
@@ -204,11 +226,14 @@ def check_plugins(
         ),
     ],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    large: Annotated[
+        bool, typer.Option("--large", help="Operators on images of 28 and 32 pixels (slow).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the contracts on components and print what was measured; exit code 1 if one fails."""
     found = find_components(names)
-    rows = [row for component in found for row in _checked(component, alone=len(found) == 1)]
+    rows = [row for component in found for row in _checked(component, len(found) == 1, large)]
     if as_json:
         print_data(rows, True)
     elif markdown:
@@ -226,7 +251,7 @@ def check_plugins(
         raise typer.Exit(1)
 
 
-def _checked(component: "Component", alone: bool) -> list[dict[str, Any]]:
+def _checked(component: "Component", alone: bool, large: bool) -> list[dict[str, Any]]:
     """Runs the contracts on one component.
 
     One that cannot be checked is left out with a line to stderr, unless it was asked for alone.
@@ -235,14 +260,14 @@ def _checked(component: "Component", alone: bool) -> list[dict[str, Any]]:
 
     label = f"{component.kind}/{component.name}"
     if component.kind not in testing.KINDS and not alone:
-        typer.echo(f"{label}: left out: {component.kind} have no contracts", err=True)
+        tell(f"{label}: left out: {component.kind} have no contracts")
         return []
     try:
-        results = testing.check(component.kind, component.load())
+        results = testing.check(component.kind, component.load(), large=large)
     except MissingExtra as error:
         if alone:
             raise
-        typer.echo(f"{label}: left out: {error}", err=True)
+        tell(f"{label}: left out: {error}")
         return []
     origin = {"kind": component.kind, "name": component.name}
     return [{**origin, **result._asdict()} for result in results]

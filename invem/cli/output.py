@@ -1,18 +1,22 @@
 """What commands print: plain data, tables, warnings; and the checks of paths that they write to."""
 
 import contextlib
+import io
 import json
+import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from invem.errors import RecipeError
+from invem.errors import RecipeError, escaped
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "Forgiving",
     "escaped",
     "make_parent",
     "print_data",
@@ -23,20 +27,61 @@ __all__ = [
     "tell",
 ]
 
+_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _WIDTH = 160  # columns of a table that does not go to a terminal
 
 
-def escaped(text: object) -> str:
-    """Returns a text in which whatever would disturb a terminal is written out, such as ``\\x1b``.
+class Forgiving(io.TextIOBase):
+    """A stderr that may be full, or whose terminal may be gone: what cannot be written is dropped.
 
-    Names, paths and messages of plugins come from elsewhere. Line ends and tabs are kept.
+    Progress is no reason to end a run. Marks that turn the direction of text are written out; the
+    colours of progress are kept.
+
+    Args:
+        stream: The stream that is written to.
     """
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(text))
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        """Writes what can be written; returns the length of the text."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(_TURNING.sub(lambda found: escaped(found[0]), text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes what can be flushed."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """The number of the file."""
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the stream."""
+        return self._stream.encoding
+
+
+@contextlib.contextmanager
+def _while_read() -> Iterator[None]:
+    """Ends the process, without an error, once nobody reads stdout any more, as after `| head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        os._exit(0)
 
 
 def say(text: object) -> None:
     """Prints a result to stdout, escaped."""
-    print(escaped(text))
+    with _while_read():
+        print(escaped(text))
 
 
 def tell(text: object) -> None:
@@ -52,11 +97,15 @@ def tell(text: object) -> None:
 def print_data(value: Any, as_json: bool) -> None:
     """Prints plain data as JSON, or as YAML."""
     if as_json:
-        print(json.dumps(value, indent=1, allow_nan=False))
+        # JSON writes out every character but this one.
+        text = json.dumps(value, indent=1, allow_nan=False).replace("\x7f", "\\u007f") + "\n"
     else:
         from invem.config import yaml
 
-        print(yaml.dump(value), end="")
+        text = yaml.dump(value)
+        text = text if escaped(text) == text else yaml.dump(value, ascii_only=True)
+    with _while_read():
+        print(text, end="")
 
 
 def print_warnings(lines: Iterable[str]) -> None:
@@ -78,22 +127,34 @@ def print_table(table: "Table", width: int = _WIDTH) -> None:
 
     console = Console()
     width = console.width if console.is_terminal else width
-    Plain(width=width, markup=False, emoji=False).print(table)
+    with _while_read():
+        Plain(width=width, markup=False, emoji=False).print(table)
 
 
 def print_metrics(rows: list[dict[str, Any]]) -> None:
     """Prints the metrics of a run: a row per evaluation, a column per metric."""
     from rich.table import Table
 
-    labels = list(dict.fromkeys(label for row in rows for label in row["metrics"]))
+    # The evaluation with the most metrics has them in the order of the recipe.
+    longest: dict[str, Any] = max((row["metrics"] for row in rows), key=len, default={})
+    labels = list(dict.fromkeys([*longest, *(label for row in rows for label in row["metrics"])]))
     table = Table("phase", "round")
     for label in labels:
-        unit = next(row["metrics"][label]["unit"] for row in rows if label in row["metrics"])
-        table.add_column(f"{label} ({unit})" if unit else label, justify="right")
+        value = next(row["metrics"][label] for row in rows if label in row["metrics"])
+        table.add_column(_heading(label, value), justify="right")
     for row in rows:
         cells = [_cell(row["metrics"].get(label)) for label in labels]
-        table.add_row(row["name"], "" if row["round"] is None else str(row["round"]), *cells)
+        name = f"{row['name']} ({row['of']})" if row.get("of") else row["name"]
+        table.add_row(name, "" if row["round"] is None else str(row["round"] + 1), *cells)
     print_table(table)
+
+
+def _heading(label: str, value: dict[str, Any]) -> str:
+    """Returns a metric's name with its unit and which way is better, as in "psnr (dB) ↑"."""
+    unit = f" ({value['unit']})" if value.get("unit") else ""
+    target, higher = value.get("target"), value.get("higher_is_better")
+    best = "" if higher is None else " ↑" if higher else " ↓"
+    return f"{label}{unit}{best if target is None else f' → {target:.4g}'}"
 
 
 def _cell(value: dict[str, Any] | None) -> str:

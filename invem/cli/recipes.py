@@ -1,4 +1,4 @@
-"""Commands on recipes: plan, identify, show; and the plan that other commands begin with."""
+"""Commands on recipes: identify, show; and the plan that other commands begin with."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from invem.config import Catalog
     from invem.planning.plan import Plan
 
-__all__ = ["identify", "installed", "make_plan", "plan", "show"]
+__all__ = ["identify", "installed", "make_plan", "show"]
 
 
 def installed() -> "Catalog":
@@ -36,21 +36,6 @@ def make_plan(
     return made
 
 
-def plan(
-    recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
-) -> None:
-    """Check a recipe and print what it would do; compute nothing."""
-    from invem import analysis
-    from invem.errors import Unsupported
-
-    made = make_plan(recipe, overrides, smoke)
-    try:
-        lines = analysis.lines(made.identifiability())
-    except Unsupported as reason:
-        lines = [str(reason)]
-    print_data({**made.describe(), "identifiability": lines}, as_json)
-
-
 def identify(
     recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
 ) -> None:
@@ -69,8 +54,8 @@ def show(
     recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
 ) -> None:
     """Print a recipe with every default written out."""
-    from invem.config import load_any
-    from invem.planning.resolve import resolve
+    from invem.door import read_recipe
+    from invem.planning.make import written_out
 
-    loaded = load_any(recipe, overrides or (), smoke)
-    print_data(resolve(loaded, installed()), as_json)
+    loaded = read_recipe(recipe, overrides or (), smoke)
+    print_data(written_out(loaded, installed()), as_json)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +12,14 @@ import typer
 from invem.cli.app import AsJson, Device, Overrides, RecipePath, RunPath, Smoke
 from invem.cli.output import make_parent, print_data, print_metrics, print_warnings, say, tell
 from invem.cli.recipes import installed, make_plan
-from invem.errors import DataError, RecipeError
+from invem.cli.where import run_folder
+from invem.errors import DataError, InvemError, RecipeError
 
 if TYPE_CHECKING:
     from invem.door import Run
+    from invem.planning.plan import Plan
 
 __all__ = ["evaluate", "open_run", "restore", "resume", "run", "sample", "write_report"]
-
-_MOST = 10000  # runs of one recipe
 
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 
@@ -54,17 +56,23 @@ def open_run(path: Path, device: str | None = None) -> "Run":
     return opened
 
 
-def _carry_out(run: "Run", as_json: bool, force: bool = False) -> None:
+def _carry_out(run: "Run", as_json: bool, force: bool = False, changes: Sequence[str] = ()) -> None:
     """Carries out a run to its end, writes its report and prints its metrics."""
     from invem import report
     from invem.cli.progress import follow
 
-    run.resume(force=force, follow=follow, stop=StopSignals())
+    run.resume(
+        changes,
+        force=force,
+        follow=lambda records: follow(records, run.plan),
+        stop=StopSignals(),
+    )
     page, found = report.write(run.path), run.results
     if as_json:
         print_data({**found, "report": str(page)}, True)
     else:
         print_metrics(found["evaluations"])
+        say("\n" + "\n".join(f"{told.text}." for told in report.verdict(report.load(run.path))))
         say(f"\nrun     {run.path}\nreport  {page}")
 
 
@@ -80,29 +88,37 @@ def run(
 ) -> None:
     """Carry out a recipe: measure, learn the prior by EM, restore, evaluate and report."""
     from invem import door
-    from invem.storage.directory import RunDirectory
 
     plan = make_plan(recipe, overrides, smoke, device)
-    if out is None:
-        names = (recipe.stem + (f"-{i}" if i else "") for i in range(_MOST))
-        out = next(path for path in map(Path("runs").joinpath, names) if not path.exists())
-    elif not RunDirectory(out).is_free:
-        raise RecipeError(
-            f"{out}: exists already; choose another --out, or go on with it: invem resume {out}"
-        )
+    out, told = run_folder(recipe, out)
+    _check_disk(plan, out, str(recipe))
+    tell(told)
     _carry_out(door.Run(plan, out), as_json)
+
+
+def _check_disk(plan: "Plan", out: Path, source: str) -> None:
+    """Refuses a run that the disk has no place for."""
+    from invem.running.forecast import check_space, forecast
+
+    try:
+        found = forecast(plan, out, clock=False)
+    except (InvemError, RuntimeError, ValueError):
+        return  # the run itself says it, where it is not for the few observations that were tried
+    if warning := check_space(found, out, source):
+        print_warnings([warning])
 
 
 def resume(
     run: RunPath,
+    overrides: Overrides = None,
     device: Device = None,
     force: Annotated[
         bool, typer.Option("--force", help="Go on though a component is of another version now.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a run that was stopped or killed."""
-    _carry_out(open_run(run, device), as_json, force)
+    """Go on with a run that was stopped or killed, or with changes after it failed."""
+    _carry_out(open_run(run, device), as_json, force, overrides or ())
 
 
 def evaluate(run: RunPath, as_json: AsJson = False) -> None:
@@ -170,7 +186,9 @@ def restore(
     opened = open_run(run, device)
     make_parent(path)
     try:
-        m = opened.measurement(observations)
+        with warnings.catch_warnings(record=True) as said:
+            m = opened.measurement(observations)
+        print_warnings(str(warning.message) for warning in said)
         names = observation_names(observations.expanduser(), opened.plan)
     except DataError as error:  # what a person gave is mended by another command
         raise RecipeError(str(error)) from error

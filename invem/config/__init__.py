@@ -1,10 +1,10 @@
 """Recipes and components: what a person wrote, checked, with the place of each value."""
 
 from invem.config.catalog import KINDS, Catalog, Component, Plugin
-from invem.config.given import Changes, RecipeLike, load_any
+from invem.config.given import Changes, RecipeLike, load_any, words_of
 from invem.config.load import Loaded, error, load, load_data, locate, replace
 from invem.config.messages import explain
-from invem.config.options import options_of, parse_options
+from invem.config.options import component_place, options_of, parse_options
 from invem.config.schema import (
     Compute,
     Evaluate,
@@ -30,6 +30,7 @@ __all__ = [
     "Plugin",
     "Recipe",
     "RecipeLike",
+    "component_place",
     "dump",
     "error",
     "explain",
@@ -41,4 +42,5 @@ __all__ = [
     "options_of",
     "parse_options",
     "replace",
+    "words_of",
 ]

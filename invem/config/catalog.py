@@ -20,6 +20,8 @@ import pluggy
 from packaging.utils import canonicalize_name
 
 from invem import hookspecs
+from invem.config.loading import named_if_slow
+from invem.config.settings import settings_unchanged
 from invem.errors import PluginError, RecipeError, suggest
 
 __all__ = ["KINDS", "Catalog", "Component", "Plugin", "one_line"]
@@ -55,18 +57,20 @@ class Component:
             return self.target
         module, _, attribute = self.target.partition(":")
         try:
-            factory = getattr(import_module(module), attribute)
+            with named_if_slow(self.label), settings_unchanged(f"{self.label}, while imported"):
+                factory = getattr(import_module(module), attribute)
+        except PluginError:
+            raise
         except (Exception, SystemExit) as error:
-            raise PluginError(
-                f"{self.kind[:-1]} '{self.name}' of {self.distribution} cannot be imported:"
-                f" {one_line(error)}"
-            ) from error
+            raise PluginError(f"{self.label} cannot be imported: {one_line(error)}") from error
         if not callable(factory):
-            raise PluginError(
-                f"{self.kind[:-1]} '{self.name}' of {self.distribution}: {self.target} is not"
-                " callable"
-            )
+            raise PluginError(f"{self.label}: {self.target} is not callable")
         return factory  # type: ignore[no-any-return]
+
+    @property
+    def label(self) -> str:
+        """The component in words: kind, name and distribution."""
+        return f"{self.kind[:-1]} '{self.name}' of {self.distribution}"
 
     @property
     def summary(self) -> str:
@@ -110,6 +114,11 @@ class Plugin:
     components: list[str] = field(default_factory=list)
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """The plugin in words, with its distribution."""
+        return f"plugin {self.name} (distribution {self.distribution})"
 
 
 @dataclass
@@ -180,10 +189,15 @@ class Catalog:
         self.plugins.append(plugin)
         begun = time.perf_counter()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                named_if_slow(plugin.label),
+                settings_unchanged("while it was imported"),
+            ):
                 module = load()
         except (Exception, SystemExit) as error:
-            plugin.errors.append(one_line(error))
+            ours = isinstance(error, PluginError)
+            plugin.errors.append(str(error) if ours else one_line(error))
             return
         finally:
             plugin.seconds = time.perf_counter() - begun
@@ -206,7 +220,8 @@ class Catalog:
         """Calls one hook of a plugin and adds the components that it returns."""
         plugin.hooks.append(f"invem_{kind}")
         try:
-            offered = hook()
+            with named_if_slow(plugin.label), settings_unchanged("in its hook"):
+                offered = hook()
         except (Exception, SystemExit) as error:
             plugin.errors.append(f"invem_{kind}: {one_line(error)}")
             return

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invem.config import yaml
-from invem.config.messages import Places, describe, hint, line
+from invem.config.messages import Place, Places, describe, hint, line
 from invem.config.schema import (
     Fit,
     Model,
@@ -254,7 +254,8 @@ def _flatten(
 
 
 def _place(document: yaml.Document, mark: yaml.Mark) -> str:
-    return f"{yaml.printable(document.source)}:{mark.line}:{mark.column}"
+    text = f"{yaml.printable(document.source)}:{mark.line}:{mark.column}"
+    return Place(text, os.path.dirname(document.source))
 
 
 def _bytes(path: Path) -> bytes:
@@ -264,6 +265,8 @@ def _bytes(path: Path) -> bytes:
             return file.read(yaml.MAX_BYTES + 1)
     except FileNotFoundError:
         raise RecipeError(f"{shown}: there is no such file{_nearby(path)}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{shown}: it is a folder, and a recipe is a YAML file") from None
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else None
         raise RecipeError(f"{shown}: cannot be read: {reason or problem}") from None

@@ -9,7 +9,7 @@ from typing import Any
 from invem.config.load import Loaded, load, load_data
 from invem.errors import RecipeError
 
-__all__ = ["Changes", "RecipeLike", "load_any"]
+__all__ = ["Changes", "RecipeLike", "load_any", "words_of"]
 
 RecipeLike = str | Path | Mapping[str, Any]
 """The path of a recipe, or a recipe as plain data."""
@@ -33,14 +33,22 @@ def load_any(
     Raises:
         RecipeError: Every problem, one per line.
     """
-    if isinstance(changes, Mapping):
-        words = [f"{key}={_inline(value)}" for key, value in changes.items()]
-    else:
-        words = [changes] if isinstance(changes, str) else list(changes)
+    words = words_of(changes)
     words += [f"compute.device={device}"] if device else []
     if isinstance(recipe, Mapping):
         return load_data(json.loads(_inline(recipe)), "recipe", words, smoke)
     return load(Path(recipe).expanduser(), words, smoke)
+
+
+def words_of(changes: Changes) -> list[str]:
+    """Returns changes as they are written on the command line, each KEY=VALUE.
+
+    Raises:
+        RecipeError: If a value is no plain data.
+    """
+    if isinstance(changes, Mapping):
+        return [f"{key}={_inline(value)}" for key, value in changes.items()]
+    return [changes] if isinstance(changes, str) else list(changes)
 
 
 def _inline(value: Any) -> str:

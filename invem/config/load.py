@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from invem.config import yaml
 from invem.config.extends import Written, read, read_text
 from invem.config.messages import Places, explain, line
+from invem.config.options import joined
 from invem.config.overrides import MAX_PROBLEMS, Draft
 from invem.config.schema import INLINE, Recipe, allowed_keys
 from invem.errors import RecipeError
@@ -107,11 +108,19 @@ def error(loaded: Loaded, path: yaml.Path, message: str, key: bool = False) -> R
 
 def _loaded(draft: Draft, document: yaml.Document, text: str) -> Loaded:
     draft.expand_chain()
+    _join_prior(draft)
     recipe = _validated(draft)
     if recipe is None or draft.problems:
         more = ["... and more"] if len(draft.problems) > MAX_PROBLEMS else []
         raise RecipeError("\n".join([*draft.problems[:MAX_PROBLEMS], *more]))
     return Loaded(recipe, document, document.source, draft.value, text, draft.places)
+
+
+def _join_prior(draft: Draft) -> None:
+    """Writes out the path of the run that a recipe begins with."""
+    named = draft.value.get("prior")
+    if isinstance(named, str) and named and named != "network":
+        draft.value["prior"] = joined(draft.places.folder(("prior",)), named)
 
 
 def _validated(draft: Draft) -> Recipe | None:

@@ -12,7 +12,22 @@ from pydantic_core import ErrorDetails
 from invem.config.yaml import Path, printable
 from invem.errors import suggest
 
-__all__ = ["Places", "describe", "dotted", "explain", "hint", "line", "unknown_key"]
+__all__ = ["Place", "Places", "describe", "dotted", "explain", "hint", "line", "unknown_key"]
+
+
+class Place(str):
+    """A place in a file, ``file:line:column``, with the folder of the file.
+
+    Attributes:
+        folder: The folder; relative paths that are written at the place belong to it.
+    """
+
+    folder: str
+
+    def __new__(cls, text: str, folder: str) -> "Place":
+        place = super().__new__(cls, text)
+        place.folder = folder
+        return place
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,12 @@ class Places:
         return next(
             places[path[:size]] for size in range(len(path), -1, -1) if path[:size] in places
         )
+
+    def folder(self, path: Path) -> str:
+        """Returns the folder that a relative path belongs to which is the value at a path: that of
+        the file it was written in; "", the working directory, for an override."""
+        found = self.find(path)
+        return found.folder if isinstance(found, Place) else ""
 
     def record(self, path: Path, place: str) -> None:
         """Notes that the value at a path now comes from another place."""

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -10,10 +11,26 @@ from pydantic import ConfigDict, ValidationError, create_model
 from invem.config.catalog import Catalog, Component, one_line
 from invem.config.messages import explain
 from invem.errors import PluginError, RecipeError
+from invem.hookspecs import IsPath
 
-__all__ = ["options_of", "parse_options"]
+__all__ = ["component_place", "joined", "options_of", "parse_options"]
 
 Fail = Callable[[tuple[str | int, ...], bool, str], None]
+Folder = Callable[[tuple[str | int, ...]], str]
+
+
+def _working_directory(_: tuple[str | int, ...]) -> str:
+    return ""
+
+
+def joined(folder: str, path: str) -> str:
+    """Returns a path that was written in a file as an absolute one.
+
+    Args:
+        folder: The folder of the file; "" is the working directory.
+        path: The path; `~` is the home directory.
+    """
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
 
 
 def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -35,12 +52,17 @@ def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def parse_options(
-    catalog: Catalog, component: Component, given: Mapping[str, Any], fail: Fail
+    catalog: Catalog,
+    component: Component,
+    given: Mapping[str, Any],
+    fail: Fail,
+    folder: Folder = _working_directory,
 ) -> dict[str, Any]:
     """Checks options strictly against the annotations of a factory.
 
     An option that is a component itself, such as a schedule, is given as a name or as a mapping
     with a name; its value is the component that is built, or its factory with its options bound.
+    An option that is a `FilePath` becomes absolute.
 
     Args:
         catalog: Where the components among the options are found.
@@ -48,6 +70,8 @@ def parse_options(
         given: The options as plain data.
         fail: Called for each problem with the path below the component, whether the key (not the
             value) is wrong, and the message.
+        folder: Returns the folder that relative paths belong to which are given at a path below the
+            component; "" is the working directory, to which defaults belong too.
 
     Returns:
         The value of every option, defaults included; nothing if an option was refused.
@@ -57,10 +81,10 @@ def parse_options(
     fields: dict[str, Any] = {}
     for name, parameter in parameters.items():
         annotation = parameter.annotation
-        if (place := _component_place(annotation)) is not None:
+        if (place := component_place(annotation)) is not None:
             annotation = list[Any] if place.is_list else Any
             if name in given:
-                inner |= _inner(catalog, place, name, given[name], fail)
+                inner |= _inner(catalog, place, name, given[name], fail, folder)
         elif annotation is parameter.empty:
             annotation = Any
         default = ... if parameter.default is parameter.empty else parameter.default
@@ -75,17 +99,38 @@ def parse_options(
         for path, key, message in explain(error, dict(given), lambda _: list(parameters)):
             fail(path, key, message)
         return {}
-    return {name: inner[name] if name in inner else getattr(values, name) for name in parameters}
+    found: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        value = inner[name] if name in inner else getattr(values, name)
+        if _names_files(parameter.annotation):
+            value = _absolute(value, folder((name,)) if name in given else "")
+        found[name] = value
+    return found
 
 
-class _Place(NamedTuple):
+def _names_files(annotation: Any) -> bool:
+    """Whether an annotation has `FilePath` in it."""
+    marks = getattr(annotation, "__metadata__", ())
+    return any(isinstance(mark, IsPath) for mark in marks) or any(
+        _names_files(inner) for inner in get_args(annotation)
+    )
+
+
+def _absolute(value: Any, folder: str) -> Any:
+    """Returns the path, or the list of paths, that an option is. An empty text names nothing."""
+    if isinstance(value, list):
+        return [_absolute(item, folder) for item in value]
+    return joined(folder, value) if isinstance(value, str) and value else value
+
+
+class Place(NamedTuple):
     """Where an option takes components: their kind, and whether it takes a list of them."""
 
     kind: str
     is_list: bool
 
 
-def _component_place(annotation: Any) -> _Place | None:
+def component_place(annotation: Any) -> Place | None:
     """Returns the components that an annotation asks for, None if it asks for none."""
     from invem.operator import OperatorLaw
     from invem.schedule import Schedule
@@ -96,21 +141,30 @@ def _component_place(annotation: Any) -> _Place | None:
     if not isinstance(asked, type):
         return None
     kind = next((kinds[base] for base in asked.__mro__ if base in kinds), None)
-    return None if kind is None else _Place(kind, is_list)
+    return None if kind is None else Place(kind, is_list)
 
 
-def _inner(catalog: Catalog, place: _Place, name: str, given: Any, fail: Fail) -> dict[str, Any]:
+def _inner(
+    catalog: Catalog, place: Place, name: str, given: Any, fail: Fail, folder: Folder
+) -> dict[str, Any]:
     """Returns the value of an option that takes components, by the name of the option."""
     if not place.is_list:
-        return {name: _component(catalog, place.kind, given, (name,), fail)}
+        return {name: _component(catalog, place.kind, given, (name,), fail, folder)}
     if not isinstance(given, list):
         return {}
     parts = enumerate(given)
-    return {name: [_component(catalog, place.kind, part, (name, i), fail) for i, part in parts]}
+    return {
+        name: [_component(catalog, place.kind, part, (name, i), fail, folder) for i, part in parts]
+    }
 
 
 def _component(
-    catalog: Catalog, kind: str, given: Any, path: tuple[str | int, ...], fail: Fail
+    catalog: Catalog,
+    kind: str,
+    given: Any,
+    path: tuple[str | int, ...],
+    fail: Fail,
+    folder: Folder,
 ) -> Any:
     """Returns a component that is the value of an option, None if it cannot be made.
 
@@ -131,7 +185,11 @@ def _component(
         return None
     own = {key: value for key, value in part.items() if key != "name"}
     options = parse_options(
-        catalog, component, own, lambda inner, key, text: fail((*path, *inner), key, text)
+        catalog,
+        component,
+        own,
+        lambda inner, key, text: fail((*path, *inner), key, text),
+        lambda inner: folder((*path, *inner)),
     )
     if not options.keys() >= allowed.keys():
         return None
@@ -142,3 +200,5 @@ def _component(
     except (RecipeError, ValueError) as error:
         fail(path, False, str(error))
         return None
+    except Exception as error:
+        raise PluginError(f"{component.label}: {one_line(error)}") from error

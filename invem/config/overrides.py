@@ -1,7 +1,7 @@
 """Dotted keys: the overrides of the command line and the smoke block of a recipe."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, get_origin
@@ -66,8 +66,16 @@ class Draft:
         """Writes out the short form of a chain, a list of operators."""
         if isinstance(self.value.get("operator"), list):
             self.value["operator"] = {"name": "chain", "of": self.value["operator"]}
-            path: yaml.Path = ("operator",)
-            self.places.record(path, self.places.edits.get(path) or self.places.values[path])
+            places = self.places
+            self.places = Places(*map(_in_chain, (places.values, places.keys, places.edits)))
+
+
+def _in_chain(places: Mapping[yaml.Path, str]) -> dict[yaml.Path, str]:
+    """Returns places with those of the items of the operator's list where the chain has them."""
+    return {
+        ("operator", "of", *path[1:]) if path[:1] == ("operator",) and path[1:] else path: place
+        for path, place in places.items()
+    }
 
 
 class _Unknown(Exception):

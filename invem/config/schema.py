@@ -4,6 +4,7 @@ A component is written as its name with its options beside it. The options are c
 the component is known.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from invem.config.messages import describe, hint
 
 __all__ = [
     "INLINE",
@@ -251,7 +254,13 @@ class Phase(Model):
 class Evaluate(Model):
     """What is measured after a round."""
 
-    metrics: list[Part] = Field(default=[], description="The metrics.")
+    metrics: list[Part] | None = Field(
+        default=None,
+        description=(
+            "The metrics; null is those of the defaults that fit the recipe, and with an empty"
+            " list nothing is evaluated."
+        ),
+    )
     samples: int = Field(default=256, ge=0, description="Unconditional samples.")
     observations: int = Field(default=128, ge=0, description="Held-out observations.")
     draws: int = Field(
@@ -288,16 +297,32 @@ class Evaluate(Model):
 class Compute(Model):
     """Where and how the numbers are computed."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="The device.")
+    device: str = Field(
+        default="auto", description="The device: auto, cpu, cuda, cuda:N for the N-th GPU, or mps."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="The number format of the network's arithmetic."
     )
     compile: Literal["auto"] | bool = Field(
         default="auto", description="Whether the network is compiled."
     )
-    threads: int | None = Field(
-        default=None, ge=1, le=1024, description="CPU threads; null leaves the choice to PyTorch."
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None = Field(
+        default="auto",
+        description=(
+            "CPU threads; auto is the number with which a gradient step is fastest, measured when"
+            " the run begins; null leaves the choice to PyTorch."
+        ),
     )
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device):
+            known = ["auto", "cpu", "cuda", "cuda:0", "mps"]
+            raise PydanticCustomError(
+                "recipe", "{told}", {"told": f"got {describe(device)}{hint(device, known)}"}
+            )
+        return device
 
 
 class Recipe(Model):

@@ -91,15 +91,15 @@ def scalar(text: str, source: str = "value") -> Any:
         raise RecipeError(f"{printable(source)}: {flaw.message}") from None
 
 
-def dump(value: Any) -> str:
+def dump(value: Any, ascii_only: bool = False) -> str:
     """Writes plain data in block style, keys in their order, such that `load` returns an equal
-    value."""
+    value. ascii_only: whether every other character is written as its number."""
     return pyyaml.dump(
         value,
         Dumper=_Dumper,
         default_flow_style=False,
         sort_keys=False,
-        allow_unicode=True,
+        allow_unicode=not ascii_only,
         width=110,
     )
 

@@ -1,6 +1,5 @@
 """Building components: each from its name and options, with every problem told at its place."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,10 +7,11 @@ from torch import nn
 
 from invem import config as recipes
 from invem.config import Catalog, Component, Loaded, Part, options_of, parse_options
+from invem.config.settings import settings_unchanged
 from invem.config.yaml import Path
 from invem.errors import DataError, InvemError, PluginError, RecipeError
 from invem.noise import NoiseModel
-from invem.operator import Operator, OperatorLaw
+from invem.operator import Operator
 from invem.planning.origin import Origins
 from invem.sampler import PosteriorSampler
 
@@ -47,7 +47,7 @@ class Builder:
         self.components: list[dict[str, str]] = []
         self.origins = Origins()
         self.values: dict[Path, dict[str, Any]] = {}
-        self.missing = False
+        self.missing = 0  # problems that are a plugin that is missing or broken
 
     def fail(self, path: Path, message: str, key: bool = False) -> None:
         """Adds a problem with the value, or the key, at a place."""
@@ -75,12 +75,16 @@ class Builder:
                     " a fit, and cannot be an option"
                 )
         except (PluginError, RecipeError) as error:
-            self.missing |= isinstance(error, PluginError)
+            self.missing += isinstance(error, PluginError)
             self.fail((*path, "name") if named else path, str(error))
             return None
         before = len(self.problems)
         values = parse_options(
-            self.catalog, component, options, lambda p, k, text: self.fail((*path, *p), text, k)
+            self.catalog,
+            component,
+            options,
+            lambda p, k, text: self.fail((*path, *p), text, k),
+            lambda p: self.loaded.places.folder((*path, *p)),
         )
         if len(self.problems) > before or set(values) != allowed:
             return None
@@ -89,20 +93,26 @@ class Builder:
 
         def make(*args: Any, **other: Any) -> Any:
             try:
-                made = build(*args, **{**values, **other})
+                # The weights of a network are drawn from the global random state, which is kept by
+                # those who ask for them.
+                with settings_unchanged(component.label, random=kind != "networks"):
+                    made = build(*args, **{**values, **other})
+            except PluginError:
+                raise
             except (ValueError, TypeError, RuntimeError, RecipeError, DataError) as error:
                 raise recipes.error(self.loaded, path, str(error)) from error
             if not isinstance(made, _MADE.get(kind, object)):
                 raise PluginError(
-                    f"{kind[:-1]} '{name}' of {component.distribution}: it returned a value of type"
-                    f" {type(made).__name__}, not a {_MADE[kind].__name__}"
+                    f"{component.label}: it returned a value of type {type(made).__name__}, not a"
+                    f" {_MADE[kind].__name__}"
                 )
+            self.origins.add_built(component, made)
             return made
 
         return make
 
     def _record(self, component: Component, options: dict[str, Any]) -> None:
-        """Adds a component, and the operators among its options."""
+        """Adds a component, and the components among its options."""
         row = {
             "kind": component.kind,
             "name": component.name,
@@ -113,10 +123,12 @@ class Builder:
             self.components.append(row)
             self.origins.add(component, component.load())
         for option, parameter in options_of(component.load()).items():
-            nested = options.get(option, ()) if parameter.annotation == list[OperatorLaw] else ()
-            for inner in nested:
+            place = recipes.component_place(parameter.annotation)
+            if place is None or option not in options:
+                continue
+            for inner in options[option] if place.is_list else [options[option]]:
                 given = {"name": inner} if isinstance(inner, str) else inner
-                self._record(self.catalog.find("operators", given["name"]), given)
+                self._record(self.catalog.find(place.kind, given["name"]), given)
 
     def part(self, kind: str, part: Part, path: Path) -> Make | None:
         """Returns what builds the component at a place; None after a problem."""
@@ -144,10 +156,10 @@ class Builder:
 
         Raises:
             RecipeError: Every problem that was found, one per line.
-            PluginError: If the only problem is a plugin that is missing or broken.
+            PluginError: If every problem is a plugin that is missing or broken.
         """
         if self.problems:
-            only = self.missing and len(self.problems) == 1
+            only = self.missing == len(self.problems)
             raise (PluginError if only else RecipeError)("\n".join(self.problems))
 
 
@@ -157,11 +169,17 @@ def listing(names: frozenset[str] | set[str]) -> str:
 
 
 def defaults(catalog: Catalog, kind: str) -> Iterator[tuple[str, Any]]:
-    """Yields every component of a kind that can be built without options, by name."""
+    """Yields every component of a kind that can be built without options, by name.
+
+    One that cannot be built is left out: it is named where it is asked for.
+    """
     for name, offers in sorted(catalog.offers[kind].items()):
-        with contextlib.suppress(InvemError, TypeError):
-            if len(offers) == 1:
-                yield name, offers[0].load()()
+        if len(offers) == 1:
+            try:
+                made = offers[0].load()()
+            except (Exception, SystemExit):
+                continue
+            yield name, made
 
 
 def factory_of(catalog: Catalog, kind: str, part: Mapping[str, Any] | None) -> Make | None:

@@ -1,6 +1,8 @@
 """From a recipe to a plan: names, options, needs and data are checked, nothing is computed."""
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,26 +10,29 @@ from torch import nn
 
 from invem import config as recipes
 from invem.batched import Rng
-from invem.config import Catalog, Loaded, Recipe
+from invem.config import Catalog, Loaded, Part, Recipe
 from invem.dataset import Dataset
 from invem.denoiser import Denoiser, Preconditioned
-from invem.errors import DataError
+from invem.errors import DataError, InvemError
 from invem.metric import Metric
 from invem.planning.build import Builder, Make
 from invem.planning.checked import measured
-from invem.planning.counts import check_counts
+from invem.planning.counts import check_counts, enough
+from invem.planning.device import device_of
+from invem.planning.doubts import doubts
 from invem.planning.model import MeasurementModel
-from invem.planning.needs import Provided, check_metrics, check_stages
+from invem.planning.needs import Provided, check_metrics, check_stages, fitting_metrics
 from invem.planning.plan import Facts, Plan, Stage, read_foreign_prior
 from invem.planning.policies import check_batches, check_stops
 from invem.planning.requirements import check_requirements
-from invem.planning.resolve import resolved
+from invem.planning.resolve import resolve, resolved
 from invem.planning.sources import Source, check_observations
 from invem.planning.stages import build_stages
+from invem.planning.tried import try_operator
 from invem.planning.unknowns import check_calibratable, check_unknowns
 from invem.storage.weights import TrainedWeights, shape_of
 
-__all__ = ["make"]
+__all__ = ["make", "written_out"]
 
 
 def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
@@ -48,10 +53,32 @@ def make(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> Plan:
         return _made(loaded, builder, facts)
 
 
+def written_out(loaded: Loaded, catalog: Catalog, facts: Facts | None = None) -> dict[str, Any]:
+    """Returns a recipe as plain data with every default written out.
+
+    Metrics that it does not name depend on the data set. They stay null where that cannot be read.
+
+    Args:
+        loaded: The recipe.
+        catalog: The components.
+        facts: What is known of the data set, if a run was begun with it.
+
+    Raises:
+        RecipeError: Every problem with a name or an option.
+        PluginError: If the only problem is a plugin that is missing or broken.
+    """
+    plain = resolve(loaded, catalog)
+    if loaded.recipe.evaluate.metrics is None:
+        with contextlib.suppress(InvemError):
+            return make(loaded, catalog, facts).resolved
+    return plain
+
+
 def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     """Carries out the checks of `make`."""
     recipe = loaded.recipe
     check_requirements(recipe, builder)
+    _check_device(recipe, builder)
     where = "data" if recipe.data is not None else "observations"
     data = builder.part("datasets", getattr(recipe, where), (where,))
     operator = builder.part("operators", recipe.operator, ("operator",))
@@ -61,12 +88,18 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     metrics = _metrics(recipe, builder)
     builder.done()
     assert data and operator and noise and network
-    check_stops(recipe, builder, stages, metrics)
+    if recipe.evaluate.metrics is not None:
+        check_stops(recipe, builder, stages, metrics)
 
     def split(name: str) -> Dataset:
-        return Source(data(name), lambda text: recipes.error(loaded, (where,), text))
+        return Source(
+            data(name),
+            lambda text: recipes.error(loaded, (where,), text),
+            builder.origins,
+            signals=where == "data",
+        )
 
-    check_unknowns(recipe, builder)
+    check_unknowns(recipe, builder, stages)
     builder.done()
     begun = facts is not None
     train = None if begun else split("train")
@@ -74,16 +107,23 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
         facts = _facts(recipe, metrics, train, split)
     assert facts is not None
     options = {kind: builder.values[(kind,)] for kind in ("operator", "noise")}
-    model = MeasurementModel(tuple(facts.shape), operator, noise, options)
+    model = MeasurementModel(tuple(facts.shape), operator, noise, options, builder.origins)
     _check_measuring(model, builder)
     _check_data(recipe, builder, model, train)
     built = network(model.shape)
     if not begun:
         facts = facts._replace(prior=_first_prior(recipe, builder, built, model.shape))
     labels = _labelled(metrics, train)
-    stages = _checked(recipe, builder, stages, metrics, model, built, facts, labels)
+    provided = _provided(recipe, builder, stages, model, built, facts, labels)
+    stages = check_stages(recipe, builder, stages, provided)
+    if recipe.evaluate.metrics is None:
+        loaded, metrics = _with_metrics(loaded, builder, stages, provided, facts)
+        recipe = loaded.recipe
+    check_metrics(recipe, builder, stages, metrics, provided)
+    _check_training(recipe, builder, stages, model, facts)
+    check_counts(recipe, builder, stages, metrics, facts)
     builder.done()
-    return Plan(
+    plan = Plan(
         loaded=loaded,
         data=split,
         observed=where == "observations",
@@ -97,14 +137,28 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
         facts=facts,
         train=min(recipe.count or facts.whole_train, facts.whole_train),
         test=min(recipe.evaluate.observations, facts.whole_test),
-        warnings=[] if train is None else _skipped(where, train),
+        warnings=[] if train is None else _cautions(recipe, where, train, facts, split),
     )
+    if train is not None:
+        plan.warnings.extend(doubts(plan, builder.values[(where,)]))
+    return plan
+
+
+def _check_device(recipe: Recipe, builder: Builder) -> None:
+    """Refuses a device that this machine does not have."""
+    try:
+        device_of(recipe.compute.device)
+    except ValueError as error:
+        builder.fail(("compute", "device"), str(error))
 
 
 def _check_measuring(model: MeasurementModel, builder: Builder) -> None:
-    """Measures two signals of zeros, so that a broken operator or noise is named at once."""
+    """Measures two signals of zeros and tries the operator on others, so that a broken operator or
+    noise is named at once."""
     rng = Rng.generator("plan")
-    measured(*model.draw(2, rng), torch.zeros(2, *model.shape), rng, builder.origins)
+    operator, noise = model.draw(2, rng)
+    measured(operator, noise, torch.zeros(2, *model.shape), rng, builder.origins)
+    try_operator(operator, 2, builder.origins)
 
 
 def _check_data(
@@ -130,8 +184,9 @@ def _facts(
 def _metrics(recipe: Recipe, builder: Builder) -> dict[str, Metric]:
     """Builds the metrics; two of one name are told apart by their options."""
     metrics: dict[str, Metric] = {}
-    names = [part.name for part in recipe.evaluate.metrics]
-    for i, part in enumerate(recipe.evaluate.metrics):
+    parts = recipe.evaluate.metrics or []
+    names = [part.name for part in parts]
+    for i, part in enumerate(parts):
         metric = builder.build("metrics", part, ("evaluate", "metrics", i))
         inner = ",".join(f"{k}={v}" for k, v in part.options.items())
         label = f"{part.name}({inner})" if inner and names.count(part.name) > 1 else part.name
@@ -149,6 +204,23 @@ def _labelled(metrics: dict[str, Metric], train: Dataset | None) -> bool:
     return train is None or not asked or train[torch.tensor([0])].label is not None
 
 
+def _cautions(
+    recipe: Recipe, where: str, train: Dataset, facts: Facts, split: Callable[[str], Dataset]
+) -> list[str]:
+    """Looks at the data of both splits; returns what a person should know of those to learn from.
+
+    Raises:
+        RecipeError: If some cannot be used.
+    """
+    observed = where == "observations"
+    lines = [f"{where}: {line}" for line in train.check(observed)]
+    if facts.whole_test:
+        split("test").check(observed)
+    if recipe.count is not None and recipe.count > len(train):
+        lines.append(f"count: {recipe.count}, and there are {len(train)}, which are all used")
+    return _skipped(where, train) + lines
+
+
 def _skipped(where: str, data: Dataset) -> list[str]:
     """Returns a warning if files of a data set were left out."""
     skipped = data.skipped
@@ -159,18 +231,32 @@ def _skipped(where: str, data: Dataset) -> list[str]:
     return [f"{where}: {len(skipped)} broken file{plural} left out: {shown}"]
 
 
-def _checked(
+def _with_metrics(
+    loaded: Loaded, builder: Builder, stages: list[Stage], provided: Provided, facts: Facts
+) -> tuple[Loaded, dict[str, Metric]]:
+    """Returns a recipe that names no metrics with the default ones that fit it, and these."""
+    recipe = loaded.recipe
+    fitting = fitting_metrics(recipe, builder, stages, provided)
+    parts = [
+        Part(name=name) for name, metric in fitting.items() if enough(recipe, stages, metric, facts)
+    ]
+    evaluate = recipe.evaluate.model_copy(update={"metrics": parts})
+    recipe = recipe.model_copy(update={"evaluate": evaluate})
+    metrics = _metrics(recipe, builder)
+    check_stops(recipe, builder, stages, metrics)
+    return replace(loaded, recipe=recipe), metrics
+
+
+def _provided(
     recipe: Recipe,
     builder: Builder,
     stages: list[Stage],
-    metrics: dict[str, Metric],
     model: MeasurementModel,
     built: nn.Module,
     facts: Facts,
     labels: bool,
-) -> list[Stage]:
-    """Compares what components need with what there is; returns the phases with the sampler that
-    can evaluate each."""
+) -> Provided:
+    """Returns what a recipe has to offer to its components."""
     if facts.prior == () and recipe.prior == "network" and not isinstance(built, Denoiser):
         builder.fail(
             ("prior",),
@@ -180,7 +266,7 @@ def _checked(
     conditions = [
         int(getattr(_network_of(stage, built, model.shape), "condition", 0)) for stage in stages
     ]
-    provided = Provided(
+    return Provided(
         measurement=model.provides(recipe.assume),
         where=f"{recipe.operator.name} with {recipe.noise.name} noise",
         prior=frozenset(facts.prior or ()),
@@ -189,19 +275,21 @@ def _checked(
         labels=recipe.data is not None and labels,
         image=len(model.shape) == 3,
     )
-    stages = check_stages(recipe, builder, stages, provided)
+
+
+def _check_training(
+    recipe: Recipe, builder: Builder, stages: list[Stage], model: MeasurementModel, facts: Facts
+) -> None:
+    """Refuses batches that cannot be filled, and objectives for other signals."""
     check_batches(
         recipe, builder, stages, min(recipe.count or facts.whole_train, facts.whole_train)
     )
-    check_metrics(recipe, builder, stages, metrics, provided)
-    check_counts(recipe, builder, stages, metrics, facts)
     for i, stage in enumerate(stages):
         if stage.objective is not None and (reason := stage.objective.refuses(model.shape)):
             assert stage.phase.fit is not None
             name = stage.phase.fit.objective
             text = reason if reason.startswith(name) else f"{name}: {reason}"
             builder.fail(("phases", i, "fit"), text)
-    return stages
 
 
 def _network_of(stage: Stage, built: nn.Module, shape: tuple[int, ...]) -> Any:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 
 from invem.batched import Rng
 from invem.config.nested import with_option
+from invem.config.settings import settings_unchanged
 from invem.errors import PluginError
 from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
+from invem.planning.origin import Origins
 
 __all__ = ["BLOCK", "MeasurementModel"]
 
@@ -32,12 +34,14 @@ class MeasurementModel:
         operator: Draws n operators: (n, shape, rng, **options) -> Operator.
         noise: Draws the noise of n measurements: (n, shape of y, rng, **options) -> NoiseModel.
         options: The options of "operator" and "noise" with their values.
+        origins: The components of the plan, for messages.
     """
 
     shape: tuple[int, ...]
     operator: Callable[..., Operator]
     noise: Callable[..., NoiseModel]
     options: Mapping[str, Mapping[str, Any]]
+    origins: Origins = field(default_factory=Origins)
 
     def draw(
         self, n: int, rng: torch.Generator, theta: Mapping[str, float] = _NOTHING
@@ -51,11 +55,12 @@ class MeasurementModel:
         """
         operator = self.operator(n, self.shape, rng, **self._options("operator", theta))
         zeros = torch.zeros(1, *self.shape)
-        clean = operator[0](zeros) if n else zeros
+        with settings_unchanged(lambda: self.origins.of(operator)):
+            clean = operator[0](zeros) if n else zeros
         if not isinstance(clean, torch.Tensor):
             raise PluginError(
-                f"operator {type(operator).__name__} of {type(operator).__module__}: it returned a"
-                f" value of type {type(clean).__name__}, not a tensor"
+                f"{self.origins.of(operator)}: it returned a value of type {type(clean).__name__},"
+                " not a tensor"
             )
         noise = self.noise(n, tuple(clean.shape[1:]), rng, **self._options("noise", theta))
         return operator, noise

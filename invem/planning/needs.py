@@ -1,17 +1,27 @@
 """What components need, compared with what there is: every lack is told with what would fit."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from invem.batched import Rng
 from invem.capability import CAPABILITIES, meaning
 from invem.config import Recipe
+from invem.errors import InvemError
 from invem.metric import Metric
 from invem.objective import ClosedFormObjective, Objective
 from invem.planning.build import Builder, defaults, listing
 from invem.planning.plan import Stage
 from invem.sampler import PosteriorSampler
 
-__all__ = ["Provided", "check_metrics", "check_stages", "fitting_samplers", "prior_abilities"]
+__all__ = [
+    "Provided",
+    "check_metrics",
+    "check_stages",
+    "fitting_metrics",
+    "fitting_samplers",
+    "prior_abilities",
+]
 
 _CLOSED = frozenset({"moments", "closed form"})
 _TRAINED = frozenset({"moments"})
@@ -171,11 +181,74 @@ def _check_objective(
                 what = f"{what}: {'; '.join(_advice(lacks))}"
             else:
                 what = f"{what}, which {provided.where} does not provide"
+                what += _what_else(builder, stage, lacks, provided, during)
             builder.fail(path, f"{name} needs {what}")
     condition = objective.condition if isinstance(objective, Objective) else 0
     if condition not in (0, provided.conditions[i]):
         takes = provided.conditions[i]
         builder.fail(path, f"{name} needs network.condition={condition} (it is {takes})")
+
+
+def _what_else(
+    builder: Builder,
+    stage: Stage,
+    lacks: frozenset[str],
+    provided: Provided,
+    during: frozenset[str],
+) -> str:
+    """Returns what fits where an objective does not: other objectives, a sampler to learn from, or
+    another noise."""
+    others = fitting_objectives(builder, stage.on, provided.measurement | during)
+    text = f"; on {stage.on} these fit: {', '.join(others) or 'none'}"
+    if stage.sampler is None:
+        have = provided.measurement
+        without_prior = [
+            name
+            for name, sampler in defaults(builder.catalog, "samplers")
+            if not sampler.uses_prior and sampler.needs <= have
+        ]
+        learners = fitting_objectives(builder, "draws", have | during)
+        if without_prior and learners:
+            text += (
+                f"; on draws, with a `sampler` in this phase that needs no prior"
+                f" ({', '.join(without_prior)}), these: {', '.join(learners)}"
+            )
+    noises = _noises_that_provide(builder, lacks)
+    if noises:
+        text += (
+            f"; or approximate the noise by {' or '.join(noises)}, with its level at each pixel"
+            " given beside y"
+        )
+    return text
+
+
+def fitting_objectives(builder: Builder, on: str, have: frozenset[str]) -> list[str]:
+    """Returns the objectives that at their defaults need no more than there is.
+
+    Args:
+        builder: Where the catalogue is.
+        on: What is learned from: "draws", "observations" or "clean".
+        have: What measurements and prior provide.
+    """
+    have = have | _GIVEN[on]
+    found = []
+    for name, objective in defaults(builder.catalog, "objectives"):
+        measured = on == "observations" or bool({"measurement", "x"} & objective.needs)
+        conditioned = isinstance(objective, Objective) and objective.condition
+        if not conditioned and (not measured or objective.needs <= have):
+            found.append(name)
+    return found
+
+
+def _noises_that_provide(builder: Builder, lacks: frozenset[str]) -> list[str]:
+    """Returns the noises that at their defaults provide what lacks; none if no noise could."""
+    found = []
+    for name, offers in sorted(builder.catalog.offers["noises"].items()):
+        with contextlib.suppress(InvemError, TypeError):
+            noise = offers[0].load()(1, (1, 2, 2), Rng.generator(0))
+            if lacks <= noise.provides:
+                found.append(name)
+    return found
 
 
 def _refuse_evaluator(
@@ -205,6 +278,28 @@ def check_metrics(
     provided: Provided,
 ) -> None:
     """Refuses metrics that need what no evaluation of the recipe has."""
+    have = _evaluated(recipe, stages, provided)
+    for i, (name, metric) in enumerate(metrics.items()):
+        if lacks := metric.needs - have:
+            silent = "density" not in provided.measurement and "var" in lacks
+            why = " (the noise is 0)" if silent else ""
+            advice = "; ".join(dict.fromkeys(_advice(lacks, otherwise=[])))
+            text = f"{name} needs {meaning(lacks)}, which this recipe does not have{why}"
+            text = f"{text}: {advice}" if advice else text
+            builder.fail(("evaluate", "metrics", i), text)
+
+
+def fitting_metrics(
+    recipe: Recipe, builder: Builder, stages: list[Stage], provided: Provided
+) -> dict[str, Metric]:
+    """Returns the metrics that declare themselves a default and need no more than there is."""
+    have = _evaluated(recipe, stages, provided)
+    offered = defaults(builder.catalog, "metrics")
+    return {name: metric for name, metric in offered if metric.default and metric.needs <= have}
+
+
+def _evaluated(recipe: Recipe, stages: list[Stage], provided: Provided) -> set[str]:
+    """Returns what the metrics of a recipe can be given."""
     options, have = recipe.evaluate, {"measurement"} | (provided.measurement - {"vjp"})
     if "density" not in provided.measurement:
         have.discard("var")
@@ -224,11 +319,4 @@ def check_metrics(
         have |= {"draws"} if options.observations else set()
         have |= {"several draws"} if options.observations and options.draws > 1 else set()
         have |= {"resimulated"} if options.samples > 1 else set()
-    for i, (name, metric) in enumerate(metrics.items()):
-        if lacks := metric.needs - have:
-            silent = "density" not in provided.measurement and "var" in lacks
-            why = " (the noise is 0)" if silent else ""
-            advice = "; ".join(dict.fromkeys(_advice(lacks, otherwise=[])))
-            text = f"{name} needs {meaning(lacks)}, which this recipe does not have{why}"
-            text = f"{text}: {advice}" if advice else text
-            builder.fail(("evaluate", "metrics", i), text)
+    return have

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from invem.analysis import ObservationModel
 from invem.batched import Rng
+from invem.measurement import Measurement
 from invem.noise import NoiseModel
 from invem.operator import Operator
+from invem.planning import checked
 from invem.planning.model import BLOCK
 
 if TYPE_CHECKING:
@@ -35,6 +37,19 @@ def observation_model(plan: "Plan") -> ObservationModel:
         tensors = plan.data("train").measured(torch.arange(k)) or {}
         return {path: tensor for path, tensor in tensors.items() if path != "y"}
 
+    def measured(k: int, block: int) -> Measurement:
+        rows = torch.arange(block * BLOCK, block * BLOCK + k)
+        x = plan.data("train")[rows].x
+        assert x is not None
+        operator, noise = draw(k, block)
+        if plan.observed:
+            m = Measurement(x, operator, noise)
+            given = plan.data("train").measured(rows)
+            return m if given is None else m.with_tensors(m.tensors() | given)
+        true = plan.model.draw(k, Rng.generator(recipe.seed, "measure", "train", block))
+        rng = Rng.generator(recipe.seed, "identify", "measure", block)
+        return Measurement(checked.measured(*true, x, rng, plan.origins), operator, noise)
+
     return ObservationModel(
         draw=draw,
         block=BLOCK,
@@ -44,6 +59,7 @@ def observation_model(plan: "Plan") -> ObservationModel:
         observations=plan.train,
         stored=stored if plan.observed else None,
         signals=None if plan.observed else signals,
+        measured=measured,
         clean=plan.train if recipe.clean == "all" else min(recipe.clean, plan.train),
         prior=recipe.prior is not None,
     )

@@ -21,9 +21,17 @@ class Origins:
     def add(self, component: Component, factory: Callable[..., Any]) -> None:
         """Adds a component, and what builds it."""
         made: Any = getattr(factory, "func", factory)
-        name = f"{component.kind[:-1]} '{component.name}' of {component.distribution}"
         inside = self._names.setdefault(getattr(made, "__module__", ""), {})
-        inside[getattr(made, "__qualname__", component.name)] = name
+        inside[getattr(made, "__qualname__", component.name)] = component.label
+
+    def add_built(self, component: Component, built: object) -> None:
+        """Adds the class of what a factory of the same module has built."""
+        kind = type(built)
+        inside = self._names.get(kind.__module__)
+        if inside is not None and component.label in inside.values():
+            known = inside.setdefault(kind.__qualname__, component.label)
+            if component.label not in known.split(" or "):
+                inside[kind.__qualname__] = f"{known} or {component.label}"
 
     def of(self, built: object) -> str:
         """Returns the component that an object is, in words."""
@@ -69,4 +77,4 @@ class Origins:
     def _find(self, module: str, qualified: str) -> str | None:
         inside: Mapping[str, str] = self._names.get(module, {})
         head = qualified.partition(".")[0]
-        return inside.get(head) or (" or ".join(inside.values()) or None)
+        return inside.get(head) or (" or ".join(dict.fromkeys(inside.values())) or None)

@@ -71,7 +71,7 @@ def _parts(recipe: Recipe) -> Iterator[tuple[str, Part, Path]]:
         yield "stops", phase.stop, ("phases", i, "stop")
     if recipe.evaluate.sampler is not None:
         yield "samplers", recipe.evaluate.sampler, ("evaluate", "sampler")
-    for i, part in enumerate(recipe.evaluate.metrics):
+    for i, part in enumerate(recipe.evaluate.metrics or ()):
         yield "metrics", part, ("evaluate", "metrics", i)
 
 

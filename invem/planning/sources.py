@@ -8,10 +8,11 @@ from torch import Tensor
 from invem.batched import Rng
 from invem.config import Recipe
 from invem.dataset import Dataset
-from invem.errors import DataError, RecipeError
+from invem.errors import DataError, PluginError, RecipeError
 from invem.measurement import Example, Measurement
 from invem.planning.build import Builder, listing
 from invem.planning.model import MeasurementModel
+from invem.planning.origin import Origins
 
 __all__ = ["Source", "check_observations", "conform"]
 
@@ -46,10 +47,18 @@ class Source(Dataset):
     Args:
         data: The data set.
         error: Returns the error with the place.
+        origins: The components of the plan, for messages.
+        signals: Whether it gives signals of `shape`, and not observations.
     """
 
-    def __init__(self, data: Dataset, error: Callable[[str], RecipeError]) -> None:
-        self.data, self.error = data, error
+    def __init__(
+        self,
+        data: Dataset,
+        error: Callable[[str], RecipeError],
+        origins: Origins,
+        signals: bool,
+    ) -> None:
+        self.data, self.error, self.origins, self.signals = data, error, origins, signals
         self.shape, self.range = tuple(data.shape), data.range
         self.skipped = tuple(data.skipped)
 
@@ -61,11 +70,26 @@ class Source(Dataset):
             example = self.data[index]
         except DataError as error:
             raise self.error(str(error)) from error
-        return example if example.x is None else example._replace(x=_single(example.x))
+        x: object = getattr(example, "x", None)
+        n, shape = len(index), tuple(self.shape) if self.signals else ("...",)
+        rows = isinstance(x, Tensor) and x.ndim and len(x) == n
+        if not isinstance(x, Tensor) or not rows or (self.signals and x.shape[1:] != shape):
+            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise PluginError(
+                f"{self.origins.of(self.data)}: it gave x of {found} for {n} indices, not a tensor"
+                f" of shape {(n, *shape)}"
+            )
+        return example._replace(x=_single(x))
 
     def digest(self) -> str:
         try:
             return self.data.digest()
+        except DataError as error:
+            raise self.error(str(error)) from error
+
+    def check(self, observed: bool) -> list[str]:
+        try:
+            return self.data.check(observed)
         except DataError as error:
             raise self.error(str(error)) from error
 

@@ -13,8 +13,10 @@ from invem.config.nested import option_number
 from invem.config.yaml import Path
 from invem.errors import InvemError, RecipeError
 from invem.measurement import Measurement
+from invem.objective import ClosedFormObjective
 from invem.planning.build import Builder, listing
 from invem.planning.model import MeasurementModel
+from invem.planning.plan import Stage
 from invem.planning.resolve import resolve
 
 __all__ = ["check_calibratable", "check_unknowns"]
@@ -22,7 +24,7 @@ __all__ = ["check_calibratable", "check_unknowns"]
 _TRIED = 64  # measurements that are drawn at two values of an option
 
 
-def check_unknowns(recipe: Recipe, builder: Builder) -> None:
+def check_unknowns(recipe: Recipe, builder: Builder, stages: list[Stage]) -> None:
     """Checks that what is assumed and what is calibrated are numbers among the options of operator
     and noise, and that their values and bounds are allowed."""
     if recipe.assume and recipe.data is None:
@@ -46,8 +48,13 @@ def check_unknowns(recipe: Recipe, builder: Builder) -> None:
             Parameters(bounds_of).coordinates(start)
         except RecipeError as error:
             builder.fail(whole, str(error).removeprefix("calibrate: "))
-        if phase.sampler is None:
-            builder.fail(whole, "it is by posterior draws, and the phase has no sampler")
+        closed = isinstance(stages[i].objective, ClosedFormObjective)
+        if phase.sampler is None and not (closed and stages[i].on == "observations"):
+            builder.fail(
+                whole,
+                "it is by posterior draws, and the phase has no sampler: give it one, or calibrate"
+                " in a phase that fits observations in closed form",
+            )
 
 
 def _check_key(

@@ -11,6 +11,7 @@ draw with `chart` or with a library of its own.
 from pathlib import Path
 
 from invem.atomic import refuse_links, write_bytes
+from invem.errors import DataError
 from invem.report.data import (
     Evaluation,
     Identifiability,
@@ -26,6 +27,7 @@ from invem.report.figures import Figure, chart
 from invem.report.images import columns, png, restoration_sheet, sample_sheet
 from invem.report.load import load
 from invem.report.sections import render
+from invem.report.words import verdict
 
 __all__ = [
     "Evaluation",
@@ -41,6 +43,7 @@ __all__ = [
     "chart",
     "load",
     "pictures",
+    "verdict",
     "write",
 ]
 
@@ -55,12 +58,20 @@ def write(run: Path) -> Path:
         The page, `run/report.html`; it is replaced as a whole or not at all.
 
     Raises:
-        DataError: The directory is not a run.
+        DataError: The directory is not a run; or a file of it is damaged, and then the page is
+            written without what is in it.
     """
-    text = render(load(run))
+    loaded = load(run)
     page = run / "report.html"
-    write_bytes(page, text.encode("utf-8", errors="replace"))
+    write_bytes(page, render(loaded).encode("utf-8", errors="replace"))
+    _refuse_damage(loaded)
     return page
+
+
+def _refuse_damage(loaded: ReportData) -> None:
+    if loaded.damaged:
+        text = "; ".join(loaded.damaged)
+        raise DataError(f"{loaded.path}: the report is without what is damaged: {text}")
 
 
 def pictures(run: Path) -> list[Path]:
@@ -75,7 +86,7 @@ def pictures(run: Path) -> list[Path]:
             from 0 here, as in the names of the other files.
 
     Raises:
-        DataError: The directory is not a run.
+        DataError: As `write` does.
     """
     loaded = load(run)
     made = {}
@@ -89,4 +100,5 @@ def pictures(run: Path) -> list[Path]:
     refuse_links(run)
     for name, image in made.items():
         write_bytes(folder / name, png(image))
+    _refuse_damage(loaded)
     return [folder / name for name in made]

@@ -54,6 +54,7 @@ class MetricValue(NamedTuple):
         unit: The unit, such as "dB"; empty for a pure number.
         higher_is_better: Which direction is better; None where the files do not say.
         target: The value of a perfect outcome, where a value may miss it on both sides.
+        below, above: What a value below or above the target says; empty where the files do not.
     """
 
     value: float
@@ -61,20 +62,21 @@ class MetricValue(NamedTuple):
     unit: str
     higher_is_better: bool | None
     target: float | None
+    below: str = ""
+    above: str = ""
 
     @property
     def direction(self) -> str:
-        """The better direction as an arrow, or the target in words; empty where neither is
-        known."""
+        """The better direction as an arrow, with the target if there is one; empty where neither
+        is known."""
         if self.target is not None:
-            return f"target {self.target:.4g}"
+            return f"→ {self.target:.4g}"
         return {True: "↑", False: "↓", None: ""}[self.higher_is_better]
 
     def heading(self, name: str) -> str:
-        """The name with unit and direction, as in "psnr (dB) ↑" or "coverage, target 0.9"."""
+        """The name with unit and direction, as in "psnr (dB) ↑" or "coverage → 0.9"."""
         unit = f" ({self.unit})" if self.unit else ""
-        separator = ", " if self.target is not None else " "
-        return f"{name}{unit}{separator}{self.direction}".strip()
+        return f"{name}{unit} {self.direction}".strip()
 
     def improves_on(self, other: "MetricValue") -> bool | None:
         """Whether this value is better than another one; None where that cannot be said."""
@@ -110,6 +112,7 @@ class Restorations(NamedTuple):
         draws: K posterior draws per observation, (N, K, C, H, W).
         posterior: More posterior draws for the mean and the standard deviation, (N, L, C, H, W).
         truth: The clean images, (N, C, H, W).
+        mean: The posterior mean, where the sampler knows it without draws, (N, C, H, W).
     """
 
     label: str
@@ -117,6 +120,7 @@ class Restorations(NamedTuple):
     draws: Array | None
     posterior: Array | None
     truth: Array | None
+    mean: Array | None = None
 
 
 class Samples(NamedTuple):
@@ -145,9 +149,10 @@ class RoundEvent(NamedTuple):
 
     Attributes:
         round: The round.
-        event: "e-step", "calibrate" or "stop".
-        values: "residual" of an E-step; the calibrated options by name; empty for "stop".
-        reason: Why a phase stopped; empty elsewhere.
+        event: "e-step", "calibrate", "doubt", "stop" or "damaged".
+        values: "residual" of an E-step; the calibrated options by name; empty elsewhere.
+        reason: Why a phase stopped, what was damaged, the warning, or what is wrong with a
+            calibration; empty elsewhere.
     """
 
     round: Round
@@ -162,10 +167,12 @@ class Identifiability(NamedTuple):
     Attributes:
         lines: One sentence each.
         warning: What the observations cannot determine; empty if nothing.
+        observations: How many there are to learn from; 0 where the file does not say.
     """
 
     lines: Sequence[str]
     warning: str
+    observations: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,11 @@ class ReportData:
         events: What the steps logged about their rounds, in order.
         identifiability: What the observations determine about the distribution.
         log: Every entry of the log, in order.
-        damaged: Files, or lines of files, that could not be read.
+        damaged: Files, or lines of files, that are damaged, each with what helps.
+        baseline: What `observations` was computed from, in words: themselves, or signals made of
+            them.
+        warnings: What the plan of the run warned of.
+        history: What was changed of the recipe since the run was begun, a line per change.
     """
 
     path: Path
@@ -209,10 +220,15 @@ class ReportData:
     identifiability: Identifiability | None
     log: Sequence[Mapping[str, Any]]
     damaged: Sequence[str]
+    baseline: str = "observations"
+    warnings: Sequence[str] = ()
+    history: Sequence[str] = ()
 
     def metrics(self) -> dict[str, MetricValue]:
-        """Every metric once, in order of appearance, with its newest value."""
+        """Every metric once, in the order of the recipe, with its newest value."""
         newest = dict(self.observations)
         for evaluation in self.evaluations:
             newest.update(evaluation.metrics)
-        return newest
+        # The evaluation with the most metrics has the order; others lack some.
+        longest = max([self.observations, *(e.metrics for e in self.evaluations)], key=len)
+        return {name: newest[name] for name in [*longest, *(n for n in newest if n not in longest)]}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from invem.config import Catalog, Component
+from invem.errors import escaped
 from invem.report.data import ReportData, Round
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def drawn_figures(run: ReportData) -> tuple[list[Drawn], list[str]]:
             pictures = _checked(figure.draw(run))
             if pictures:
                 figures.append(Drawn(str(figure.title), str(figure.caption), pictures))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             problems.append(f"{component.name} of {component.distribution}: {reason}")
     return figures, problems
@@ -208,7 +209,10 @@ def _number_values(axes: "Axes") -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}".replace("-", "−")))
+    # Enough digits that no two of them are the same.
+    largest = max(abs(low), abs(high))
+    digits = min(max(6, math.ceil(math.log10(largest / (high - low))) + 2), 15) if largest else 6
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.{digits}g}".replace("-", "−")))
 
 
 def _name_rounds(axes: "Axes", rounds: Sequence[Round]) -> None:
@@ -228,7 +232,7 @@ def _name_rounds(axes: "Axes", rounds: Sequence[Round]) -> None:
     for begin, end in zip(phases, [*phases[1:], len(rounds)], strict=True):
         if begin:
             axes.axvline(begin - 0.5, color=_LINE, linewidth=0.8)
-        name = rounds[begin].phase
+        name = escaped(rounds[begin].phase)
         name = name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
         half = _CHARACTER * len(name) / 2
         middle = min(max((begin + end) / 2 * width, half), _AXIS - half)

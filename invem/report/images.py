@@ -55,7 +55,7 @@ def columns(restorations: Restorations | None) -> list[Column]:
     the draws, truth."""
     if restorations is None:
         return []
-    _, y, draws, posterior, truth = restorations
+    _, y, draws, posterior, truth, mean = restorations
     found = []
     if y is not None and np.abs(np.nan_to_num(y)).max() <= _IMAGE_SCALE:
         found.append(Column("observation", [picture(v) for v in y]))
@@ -64,24 +64,30 @@ def columns(restorations: Restorations | None) -> list[Column]:
         found.append(Column(title, [picture(v, *_range(v)) for v in y]))
     if draws is not None:
         found.append(Column("restoration (one draw)", [picture(v) for v in draws[:, 0]]))
-        found += _moments(draws if posterior is None else posterior)
+        found += _moments(draws if posterior is None else posterior, mean)
     if truth is not None:
         found.append(Column("truth", [picture(v) for v in truth]))
     return found
 
 
-def _moments(draws: Array) -> list[Column]:
-    """The mean and the standard deviation of draws, (N, K, C, H, W). One draw has neither."""
+def _moments(draws: Array, exact: Array | None) -> list[Column]:
+    """The mean and the standard deviation of draws, (N, K, C, H, W). One draw has neither.
+
+    An exact mean, (N, C, H, W), stands in place of that of the draws.
+    """
+    means = [] if exact is None else [Column("mean", [picture(v) for v in exact])]
     if draws.shape[1] < 2:
-        return []
+        return means
     variance = draws.var(axis=1, ddof=1)
     if draws.shape[2] == 3:
         variance = variance.mean(axis=1, keepdims=True)
     deviation = np.sqrt(variance[:, :1])
     top = _range(deviation)[1]
-    mean = [picture(v) for v in draws.mean(axis=1)]
+    if not means:
+        title = f"mean of {draws.shape[1]} draws"
+        means = [Column(title, [picture(v) for v in draws.mean(axis=1)])]
     return [
-        Column(f"mean of {draws.shape[1]} draws", mean),
+        *means,
         Column("standard deviation", [picture(v, 0.0, top) for v in deviation], (0.0, top)),
     ]
 

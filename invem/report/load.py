@@ -4,17 +4,14 @@ Every file but `run.json` may be missing, and then its part of the report is mis
 file is named in `ReportData.damaged` and otherwise treated as missing.
 """
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-
-from invem.config import yaml
+from invem.config import load_any, yaml
 from invem.errors import DataError, InvemError
 from invem.report.data import (
     Array,
@@ -28,6 +25,9 @@ from invem.report.data import (
     RoundEvent,
     Samples,
 )
+
+if TYPE_CHECKING:
+    from invem.storage.directory import Folder, RunDirectory
 
 __all__ = ["STEPS", "load"]
 
@@ -43,37 +43,43 @@ def load(run: Path) -> ReportData:
         run: The directory of the run, finished or not.
 
     Raises:
-        DataError: The directory is not a run, or its `run.json` is damaged.
+        DataError: The directory is not a run, its `run.json` is damaged, or another version of
+            invem made it.
     """
-    about = _about(run)
+    from invem.storage.directory import RunDirectory  # it imports torch
+
+    directory = RunDirectory(run)
+    if not directory.begun:
+        raise DataError(f"{str(run)!r} is not a run: no readable run.json in it")
+    about = directory.about()
     damaged: list[str] = []
     folders = sorted(
         (path for path in run.iterdir() if _EVALUATION.fullmatch(path.name)),
         key=lambda path: _numbers(path.name),
     )
-    observations, evaluations = _evaluations(run, folders, damaged)
-    log = _json_lines(run / "log.jsonl", damaged)
-    recipe, created = about.get("recipe"), about.get("created")
-    environment, components = about.get("environment"), about.get("components")
+    observations, baseline, evaluations = _evaluations(directory, folders, damaged)
+    log = _whole(directory, directory.logged, damaged) or []
+    history = _whole(directory, directory.history, damaged) or []
     return ReportData(
         path=run,
-        name=str(about.get("name") or run.resolve().name),
-        created=str(created) if created else "",
-        state=_state(recipe, evaluations, log),
-        recipe=str(recipe) if recipe else "",
-        environment=environment if isinstance(environment, dict) else {},
-        components=[c for c in components if isinstance(c, dict)]
-        if isinstance(components, list)
-        else [],
+        name=about.get("name") or run.resolve().name,
+        created=about.get("created", ""),
+        state=_state(about["recipe"], history, evaluations, log),
+        recipe=about["recipe"],
+        environment=about.get("environment", {}),
+        components=about.get("components", []),
         observations=observations,
+        baseline=baseline,
+        warnings=about.get("warnings", []),
         evaluations=evaluations,
-        restorations=_restorations(run, folders, evaluations, damaged),
-        samples=_samples(run, folders, evaluations, damaged),
+        restorations=_restorations(directory, folders, evaluations, damaged),
+        samples=_samples(directory, folders, evaluations, damaged),
         losses=_losses(log),
         times=_times(log),
         events=_events(log),
-        identifiability=_identifiability(run, damaged),
+        identifiability=_identifiability(directory, damaged),
         log=log,
+        history=[_change_words(row) for row in history],
         damaged=list(dict.fromkeys(damaged)),
     )
 
@@ -81,42 +87,18 @@ def load(run: Path) -> ReportData:
 # JSON.
 
 
-def _about(run: Path) -> dict[str, Any]:
-    path = run / "run.json"
+def _whole(directory: "RunDirectory", read: Callable[[], Any], damaged: list[str]) -> Any:
+    """Returns what is read; None, after a note, if it is damaged."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError as error:
-        raise DataError(f"{str(run)!r} is not a run: no readable run.json in it") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{str(path)!r} is not valid JSON: the run is damaged") from error
-    if not isinstance(about, dict):
-        raise DataError(f"{str(path)!r} is not a JSON object: the run is damaged")
-    return about
+        return read()
+    except DataError as error:
+        damaged.append(str(error).replace(f"{directory.path}/", ""))
+        return None
 
 
-def _json_lines(path: Path, damaged: list[str], whole: bool = False) -> list[dict[str, Any]]:
-    """Reads JSON objects, one per line, or one per file with `whole`.
-
-    An unfinished last line is no damage: a run that is going on may be writing it.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    lines = [text] if whole else text.split("\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
-        if isinstance(entry, dict):
-            found.append(entry)
-        elif whole or number < len(lines):
-            damaged.append(f"{path.name}, line {number}")
-    return found
+def _change_words(row: Mapping[str, Any]) -> str:
+    changes = ", ".join(row["changes"])
+    return f"{row['when']}, {row['after']}: {changes}"
 
 
 def _float(value: object) -> float:
@@ -147,17 +129,27 @@ def _round(entry: Mapping[str, Any]) -> Round:
 
 
 def _evaluations(
-    run: Path, folders: Sequence[Path], damaged: list[str]
-) -> tuple[dict[str, MetricValue], list[Evaluation]]:
-    """The metrics of the observations themselves, and the evaluated rounds in order."""
-    lines = _json_lines(run / "metrics.jsonl", damaged)
+    directory: "RunDirectory", folders: Sequence[Path], damaged: list[str]
+) -> tuple[dict[str, MetricValue], str, list[Evaluation]]:
+    """The metrics of the observations themselves, what they were computed from, and the evaluated
+    rounds in order."""
+    lines = _whole(directory, directory.metrics, damaged)
     if not lines:
-        for folder in folders:
-            lines += _json_lines(folder / "metrics.json", damaged, whole=True)
+        places: list[tuple[Folder, str]] = [(directory, "observations")]
+        places += [(directory.folder(folder), "metrics") for folder in folders]
+        found_there = [
+            _whole(directory, partial(at.read_json, name), damaged)
+            for at, name in places
+            if at.has_json(name)
+        ]
+        lines = [line for line in found_there if line is not None]
     # A resumed run may have evaluated a round twice. The newer line replaces the older one.
     found: dict[tuple[int | None, Round], dict[str, MetricValue]] = {}
+    baseline = "observations"
     for line in lines:
         found[_int(line.get("phase")), _round(line)] = _metrics(line.get("metrics"))
+        if line.get("of"):
+            baseline = f"observations ({line['of']})"
     observations: dict[str, MetricValue] = {}
     evaluations = []
     for (phase, round_), metrics in found.items():
@@ -165,7 +157,7 @@ def _evaluations(
             observations.update(metrics)
         else:
             evaluations.append(Evaluation(phase, round_, metrics))
-    return observations, evaluations
+    return observations, baseline, evaluations
 
 
 def _metrics(stored: object) -> dict[str, MetricValue]:
@@ -179,12 +171,17 @@ def _metrics(stored: object) -> dict[str, MetricValue]:
             str(entry.get("unit") or ""),
             higher if isinstance(higher, bool) else None,
             _finite(entry.get("target")),
+            str(entry.get("below") or ""),
+            str(entry.get("above") or ""),
         )
     return metrics
 
 
 def _state(
-    recipe: object, evaluations: Sequence[Evaluation], log: Sequence[Mapping[str, Any]]
+    recipe: str,
+    history: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Evaluation],
+    log: Sequence[Mapping[str, Any]],
 ) -> str:
     """Whether the last round of the recipe's last phase is there.
 
@@ -192,7 +189,9 @@ def _state(
     """
     last_evaluated = [f"last evaluated: {e.round.label}" for e in evaluations[-1:]]
     try:
-        plain = yaml.load(str(recipe or ""), "recipe").value
+        plain = yaml.load(recipe, "recipe").value
+        if changes := [change for row in history for change in row["changes"]]:
+            plain = load_any(plain, changes).value
         phase = plain["phases"][-1]
         rounds = int(phase.get("rounds", 1))
         last = Round(str(phase["name"]), rounds - 1)
@@ -231,62 +230,64 @@ def _label(folder: Path, evaluations: Sequence[Evaluation]) -> str:
 # Images.
 
 
-def _tensor(run: Path, name: str, key: str, limit: int, damaged: list[str]) -> Array | None:
+def _tensor(
+    directory: "RunDirectory", name: str, key: str, limit: int, damaged: list[str]
+) -> Array | None:
     """The first `limit` rows of a stored tensor, (n, ...); of complex numbers, the modulus."""
-    path = run / name
+    path = directory.path / f"{name}.safetensors"
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            if key not in file.keys():  # noqa: SIM118
-                return None
-            rows = file.get_slice(key)
-            shape = rows.get_shape()
-            if len(shape) < 2 or not min(shape):
-                return None
-            value = np.asarray(rows[: min(limit, shape[0])])
-    except (OSError, SafetensorError, TypeError, ValueError, AttributeError):
-        damaged.append(name)
+    folder = directory.folder(path.parent)
+    tensors = _whole(directory, lambda: folder.read(path.stem), damaged) or {}
+    rows = tensors.get(key)
+    if rows is None or rows.ndim < 2 or not min(rows.shape):
         return None
-    if np.iscomplexobj(value):
-        value = np.abs(value)
-    return value.astype(np.float64)
+    rows = rows[:limit]
+    value: Array = (rows.abs() if rows.is_complex() else rows).double().numpy()
+    return value
 
 
 def _restorations(
-    run: Path, folders: Sequence[Path], evaluations: Sequence[Evaluation], damaged: list[str]
+    directory: "RunDirectory",
+    folders: Sequence[Path],
+    evaluations: Sequence[Evaluation],
+    damaged: list[str],
 ) -> Restorations | None:
     """The newest restorations that can be read, with their observations."""
 
     def read(name: str, key: str, dimensions: int) -> Array | None:
-        value = _tensor(run, name, key, _OBSERVATIONS, damaged)
+        value = _tensor(directory, name, key, _OBSERVATIONS, damaged)
         return value if value is not None and value.ndim == dimensions else None
 
-    draws, posterior, label = None, None, ""
+    draws, posterior, mean, label = None, None, None, ""
     for folder in reversed(folders):
-        draws = read(f"{folder.name}/restorations.safetensors", "draws", 5)
+        draws = read(f"{folder.name}/restorations", "draws", 5)
         if draws is not None:
-            posterior = read(f"{folder.name}/posterior.safetensors", "draws", 5)
+            posterior = read(f"{folder.name}/posterior", "draws", 5)
+            mean = read(f"{folder.name}/restorations", "mean", 4)
             label = _label(folder, evaluations)
             break
-    truth = read("truth/00000.safetensors", "x", 4)
-    y = _tensor(run, "measurements/test/00000.safetensors", "y", _OBSERVATIONS, damaged)
+    truth = read("truth/00000", "x", 4)
+    y = _tensor(directory, "measurements/test/00000", "y", _OBSERVATIONS, damaged)
     # A measurement (n, H, W) without channels is a picture only where the signals are images.
     if y is not None and y.ndim == 3 and (draws is not None or truth is not None):
         y = y[:, None]
     observations = y if y is not None and y.ndim == 4 else None
     if observations is None and draws is None and truth is None:
         return None
-    return Restorations(label, observations, draws, posterior, truth)
+    return Restorations(label, observations, draws, posterior, truth, mean)
 
 
 def _samples(
-    run: Path, folders: Sequence[Path], evaluations: Sequence[Evaluation], damaged: list[str]
+    directory: "RunDirectory",
+    folders: Sequence[Path],
+    evaluations: Sequence[Evaluation],
+    damaged: list[str],
 ) -> list[Samples]:
     found = []
     for folder in folders:
-        name = f"{folder.name}/samples.safetensors"
-        x = _tensor(run, name, "x", _SAMPLES, damaged)
+        name = f"{folder.name}/samples"
+        x = _tensor(directory, name, "x", _SAMPLES, damaged)
         if x is not None and x.ndim == 4:
             found.append(Samples(folder.name, _label(folder, evaluations), x))
     return found
@@ -326,20 +327,24 @@ def _events(log: Sequence[Mapping[str, Any]]) -> list[RoundEvent]:
                 found.append(RoundEvent(round_, event, {"residual": residual}, ""))
         elif event == "calibrate" and isinstance(values, dict):
             numbers = {str(name): _float(value) for name, value in values.items()}
-            found.append(RoundEvent(round_, event, numbers, ""))
+            unsettled = "its options have not settled, see log.jsonl"
+            reason = unsettled if entry.get("settled") is False else ""
+            found.append(RoundEvent(round_, event, numbers, reason))
+        elif event == "damaged":
+            found.append(RoundEvent(round_, event, {}, str(entry.get("warning"))))
         elif event == "stop":
             found.append(RoundEvent(round_, event, {}, str(entry.get("reason"))))
+        if event in ("e-step", "calibrate") and entry.get("warning"):
+            found.append(RoundEvent(round_, "doubt", {}, str(entry["warning"])))
     return found
 
 
-def _identifiability(run: Path, damaged: list[str]) -> Identifiability | None:
-    path = run / "identifiability.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-        lines = [str(line) for line in found["lines"]]
-        return Identifiability(lines, str(found.get("warning") or ""))
-    except OSError:
+def _identifiability(directory: "RunDirectory", damaged: list[str]) -> Identifiability | None:
+    name = "identifiability"
+    if not directory.has_json(name):
         return None
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        damaged.append(path.name)
+    found = _whole(directory, lambda: directory.read_json(name), damaged)
+    if found is None:
         return None
+    count = _int(found.get("observations")) or 0
+    return Identifiability(found["lines"], found["warning"] or "", count)

@@ -2,17 +2,18 @@
 
 import base64
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from invem.report.data import MetricValue, ReportData, RoundEvent
+from invem.errors import escaped
+from invem.report.data import ReportData
 from invem.report.figures import Drawn, drawn_figures
 from invem.report.images import Column, columns, png, sample_sheet
 from invem.report.load import STEPS
+from invem.report.words import event_text, value_text, verdict
 
 __all__ = ["render"]
 
@@ -54,11 +55,17 @@ class _Row(NamedTuple):
     cells: Sequence[str]
 
 
+def _visible(value: Any) -> Any:
+    """Escapes what would disturb the page; markup of the template itself is left as it is."""
+    return escaped(value) if type(value) is str else value
+
+
 def render(run: ReportData) -> str:
     """Returns the report of a run as one HTML page that loads nothing."""
     environment = Environment(
         loader=PackageLoader("invem.report"),
         autoescape=True,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -70,6 +77,7 @@ def render(run: ReportData) -> str:
     return environment.get_template("report.html").render(
         run=run,
         problems=problems,
+        verdict=verdict(run),
         cards=_cards(run),
         columns=[_column_head(column) for column in shown],
         picture_rows=_picture_rows(shown),
@@ -77,7 +85,7 @@ def render(run: ReportData) -> str:
             _embedded(sample_sheet(s.images), f"samples of {s.label}", s.label) for s in run.samples
         ],
         figures=[_figure(figure) for figure in figures],
-        events=[{"label": e.round.label, "words": _event_words(e)} for e in run.events],
+        events=[{"label": e.round.label, "words": event_text(e)} for e in run.events],
         metric_headings=[value.heading(name) for name, value in metrics.items()],
         metric_rows=_metric_rows(run) if metrics else [],
         steps=STEPS,
@@ -90,20 +98,6 @@ def render(run: ReportData) -> str:
 
 
 # Numbers.
-
-
-def _value_text(value: MetricValue | None) -> str:
-    """Value ± standard error, to two digits of the error."""
-    if value is None or math.isnan(value.value):
-        return "–"
-    if not math.isfinite(value.value):
-        return "∞" if value.value > 0 else "−∞"
-    if not math.isfinite(value.sem) or value.sem <= 0:
-        return f"{value.value:.4g}".replace("-", "−")
-    digits = max(0, 1 - math.floor(math.log10(value.sem)))
-    if digits > 8 or abs(value.value) >= 1e7:
-        return f"{value.value:.4g} ± {value.sem:.2g}".replace("-", "−")
-    return f"{value.value:.{digits}f} ± {value.sem:.{digits}f}".replace("-", "−")
 
 
 def _cards(run: ReportData) -> list[_Card]:
@@ -119,10 +113,10 @@ def _cards(run: ReportData) -> list[_Card]:
             _Card(
                 name,
                 shown.direction,
-                _value_text(shown),
+                value_text(shown),
                 shown.unit,
-                last.round.label if last else "observations",
-                _value_text(raw) if last and raw else "",
+                last.round.label if last else run.baseline,
+                value_text(raw) if last and raw else "",
                 {True: "better", False: "worse", None: ""}[better],
             )
         )
@@ -130,10 +124,10 @@ def _cards(run: ReportData) -> list[_Card]:
 
 
 def _metric_rows(run: ReportData) -> list[_Row]:
-    rows = [("observations", run.observations)] if run.observations else []
+    rows = [(run.baseline, run.observations)] if run.observations else []
     rows += [(e.round.label, e.metrics) for e in run.evaluations]
     names = run.metrics()
-    return [_Row(label, [_value_text(row.get(name)) for name in names]) for label, row in rows]
+    return [_Row(label, [value_text(row.get(name)) for name in names]) for label, row in rows]
 
 
 def _seconds(row: Mapping[str, float]) -> list[str]:
@@ -147,18 +141,6 @@ def _total(times: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         for step, seconds in row.items():
             total[step] = total.get(step, 0.0) + seconds
     return total
-
-
-def _event_words(event: RoundEvent) -> str:
-    if event.event == "stop":
-        return f"the phase ends: {event.reason}"
-    if event.event == "calibrate":
-        values = ", ".join(f"{name} = {value:.4g}" for name, value in event.values.items())
-        return f"calibrated: {values}"
-    return (
-        "squared residual of the draws, in units of the noise:"
-        f" {event.values['residual']:.4g} (1 for posterior draws)"
-    )
 
 
 def _text(value: object) -> str:

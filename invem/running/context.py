@@ -1,16 +1,18 @@
 """What every step of a run is given: plan, directory, device, random streams, and when to stop."""
 
 import ctypes
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from invem.batched import Rng
-from invem.errors import NumericalError, RecipeError, Stopped
+from invem.errors import NumericalError, Stopped
 from invem.gaussian import Gaussian
 from invem.measurement import Measurement
 from invem.planning.checked import drawn
+from invem.planning.device import device_of
 from invem.planning.plan import Plan, Stage
 from invem.prior import Prior
 from invem.running.observations import Observations
@@ -31,9 +33,6 @@ class Context:
         directory: The run directory.
         stop: Asked between small pieces of work; a number other than zero is the exit code to stop
             with.
-
-    Raises:
-        RecipeError: If the device of the recipe is not there.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Context:
     ) -> None:
         self.plan, self.recipe, self.directory = plan, plan.recipe, directory
         compute = plan.recipe.compute
-        self.device = _device(compute.device)
+        self.device = device_of(compute.device)
         accelerated = self.device.type == "cuda"
         self.bfloat16 = compute.precision == "bfloat16" or (
             compute.precision == "auto" and accelerated
@@ -65,6 +64,11 @@ class Context:
         """Returns the round in words, for messages."""
         return f"phase {self.stage(at).phase.name}, round {at.number}"
 
+    def way_on(self, at: Round, change: str) -> str:
+        """Returns the command that goes on with a change of the phase of a round, for messages."""
+        path = shlex.quote(str(self.directory.path))
+        return f"invem resume {path} phases.{self.stage(at).phase.name}.{change}"
+
     def named(self, at: Round) -> dict[str, object]:
         """Returns the round as it stands in records."""
         return {"phase": at.phase, "name": self.stage(at).phase.name, "round": at.number}
@@ -86,7 +90,9 @@ class Context:
 
         Raises:
             Stopped: If it was.
+            DataError: If the run was removed.
         """
+        self.directory.check_there()
         code = self._stop()
         if code or self.cancelled:
             message = f"stopped; go on with: invem resume {self.directory.path}"
@@ -158,16 +164,37 @@ class Context:
             x = drawn(sampler, prior, here, rng, self.plan.origins)
             yield int(index[-1]) + 1, x.cpu()
 
+    def posterior_mean(
+        self, sampler: PosteriorSampler, prior: Prior, m: Measurement
+    ) -> Tensor | None:
+        """Returns E[x | y] of each measurement where the sampler knows it without draws.
 
-def all_finite(x: Tensor, what: str) -> Tensor:
+        It is on the CPU, shape (N, *shape). None where it does not.
+        """
+        parts: list[Tensor] = []
+        for index in self.pieces(len(m), self.recipe.evaluate.batch):
+            with self.plan.origins.naming():
+                mean = sampler.posterior_mean(prior, m[index].to(self.device))
+            if mean is None:
+                return None
+            parts.append(mean.cpu())
+        return torch.cat(parts) if parts else None
+
+
+def all_finite(x: Tensor, what: str, way: str) -> Tensor:
     """Returns x.
+
+    Args:
+        x: Signals, shape (B, *shape).
+        what: What they are, in words.
+        way: What may help where they are not finite, for the message.
 
     Raises:
         NumericalError: If some of its rows are not finite.
     """
     bad = int((~x.flatten(1).isfinite().all(1)).sum())
     if bad:
-        raise NumericalError(f"{what}: {bad} of {len(x)} are not finite")
+        raise NumericalError(f"{what}: {bad} of {len(x)} are not finite; {way}")
     return x
 
 
@@ -184,14 +211,3 @@ def keep_memory() -> bool:
         return all(library.mallopt(what, size) for what, size in settings)
     except (AttributeError, OSError, TypeError):
         return False
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name, True):
-        raise RecipeError(
-            f"compute.device: '{name}' is not available on this machine; use cpu or auto"
-        )
-    return torch.device(name)

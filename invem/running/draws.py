@@ -41,6 +41,8 @@ def has_draws(run: Context, at: Round) -> bool:
     stage, folder = run.stage(at), run.directory.draws(at)
     if stage.sampler is None:
         return False
+    if run.directory.fit(at).has("denoiser"):  # its batches may have had another size
+        return folder.has(POOL) or bool(folder.numbered())
     shards = math.ceil(len(renewed(run, at)) / stage.phase.batch)
     return folder.has(POOL) or all(folder.has(f"{k:05d}") for k in range(shards))
 

@@ -8,22 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invem.analysis import Parameters, calibrate
-from invem.config.nested import option_number
 from invem.errors import NumericalError
 from invem.measurement import Measurement
 from invem.planning.checked import drawn
 from invem.prior import Prior
+from invem.running.calibrating import calibrated, shown_noise
 from invem.running.context import Context
 from invem.running.draws import read_draws, renewed, subset
-from invem.running.measure import believed, clean_signals
+from invem.running.measure import believed
 from invem.running.records import Clock, Record, count_signals
 from invem.sampler import ChainSampler, PosteriorSampler
 from invem.storage.directory import Folder, Round
 
 __all__ = ["data_misfit", "estep"]
 
+_FOLLOWED = 0.5  # residuals of posterior draws are about the noise
 _SPENT = "spent"  # of the shards that are there; until the step is logged
+_COSTS = ("misfit", "draws", "passes", "seconds", "cpu")
 
 
 def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
@@ -44,12 +45,13 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
     index = subset(run, at).repeat_interleave(stage.phase.draws)[rows]
     shards = math.ceil(len(index) / stage.phase.batch)
     done = all(folder.has(f"{k:05d}") for k in range(shards))
-    if done and not folder.has_json(_SPENT):
+    if done:
+        yield from _log_finished(run, at, folder, len(index))
         return
     sampler, prior = stage.at(at.number), prior or run.standard()
     assert sampler is not None
     if stage.phase.calibrate and not folder.has_json("calibrated"):
-        yield from _calibrate(run, at, sampler, prior)
+        yield from calibrated(run, at, sampler, prior)
     m = run.observations("train").at(believed(run, at))
     start = None
     if stage.phase.restart is not None and at.number > 0:
@@ -58,6 +60,7 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
         sampler = sampler.from_level(stage.phase.restart)
     sampler = run.tuned(sampler, prior, m, "tune", *at)
     if not folder.has_json("sampler"):
+        run.directory.forget(at, "e-step")  # of draws that were removed
         folder.write_json("sampler", describe(sampler))
     tally = _Tally(folder)
     for k in range(shards):
@@ -67,13 +70,49 @@ def estep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
         shard = torch.arange(len(index))[k * stage.phase.batch : (k + 1) * stage.phase.batch]
         begun = None if start is None else start[shard].to(run.device)
         x = _shard(run, at, k, sampler, prior, m[index[shard]].to(run.device), shard, begun, tally)
+        tally.save(f"{k:05d}")
         folder.write(f"{k:05d}", {"x": x})
-        tally.save()
         end = int(shard[-1]) + 1
         yield Record("e-step", {**run.named(at), "done": end, "total": len(index)})
-    record = run.log("e-step", **run.named(at), draws=len(index), **tally.summary())
-    folder.remove_json(_SPENT)
-    yield record
+    yield from _log_finished(run, at, folder, len(index))
+
+
+def _log_finished(run: Context, at: Round, folder: Folder, draws: int) -> Iterator[Record]:
+    """Logs an E-step whose shards are all there, once, wherever a kill comes."""
+    if not folder.has_json(_SPENT):
+        return
+    spent, sampler = _Tally(folder).summary(), run.stage(at).sampler
+    data = {**run.named(at), "draws": draws, **spent}
+    if sampler is not None and sampler.uses_prior:
+        m = run.observations("train").at(believed(run, at))
+        if doubt := _doubt(m, spent["residual"]):
+            data["warning"] = f"{run.where(at)}: {doubt}"
+    folder.finish("e-step", data, goes=folder.json_file(_SPENT))
+    yield Record("e-step", data)
+    if "warning" in data:
+        yield Record("doubt", {**run.named(at), "warning": data["warning"]})
+
+
+def _doubt(m: Measurement, residual: float | None) -> str | None:
+    """Returns why draws cannot be posterior draws, in one line; None if they may be.
+
+    Args:
+        m: The training observations.
+        residual: The mean squared residual of the draws, in units of the believed noise.
+    """
+    level = None if residual is None else shown_noise(m)
+    if level is None or residual is None or not level.assumed:
+        return None
+    left = math.sqrt(residual)
+    least = level.least if level.plain else 0.0
+    if left >= _FOLLOWED * max(1.0, least):
+        return None
+    noise = max(1.0, least) * level.assumed
+    return (
+        f"the draws follow the observations to {left * level.assumed:.2g}, far closer than their"
+        f" noise of {noise:.2g}: nothing is restored; the level of the noise that is believed"
+        f" ({level.assumed:.2g}) is too small, or the prior has learned the noise"
+    )
 
 
 class _Tally:
@@ -86,11 +125,14 @@ class _Tally:
 
     def __init__(self, folder: Folder) -> None:
         self.folder, self.clock = folder, Clock()
-        before = folder.read_json(_SPENT) if folder.has_json(_SPENT) else {}
-        self.clock.add(before)
-        self.misfit = float(before.get("misfit", 0.0))
-        self.draws = int(before.get("draws", 0))
-        self.passes = int(before.get("passes", 0))
+        spent = folder.read_json(_SPENT) if folder.has_json(_SPENT) else {}
+        if spent and not folder.has(spent["shard"]):
+            spent = spent["before"] or {}  # killed between the two files
+        self.clock.add(spent)
+        self.misfit = float(spent.get("misfit", 0.0))
+        self.draws = int(spent.get("draws", 0))
+        self.passes = int(spent.get("passes", 0))
+        self.saved: dict[str, Any] | None = (spent and {key: spent[key] for key in _COSTS}) or None
 
     def add(self, m: Measurement, x: Tensor, passes: int) -> None:
         """Adds the draws of a shard."""
@@ -98,10 +140,12 @@ class _Tally:
         self.draws += len(x)
         self.passes += passes
 
-    def save(self) -> None:
-        """Writes what was added so far."""
+    def save(self, shard: str) -> None:
+        """Writes what was added so far, with a shard that is written next, and without it."""
         facts = {"misfit": self.misfit, "draws": self.draws, "passes": self.passes}
-        self.folder.write_json(_SPENT, {**facts, **self.clock.read()})
+        whole = {**facts, **self.clock.read()}
+        self.folder.write_json(_SPENT, {**whole, "shard": shard, "before": self.saved})
+        self.saved = whole
 
     def summary(self) -> dict[str, Any]:
         """Returns the mean misfit, the passes through the network and the times."""
@@ -134,7 +178,8 @@ def _shard(
         if not bool(x.isfinite().all()):
             count = int(bad.sum())
             raise NumericalError(
-                f"{run.where(at)}: {count} draws of shard {k} are not finite, twice"
+                f"{run.where(at)}: {count} draws of shard {k} are not finite, twice; other options"
+                f" of the sampler may help: {run.way_on(at, 'sampler.KEY=VALUE')}"
             )
     tally.add(m, x, called[0] + products)
     return x
@@ -159,48 +204,3 @@ def data_misfit(m: Measurement, x: Tensor) -> Tensor:
     r = (m.residual(x).square() / m.noise.var()).flatten(1)
     seen = torch.ones_like(m.y) if m.A.seen is None else m.A.seen.expand_as(m.y)
     return r.sum(1) / seen.flatten(1).sum(1).clamp(min=1)
-
-
-def _calibrate(
-    run: Context, at: Round, sampler: PosteriorSampler, prior: Prior
-) -> Iterator[Record]:
-    """Estimates options of operator and noise from the observations, under the prior of the
-    round."""
-    clock, phase = Clock(), run.stage(at).phase
-    observations, theta = run.observations("train"), believed(run, at)
-    options = run.plan.model.options
-    start = {}
-    for key in phase.calibrate:
-        kind, _, rest = key.partition(".")
-        start[key] = theta.get(key, option_number(options[kind], rest.split(".")))
-    order = torch.randperm(run.plan.train, generator=run.generator("calibrate", *at))
-    tuned = run.tuned(sampler, prior, observations.at(theta), "tune", *at)
-
-    def draw(m: Measurement) -> Tensor:
-        rows, key = torch.arange(len(m)), ("calibrate", *at)
-        return torch.cat([x for _, x in run.sample(tuned, prior, m, rows, phase.batch, *key)])
-
-    first = not any(
-        run.directory.draws(Round(p, r)).has_json("calibrated")
-        for p, stage in enumerate(run.plan.stages)
-        for r in range(stage.phase.rounds)
-    )
-    clean = clean_signals(run) if first and run.recipe.clean != 0 else None
-    bounds = Parameters({key: (low, high) for key, (low, high) in phase.calibrate.items()})
-    found = calibrate(
-        lambda values, rows: observations.at(theta | dict(values))[rows],
-        order,
-        bounds,
-        start,
-        draw,
-        clean,
-    )
-    facts = {
-        "values": found.values,
-        "error": found.error,
-        "how": found.how,
-        "settled": found.settled,
-        "path": found.path,
-    }
-    run.directory.draws(at).write_json("calibrated", facts)
-    yield run.log("calibrate", **run.named(at), **facts, **clock.read())

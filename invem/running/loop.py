@@ -5,7 +5,6 @@ on where it was. Every random number is derived from (seed, purpose, phase, roun
 goes on with the same numbers.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -21,6 +20,7 @@ from invem.errors import Unsupported
 from invem.objective import ClosedFormObjective
 from invem.planning.plan import Plan
 from invem.prior import Prior
+from invem.running.calibrating import calibrated
 from invem.running.context import Context, keep_memory
 from invem.running.draws import has_draws
 from invem.running.estep import estep
@@ -29,12 +29,11 @@ from invem.running.measure import measure
 from invem.running.mstep import mstep
 from invem.running.priors import FILE, first_prior, read_prior
 from invem.running.records import Record, environment
+from invem.running.threads import set_threads
 from invem.stopping import FinishedRound
 from invem.storage.directory import Round, RunDirectory
 
-__all__ = ["carry_out", "is_complete", "rounds_of"]
-
-_THREADS = 4  # per core; more of them only wait for each other
+__all__ = ["carry_out", "is_complete", "is_evaluated", "rounds_of"]
 
 
 def carry_out(
@@ -55,16 +54,19 @@ def carry_out(
         PluginError: If a component breaks.
         ResourceError: If the disk is full.
     """
-    if plan.recipe.compute.threads:
-        most = _THREADS * (os.cpu_count() or 1)
-        torch.set_num_threads(min(plan.recipe.compute.threads, most))
     keep_memory()
     run = Context(plan, RunDirectory(path), stop)
-    with atomic.lock(path), plan.origins.naming():
-        yield from _begin(run)
+    with atomic.lock(path), run.directory.naming_removal(), plan.origins.naming():
+        _go_on(run.directory)
+        threads = set_threads(run)
+        _begin(run)
+        run.directory.watch()
+        if threads.tried:
+            yield run.log("threads", **threads.describe())
         for split, n in (("train", plan.train), ("test", plan.test)):
             if n:
-                yield from measure(run, split)
+                yield from measure(run, split)  # first of all: it reads the files of the data
+        yield from _identify(run)
         yield from prepare(run)
         if not run.directory.has_json("observations"):
             yield evaluate_observations(run)
@@ -73,6 +75,18 @@ def carry_out(
             prior = yield from _phase(run, p, prior)
         run.directory.collect_metrics()
         yield Record("done", {"run": str(path)})
+
+
+def _go_on(directory: RunDirectory) -> None:
+    """Checks what a run shows that was begun before, and completes what a kill has left.
+
+    Draws, measurements and priors are checked where they are read.
+    """
+    if not directory.begun:
+        return
+    directory.check_shown()
+    directory.settle()
+    directory.collect_metrics()
 
 
 def rounds_of(run: Context, phase: int) -> int:
@@ -94,24 +108,29 @@ def is_complete(run: Context) -> bool:
                 return False
             if stage.objective is None and not has_draws(run, at):
                 return False
-            evaluated = has_prior and _is_evaluated(run, at, at.number + 1 == rounds)
+            evaluated = has_prior and is_evaluated(run, at, at.number + 1 == rounds)
             if evaluated and not run.directory.evaluation(at).has_json("metrics"):
                 return False
     return True
 
 
-def _begin(run: Context) -> Iterator[Record]:
-    """Writes what the run is begun with, and what the observations can tell of the signals."""
+def _begin(run: Context) -> None:
+    """Writes what the run is begun with."""
     plan = run.plan
     if not run.directory.begun:
         name = Path(plan.loaded.source).stem
         created = datetime.now(UTC).isoformat(timespec="seconds")
         facts = {"name": name, "created": created, "environment": environment()}
         about = {"components": plan.components, "data": _data_facts(plan), **facts}
+        about |= {"warnings": plan.warnings} if plan.warnings else {}
         run.directory.begin(yaml.dump(plan.resolved), about)
+
+
+def _identify(run: Context) -> Iterator[Record]:
+    """Writes what the observations can tell of the signals."""
     if not run.directory.has_json("identifiability"):
         try:
-            found = plan.identifiability()
+            found = run.plan.identifiability()
             told = analysis.describe(found)
             told |= {"lines": analysis.lines(found), "warning": analysis.warning(found)}
         except Unsupported as reason:
@@ -136,6 +155,8 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
         if stage.sampler is not None and not fitted:
             # In overlapping rounds the draws were begun beside the fit of the round before.
             yield from estep(run, at, last if stage.phase.overlap else prior)
+        if stage.sampler is None and stage.phase.calibrate and not fitted:
+            yield from calibrated(run, at, None, prior)
         if stage.objective is not None:
             if not fitted:
                 fit = mstep(run, at, prior)
@@ -144,7 +165,7 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
                 yield from fit
             last, prior = before, read_prior(run, at)
         stopped = _stopped(run, at)
-        if _is_evaluated(run, at, stopped) and prior is not None:
+        if is_evaluated(run, at, stopped) and prior is not None:
             yield from evaluate(run, at, prior)
         if stopped or _stopped(run, at):
             told = run.directory.stop(p)
@@ -154,10 +175,10 @@ def _phase(run: Context, p: int, prior: Prior | None) -> Generator[Record, None,
     return prior
 
 
-def _is_evaluated(run: Context, at: Round, stopped: bool) -> bool:
+def is_evaluated(run: Context, at: Round, stopped: bool) -> bool:
     """Whether a round is evaluated: the last of a phase, and those that the recipe asks for."""
     stage, options = run.stage(at), run.recipe.evaluate
-    if not run.plan.test and not options.samples:
+    if not run.plan.metrics or (not run.plan.test and not options.samples):
         return False
     if options.phases is not None and stage.phase.name not in options.phases:
         return False
@@ -178,8 +199,7 @@ def _stopped(run: Context, at: Round) -> bool:
     rounds = [_finished(run, Round(at.phase, r)) for r in range(at.number + 1)]
     reason = stage.stop(rounds)
     if reason is not None:
-        run.directory.write_stop(at.phase, at.number + 1, reason)
-        run.log("stop", **run.named(at), reason=reason)
+        run.directory.write_stop(at.phase, {**run.named(at), "reason": reason})
     return reason is not None
 
 

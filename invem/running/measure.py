@@ -195,8 +195,11 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
         wanted = tuple(expected if name == "y" else known[name].shape)
         if tuple(tensor.shape) != wanted:
             raise DataError(f"'{name}' has the shape {tuple(tensor.shape)}, not {wanted}")
-        if not bool(tensor.isfinite().all()):
-            raise DataError(f"'{name}' has values that are not finite")
+        if bad := tensor.numel() - int(tensor.isfinite().sum()):
+            raise DataError(
+                f"'{name}' has values that are not finite (NaN or infinity): {bad} of"
+                f" {tensor.numel()}"
+            )
     return m
 
 

@@ -1,6 +1,6 @@
 """The M-step: fits the prior to draws, clean signals or observations."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,11 +8,13 @@ from torch import Tensor
 
 from invem.batched import Rng
 from invem.config import Fit
+from invem.config.settings import settings_unchanged
 from invem.denoiser import Denoiser
 from invem.errors import NumericalError
 from invem.gaussian import Gaussian
 from invem.measurement import Example, Measurement
 from invem.objective import ClosedFormObjective, Objective
+from invem.planning.tried import try_network
 from invem.prior import Prior
 from invem.running.context import Context
 from invem.running.draws import keep_pool, read_draws, subset
@@ -63,15 +65,10 @@ def mstep(run: Context, at: Round, prior: Prior | None) -> Iterator[Record]:
     stage, clock = run.stage(at), Clock()
     training = training_of(run, at)
     if isinstance(stage.objective, ClosedFormObjective):
-        moments = _solve(run, at, stage.objective, training, prior)
-        spread = moments.cov.diag + moments.cov.factor.square().sum(1)
-        std = float(spread.mean().sqrt())
-        yield run.log("fit", **run.named(at), **clock.read(), std=std)
+        yield _solve(run, at, stage.objective, training, prior, clock)
         return
     assert stage.objective is not None and stage.phase.fit is not None
-    trainer = yield from _train(run, at, stage.objective, training, prior)
-    spent = {"passes": trainer.passes, **trainer.clock.read()}
-    yield run.log("fit", **run.named(at), steps=stage.phase.fit.steps, **spent)
+    yield from _train(run, at, stage.objective, training, prior)
 
 
 def training_of(run: Context, at: Round) -> Training:
@@ -90,7 +87,8 @@ def training_of(run: Context, at: Round) -> Training:
     keep_pool(run, at, x)
     if len(x) > 1 and bool((x == x[:1]).all()):
         raise NumericalError(
-            f"{run.where(at)}: all draws are the same: refusing to learn from them"
+            f"{run.where(at)}: all draws are the same: refusing to learn from them; other options"
+            f" of the sampler may help: {run.way_on(at, 'sampler.KEY=VALUE')}"
         )
     return Training(x, m[subset(run, at).repeat_interleave(stage.phase.draws)])
 
@@ -101,8 +99,9 @@ def _solve(
     objective: ClosedFormObjective,
     training: Training,
     prior: Prior | None,
-) -> Gaussian:
-    """Fits in closed form, stores the distribution, and returns its moments."""
+    clock: Clock,
+) -> Record:
+    """Fits in closed form, stores the distribution, and returns the record of it."""
     size = run.stage(at).phase.batch
 
     def batches() -> Iterator[tuple[Example, Rng]]:
@@ -110,16 +109,21 @@ def _solve(
             rng = run.rng("fit", at.phase, at.number, items=index.tolist())
             yield training.example(index, run.device), rng
 
-    solved = Prior.of(objective.solve(prior or run.standard(), batches))
+    with settings_unchanged(lambda: run.plan.origins.of(objective)):
+        solved = Prior.of(objective.solve(prior or run.standard(), batches))
     assert solved.exact is not None
     meta = {"provides": sorted(solved.provides), "made of": run.plan.made_of(at.phase)}
-    run.directory.fit(at).write(FILE, exact_tensors(solved.exact), meta)
-    return solved.known_moments()
+    tensors, cov = exact_tensors(solved.exact), solved.known_moments().cov
+    std = float((cov.diag + cov.factor.square().sum(1)).mean().sqrt())
+    data = {**run.named(at), **clock.read(), "std": std}
+    folder = run.directory.fit(at)
+    folder.finish("fit", data, lambda: folder.write(FILE, tensors, meta), folder.file(FILE))
+    return Record("fit", data)
 
 
 def _train(
     run: Context, at: Round, objective: Objective, training: Training, prior: Prior | None
-) -> Generator[Record, None, Trainer]:
+) -> Iterator[Record]:
     """Trains the model of a round, from its newest checkpoint if there is one, and stores it."""
     fit = run.stage(at).phase.fit
     assert fit is not None
@@ -130,6 +134,7 @@ def _train(
     folder = run.directory.fit(at)
     for told in trainer.load(folder):
         yield run.log("damaged", **run.named(at), warning=f"{told}; an older one is used")
+    run.directory.forget(at, "loss", trainer.step)
     feeder = _Feeder(run, at, training, fit)
     losses: list[Tensor] = []
     while trainer.step < fit.steps:
@@ -139,7 +144,11 @@ def _train(
         loss, finite = trainer.take_step(feeder.batches(trainer.step))
         if not bool(finite):
             where = f"{run.where(at)}, step {trainer.step - 1}"
-            raise NumericalError(f"{where}: the loss or its gradient is not finite")
+            way = run.way_on(at, f"fit.lr={fit.lr / 3:.2g}")
+            raise NumericalError(
+                f"{where}: the loss or its gradient is not finite; a lower learning rate may help:"
+                f" {way}"
+            )
         losses.append(loss)
         done = trainer.step
         if done % _LOGGED == 0 or done == fit.steps:
@@ -148,8 +157,7 @@ def _train(
             yield run.log("loss", **run.named(at), step=done, total=fit.steps, loss=value)
         if done % fit.checkpoint == 0 and done < fit.steps:
             trainer.save(folder)
-    _store(run, at, objective, trainer, sigma_data, moments)
-    return trainer
+    yield _store(run, at, objective, trainer, sigma_data, moments)
 
 
 def _moments(training: Training, prior: Prior | None, fit: Fit) -> Gaussian | None:
@@ -203,10 +211,13 @@ def _trainer(
         states = before.of_networks(len(made), averaged=fit.start == "ema")
         for network, state in zip(made, states, strict=True):
             network.load_state_dict(state)
+    model = model.to(run.device)
+    for network in made:
+        try_network(network, run.shape, run.device, run.plan.origins)
     trainer = Trainer(
         objective,
         fit,
-        model.to(run.device),
+        model,
         made,
         run.device,
         run.bfloat16,
@@ -260,8 +271,8 @@ def _store(
     trainer: Trainer,
     sigma_data: float,
     moments: Gaussian | None,
-) -> None:
-    """Writes the file of the round, and removes the checkpoints."""
+) -> Record:
+    """Writes the file of the round, removes the checkpoints, and returns the record of the fit."""
     fit = run.stage(at).phase.fit
     assert fit is not None
     if moments is None:
@@ -274,9 +285,12 @@ def _store(
     meta: dict[str, Any] = {**weights.meta(), **facts}
     folder = run.directory.fit(at)
     tensors = weights.tensors() | prefixed("moments.", moments.tensors())
-    folder.write(FILE, tensors, meta)
+    spent = {"passes": trainer.passes, **trainer.clock.read()}
+    data = {**run.named(at), "steps": fit.steps, **spent}
+    folder.finish("fit", data, lambda: folder.write(FILE, tensors, meta), folder.file(FILE))
     for name in folder.checkpoints():
         folder.remove(name)
+    return Record("fit", data)
 
 
 def augment(x: Tensor, fit: Fit, rng: Rng) -> Tensor:

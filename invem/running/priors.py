@@ -13,6 +13,7 @@ from invem.errors import DataError, RecipeError
 from invem.objective import ClosedFormObjective, MakeNetwork, Objective
 from invem.planning.build import factory_of
 from invem.planning.plan import Stage
+from invem.planning.tried import try_network
 from invem.prior import Prior, closed_form
 from invem.running.context import Context
 from invem.storage.directory import Round
@@ -134,17 +135,24 @@ def read_prior(run: Context, at: Round | None) -> Prior:
     tensors, meta = folder.read_meta(name)
     stage = None if at is None else run.stage(at)
 
+    made: list[Denoiser] = []
+
     def make_network(sigma_data: float, mean: Tensor | None) -> MakeNetwork:
-        return network_maker(run.plan.builder_of(stage), run.recipe.seed, sigma_data, mean)
+        build = run.plan.builder_of(stage)
+        return network_maker(build, run.recipe.seed, sigma_data, mean, made=made)
 
     objective = _foreign_objective(meta) if stage is None else stage.objective
     try:
-        return prior_of_files(tensors, meta, objective, make_network, run.device)
+        prior = prior_of_files(tensors, meta, objective, make_network, run.device)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(
             f"{folder.file(name)}: it is of another network than the recipe's: {reason}"
         ) from error
+    # A network that has learned nothing yet may answer zero, which hides its mistakes.
+    for network in made:
+        try_network(network, run.shape, run.device, run.plan.origins)
+    return prior
 
 
 def _foreign_objective(meta: Mapping[str, Any]) -> ClosedFormObjective | None:

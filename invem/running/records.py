@@ -70,8 +70,8 @@ def environment() -> dict[str, Any]:
 
 
 def results(directory: RunDirectory) -> dict[str, Any]:
-    """Returns what a run directory says of itself: recipe, machine, components, evaluations and
-    calibrated options.
+    """Returns what a run directory says of itself: recipe, machine, components, evaluations,
+    calibrated options, and what of the recipe was changed on the way ("history").
 
     And by phase and step: seconds of the wall, those of all processors together ("cpu"), and the
     signals that went through the network, forwards and backwards ("passes").
@@ -92,4 +92,5 @@ def results(directory: RunDirectory) -> dict[str, Any]:
         {key: row.get(key) for key in known} for row in log if row.get("event") == "calibrate"
     ]
     found = {"calibrated": calibrated, "evaluations": directory.metrics()}
+    found["history"] = directory.history()
     return {"run": str(directory.path), **about, **spent, **found}

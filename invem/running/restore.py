@@ -20,7 +20,8 @@ class Restored:
     """Posterior draws of the signals of new observations, and their statistics.
 
     Attributes:
-        mean: The mean of the draws, shape (N, *shape).
+        mean: The posterior mean, shape (N, *shape): the exact one where the sampler knows it
+            without draws, and the mean of the draws elsewhere.
         std: Their standard deviation in each entry, shape (N, *shape). It is zero for one draw.
         draws: The draws, shape (N, K, *shape).
     """
@@ -30,10 +31,15 @@ class Restored:
     draws: Tensor
 
     @classmethod
-    def of(cls, draws: Tensor) -> "Restored":
-        """Returns the statistics of draws, shape (N, K, *shape)."""
-        several = draws.shape[1] > 1
-        return cls(draws.mean(1), draws.std(1, correction=1 if several else 0), draws)
+    def of(cls, draws: Tensor, mean: Tensor | None = None) -> "Restored":
+        """Returns the statistics of draws.
+
+        Args:
+            draws: Shape (N, K, *shape).
+            mean: The posterior mean if it is known without them, shape (N, *shape).
+        """
+        std = draws.std(1, correction=1 if draws.shape[1] > 1 else 0)
+        return cls(draws.mean(1) if mean is None else mean, std, draws)
 
     def __repr__(self) -> str:
         n, k, *shape = self.draws.shape
@@ -50,7 +56,8 @@ def restore(run: Context, m: Measurement, draws: int, seed: int) -> Iterator[Rec
         seed: Which random numbers.
 
     Yields:
-        Records "restore" on the way, and "restored" with the draws, shape (N, draws, *shape).
+        Records "restore" on the way, and "restored" with the draws, shape (N, draws, *shape), and
+        the posterior mean if the sampler knows it without draws, else None.
 
     Raises:
         RecipeError: If the recipe has no sampler to restore with.
@@ -72,5 +79,9 @@ def restore(run: Context, m: Measurement, draws: int, seed: int) -> Iterator[Rec
     for done, x in run.sample(sampler, prior, m, rows, size, "restore-new", seed):
         parts.append(x)
         yield Record("restore", {**name, "done": done, "total": len(rows)})
-    x = all_finite(torch.cat(parts), "restorations").reshape(len(m), draws, *run.shape)
-    yield Record("restored", {"draws": x})
+    way = "other random numbers may help (seed), or another sampler: evaluate.sampler"
+    x = all_finite(torch.cat(parts), "restorations", way).reshape(len(m), draws, *run.shape)
+    mean = run.posterior_mean(sampler, prior, m)
+    if mean is not None:
+        all_finite(mean, "posterior means", way)
+    yield Record("restored", {"draws": x, "mean": mean})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from invem.batched import Rng
 from invem.config import Fit
+from invem.config.settings import settings_unchanged
 from invem.denoiser import Denoiser
 from invem.errors import DataError
 from invem.measurement import Example
@@ -34,7 +35,7 @@ class Trainer:
         networks: The networks of the recipe within the model.
         device: The device.
         bfloat16: Whether the loss is computed in bfloat16.
-        compiled: Whether the model is compiled, where the objective allows it.
+        compiled: Whether the networks are compiled, where the objective allows it.
         origins: The components of the plan, for messages.
     """
 
@@ -53,7 +54,6 @@ class Trainer:
         self.networks = tuple(_prefix(model, network) for network in networks)
         self.origins = origins or Origins()
         self.device, self.bfloat16 = device, bfloat16
-        self.compiled = compiled and objective.compiles
         groups = objective.parameter_groups(model)
         self.optimizer = torch.optim.AdamW(
             [{"params": group.parameters, "share": group.share} for group in groups],
@@ -70,8 +70,10 @@ class Trainer:
         self.counted: list[nn.Module] = list(networks)
         self.past = self.step = self.passes = 0
         self.clock = Clock()
-        if self.compiled:
-            model.compile()
+        if compiled and objective.compiles:
+            for network in networks:
+                # Not the call but what it calls: hooks, which count, stay outside of the graph.
+                network.forward = torch.compile(network.forward)  # type: ignore[method-assign]
 
     def go_on_from(self, before: TrainedWeights, average: bool) -> None:
         """Takes optimiser and age from the fit before, and the moving average if asked for."""
@@ -116,19 +118,22 @@ class Trainer:
         return loss.detach(), finite
 
     def _loss(self, batches: Batches) -> Tensor:
-        counting = contextlib.nullcontext([0]) if self.compiled else count_signals(*self.counted)
         with (
             torch.random.fork_rng(devices=[]),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
         ):
             torch.random.manual_seed(batches[0][1].seeds[0])
-            with counting as called:
+            with count_signals(*self.counted) as called:
                 losses = [self._losses(*batch) for batch in batches]
         self.passes += 2 * called[0]
         return torch.cat(losses).mean()
 
     def _losses(self, example: Example, rng: Rng) -> Tensor:
-        losses = self.objective.loss(self.model, example, rng)
+        # Once: the random state is that of this step, and is put back after it.
+        first = self.step == 0
+        check = settings_unchanged(lambda: self.origins.of(self.objective), random=False)
+        with check if first else contextlib.nullcontext():
+            losses = self.objective.loss(self.model, example, rng)
         n = len(rng.seeds)
         return checked_losses(losses, n, self.objective, self.origins)
 
@@ -161,13 +166,17 @@ class Trainer:
 
     def save(self, folder: Folder) -> None:
         """Writes a checkpoint, and keeps the last two."""
-        facts = {"step": self.step, "passes": self.passes, **self.clock.read()}
+        facts = {"step": self.step, "passes": self.passes, "fit": self._options()}
+        facts |= self.clock.read()
         folder.write(f"step-{self.step:08d}", self.state().tensors(), facts)
         for name in folder.checkpoints()[:-2]:
             folder.remove(name)
 
     def load(self, folder: Folder) -> list[str]:
         """Goes on from the newest checkpoint that is whole, if there is one.
+
+        Those of a fit with other options are removed: a fit is carried out with the same from its
+        first step to its last.
 
         Returns:
             What is wrong with each newer one, which was passed over.
@@ -179,6 +188,9 @@ class Trainer:
             except DataError as error:
                 damaged.append(str(error))
                 continue
+            if facts["fit"] != self._options():
+                folder.remove(name)
+                continue
             kept = TrainedWeights.from_file(tensors, self.state().meta())
             assert kept is not None
             self.model.load_state_dict(kept.raw)
@@ -189,6 +201,10 @@ class Trainer:
             self.clock.add(facts)
             break
         return damaged
+
+    def _options(self) -> dict[str, Any]:
+        """Returns the settings of the fit that its weights depend on, as plain data."""
+        return self.fit.model_dump(mode="json", exclude={"checkpoint"})
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}

@@ -8,26 +8,38 @@
     P-RRR-denoiser/     the M-step: denoiser.safetensors, or step-SSSSSSSS.safetensors on the way
     P-RRR-evaluation/   restorations, posterior, samples, resimulated, metrics.json
     P-stop.json         where a phase ended before its last round, and why
+    history.jsonl       what of the recipe was changed on the way
+    */pending.json      the entry of the log of a file that is being written
 
 P is a phase and R a round, both from 0. A file that is there is complete: it was written under
-another name, flushed and renamed, and has its digest inside. A tensor file also says which file of
-which run it is, so that one that was put in another place is found.
+another name, flushed and renamed, and has its digest inside, for the place where it belongs: which
+file of which run it is. So one that was put in another place is found, too.
 """
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
-from invem import atomic, store
+from invem import atomic
 from invem.errors import DataError, RecipeError
-from invem.storage.shapes import About, Evaluation, Event, check
-
-FORMAT = 2  # of a run directory
+from invem.storage import sealed
+from invem.storage.folder import PENDING, Folder
+from invem.storage.shapes import (
+    FORMAT,
+    Change,
+    Evaluation,
+    Event,
+    check,
+    format_of,
+    is_known,
+)
 
 __all__ = ["Folder", "Round", "RunDirectory"]
 
@@ -43,86 +55,6 @@ class Round(NamedTuple):
         return Round(self.phase, self.number - 1)
 
 
-class Folder:
-    """The files of one step of one round.
-
-    Args:
-        path: The folder.
-        owner: The run directory that it belongs to; None for the run directory itself.
-    """
-
-    def __init__(self, path: Path, owner: "RunDirectory | None" = None) -> None:
-        self.path, self.owner = path, owner
-
-    def file(self, name: str) -> Path:
-        """Returns the path of a tensor file."""
-        return self.path / f"{name}.safetensors"
-
-    def has(self, name: str) -> bool:
-        """Whether a tensor file is there."""
-        return self.file(name).exists()
-
-    def write(self, name: str, tensors: Mapping[str, Tensor], meta: Any = None) -> None:
-        """Writes a tensor file, whole or not at all."""
-        store.write(self.file(name), tensors, {**(meta or {}), "place": self._place(name)})
-
-    def read(self, name: str) -> dict[str, Tensor]:
-        """Reads a tensor file.
-
-        Raises:
-            DataError: If it is missing or damaged, or was written as another file or by another
-                run.
-        """
-        return self.read_meta(name)[0]
-
-    def read_meta(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Reads the tensors and the metadata of a file, as `read` does."""
-        tensors, meta = store.read_meta(self.file(name))
-        there, here = meta.pop("place", None), self._place(name)
-        if there != here:
-            what = there.get("file", "?") if isinstance(there, dict) else "no file of a run"
-            words = what if what != here["file"] else f"{what} of another run"
-            raise DataError(f"{self.file(name)}: it is not the file that belongs here, but {words}")
-        return tensors, meta
-
-    def _place(self, name: str) -> dict[str, str]:
-        owner = self.owner or self
-        file = self.file(name).relative_to(owner.path).as_posix()
-        return {"file": file, "run": owner.identity if isinstance(owner, RunDirectory) else ""}
-
-    def read_all(self) -> list[dict[str, Tensor]]:
-        """Reads the shards or blocks that are there, in order."""
-        return [self.read(path.stem) for path in self.numbered()]
-
-    def remove(self, name: str) -> None:
-        """Removes a tensor file, if it is there."""
-        self.file(name).unlink(missing_ok=True)
-
-    def numbered(self) -> list[Path]:
-        """Returns the shards or blocks that are there, in order."""
-        return sorted(self.path.glob("[0-9]*.safetensors"))
-
-    def checkpoints(self) -> list[str]:
-        """Returns the names of the checkpoints that are there, oldest first."""
-        return sorted(path.stem for path in self.path.glob("step-*.safetensors"))
-
-    def has_json(self, name: str) -> bool:
-        """Whether a JSON file is there."""
-        return (self.path / f"{name}.json").exists()
-
-    def read_json(self, name: str) -> Any:
-        """Reads a JSON file."""
-        return atomic.read_json(self.path / f"{name}.json")
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file, whole or not at all."""
-        atomic.write_json(self.path / f"{name}.json", value)
-
-    def remove_json(self, name: str) -> None:
-        """Removes a JSON file, if it is there."""
-        (self.path / f"{name}.json").unlink(missing_ok=True)
-
-
 class RunDirectory(Folder):
     """A run directory.
 
@@ -131,17 +63,49 @@ class RunDirectory(Folder):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._identity = ""
+        super().__init__(path, self)
+        self._identity, self._watched = "", False
+        self._writing = threading.Lock()  # of the log
 
     @property
     def identity(self) -> str:
         """A hash of the recipe that the run was begun with; "" before it was begun."""
         if not self._identity and self.begun:
-            about: Any = self.read_json("run")
-            recipe = about.get("recipe", "") if isinstance(about, dict) else ""
-            self._identity = hashlib.sha256(str(recipe).encode()).hexdigest()[:16]
+            recipe = self.about()["recipe"]
+            self._identity = hashlib.sha256(recipe.encode()).hexdigest()[:16]
         return self._identity
+
+    def watch(self) -> None:
+        """From here on it is noticed if the run is removed."""
+        self._watched = True
+
+    def check_there(self) -> None:
+        """Checks that a run that is watched is still where it was.
+
+        Raises:
+            DataError: If it was removed or moved.
+        """
+        if self._watched and not self.begun:
+            raise DataError(
+                f"{self.path}: the run was removed or moved while it was going on; where it is"
+                " moved to, go on with: invem resume"
+            )
+
+    @contextlib.contextmanager
+    def naming_removal(self) -> Iterator[None]:
+        """Names the removal of the run in place of what fails because of it.
+
+        Raises:
+            DataError: If something fails and the run is no longer there.
+        """
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.check_there()
+            except DataError as removed:
+                raise removed from error
+            raise
 
     # What was begun with
 
@@ -164,6 +128,10 @@ class RunDirectory(Folder):
         Raises:
             RecipeError: If there is no run.
         """
+        if self.path.is_file():
+            raise RecipeError(
+                f"{self.path}: it is a file, not a run; begin a recipe with: invem run {self.path}"
+            )
         if not self.begun:
             raise RecipeError(f"{self.path}: not a run directory (there is no run.json in it)")
 
@@ -195,11 +163,18 @@ class RunDirectory(Folder):
         """
         self.check_begun()
         path = self.path / "run.json"
-        about = check(About, self.read_json("run"), path)
-        if about["format"] != FORMAT:
+        try:
+            about = self.read_json("run")
+        except DataError:
+            other = format_of(path)
+            if other in (None, FORMAT):
+                raise
+        else:
+            other = about["format"]
+        if other != FORMAT:
             raise DataError(
-                f"{path}: it was made by another version of invem (format"
-                f" {about['format']!r}, not {FORMAT}); begin a new run with its recipe"
+                f"{path}: it was made by another version of invem (format {other}, not {FORMAT});"
+                " begin a new run with its recipe"
             )
         return about
 
@@ -237,6 +212,10 @@ class RunDirectory(Folder):
 
     # Steps
 
+    def folder(self, path: Path) -> Folder:
+        """Returns a folder of the run."""
+        return Folder(path, self)
+
     def draws(self, at: Round) -> Folder:
         """Returns the folder of an E-step."""
         return self._step(at, "samples")
@@ -251,6 +230,11 @@ class RunDirectory(Folder):
 
     def _step(self, at: Round, kind: str) -> Folder:
         return Folder(self.path / f"{at.phase}-{at.number:03d}-{kind}", self)
+
+    def begun_rounds(self) -> list[Round]:
+        """Returns the rounds that have files, in order."""
+        paths = self.path.glob("[0-9]*-[0-9]*-*")
+        return sorted({_round(path.name) for path in paths if path.is_dir()})
 
     def fitted(self) -> list[Round]:
         """Returns the rounds whose M-step is finished, in order."""
@@ -276,36 +260,121 @@ class RunDirectory(Folder):
     def stop(self, phase: int) -> dict[str, Any] | None:
         """Returns where a phase ended before its last round ("rounds", "reason"), or None."""
         name = f"{phase}-stop"
-        return dict(self.read_json(name)) if self.has_json(name) else None
+        return self.read_json(name) if self.has_json(name) else None
 
-    def write_stop(self, phase: int, rounds: int, reason: str) -> None:
-        """Writes where a phase ended before its last round, and why."""
-        self.write_json(f"{phase}-stop", {"rounds": rounds, "reason": reason})
+    def write_stop(self, phase: int, data: Mapping[str, Any]) -> None:
+        """Writes and logs where a phase ended before its last round. data: phase, name and round,
+        from 0, and the reason."""
+        name = f"{phase}-stop"
+        facts = {"rounds": int(data["round"]) + 1, "reason": data["reason"]}
+        self.finish("stop", data, lambda: self.write_json(name, facts), self.json_file(name))
 
     # Records
 
     def log(self, event: str, **data: Any) -> None:
         """Appends one event to the log."""
-        atomic.append_json(self.path / "log.jsonl", {"event": event, **data})
+        self.check_there()
+        path = self.path / "log.jsonl"
+        line = sealed.line_of({"event": event, **data}, self.place_of(path))
+        with self._writing:
+            atomic.append_line(path, line)
 
     def logged(self) -> list[dict[str, Any]]:
-        """Returns the events of the log; a line that was torn by a kill is left out."""
+        """Returns the events of the log; a last line that was torn by a kill is left out.
+
+        Raises:
+            DataError: If a line is damaged.
+        """
+        return self._lines("log.jsonl", Event)
+
+    def forget(self, at: Round, event: str, step: int = -1) -> None:
+        """Takes out of the log what is computed again: the events of a round after a step."""
         path = self.path / "log.jsonl"
-        return [check(Event, row, path) for row in _lines(path)]
+        with self._writing:
+            if not path.exists() or f'"event": "{event}"' not in path.read_text("utf-8"):
+                return
+            rows = self.logged()
+            kept = [row for row in rows if not _is_of(row, at, event, step)]
+            if len(kept) < len(rows):
+                self._write_lines(path.name, kept)
+
+    def settle(self) -> None:
+        """Completes what a kill has left between the file that ends a step and its log, and after
+        it."""
+        for path in [self.json_file(PENDING), *self.path.glob(f"*-*-*/{PENDING}.json")]:
+            folder = self.folder(path.parent)
+            if not folder.has_json(PENDING):
+                continue
+            told = folder.read_json(PENDING)
+            appears, goes = told["appears"], told["goes"]
+            if appears is None or (self.path / appears).exists():
+                if {"event": told["event"], **told["data"]} not in self.logged():
+                    self.log(told["event"], **told["data"])
+                if goes is not None:
+                    (self.path / goes).unlink(missing_ok=True)
+            folder.remove_json(PENDING)
+        for folder in map(self.fit, self.fitted()):
+            for name in folder.checkpoints():
+                folder.remove(name)
+
+    def check_shown(self) -> None:
+        """Checks every file that commands print and the report shows, and every JSON file.
+
+        Raises:
+            DataError: If one is damaged, or the file of another place.
+        """
+        evaluations = map(self.folder, sorted(self.path.glob("[0-9]*-[0-9]*-evaluation")))
+        for folder in (self.truth, self.measurements("test"), *evaluations):
+            folder.check()
+        for path in sorted([*self.path.glob("*.json"), *self.path.glob("[0-9]*-[0-9]*/*.json")]):
+            if is_known(path.stem):
+                self.folder(path.parent).read_json(path.stem)
+        self.logged()
+        self.metrics()
+        self.history()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Returns the record of every evaluation, that of the observations first."""
-        path = self.path / "metrics.jsonl"
-        return [check(Evaluation, row, path) for row in _lines(path)]
+        """Returns the record of every evaluation, that of the observations first.
+
+        Raises:
+            DataError: If a line is damaged.
+        """
+        return self._lines("metrics.jsonl", Evaluation, whole=True)
 
     def collect_metrics(self) -> None:
         """Writes metrics.jsonl anew from the metrics of every finished evaluation."""
-        read = [(self.path, "observations")] if self.has_json("observations") else []
-        read += [(self.evaluation(at).path, "metrics") for at in self.evaluated()]
-        paths = [folder / f"{name}.json" for folder, name in read]
-        rows = [check(Evaluation, atomic.read_json(path), path) for path in paths]
-        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-        atomic.write_text(self.path / "metrics.jsonl", text)
+        rows = [self.read_json("observations")] if self.has_json("observations") else []
+        rows += [self.evaluation(at).read_json("metrics") for at in self.evaluated()]
+        self._write_lines("metrics.jsonl", rows)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Returns what was changed of the recipe since the run was begun, in order: "when", after
+        what ("after"), and the changes ("changes").
+
+        Raises:
+            DataError: If a line is damaged.
+        """
+        return self._lines("history.jsonl", Change, whole=True)
+
+    @property
+    def changes(self) -> list[str]:
+        """All changes of the recipe since the run was begun, each KEY=VALUE, in order."""
+        return [change for row in self.history() for change in row["changes"]]
+
+    def change(self, row: Mapping[str, Any]) -> None:
+        """Adds an entry to the history."""
+        self._write_lines("history.jsonl", [*self.history(), row])
+
+    def _lines(self, name: str, kind: type[BaseModel], whole: bool = False) -> list[dict[str, Any]]:
+        path = self.path / name
+        rows = sealed.read_lines(path, self.place_of(path), whole)
+        return [check(kind, row, path) for row in rows]
+
+    def _write_lines(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.check_there()
+        path = self.path / name
+        place = self.place_of(path)
+        atomic.write_text(path, "".join(sealed.line_of(row, place) for row in rows))
 
 
 def _round(name: str) -> Round:
@@ -313,12 +382,7 @@ def _round(name: str) -> Round:
     return Round(int(phase), int(index))
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of JSON; one that was torn by a kill is left out."""
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            yield row
+def _is_of(row: Mapping[str, Any], at: Round, event: str, step: int) -> bool:
+    """Whether an entry of the log is of an event of a round, after a step."""
+    here = (row.get("phase"), row.get("round")) == at
+    return here and row["event"] == event and int(row.get("step", 0)) > step

@@ -15,6 +15,7 @@ from invem.batched import Rng
 
 __all__ = [
     "BATCH",
+    "LARGE",
     "SHAPES",
     "Contract",
     "Factory",
@@ -29,6 +30,9 @@ __all__ = [
 
 SHAPES = ((1, 8, 8), (3, 8, 16), (2, 9, 9), (1, 7, 10), (2, 8, 8), (6,))
 """The signal shapes that operators and networks are tried on: images (C, H, W) and a vector."""
+
+LARGE = ((1, 28, 28), (2, 28, 28), (3, 32, 32))
+"""Shapes of images that people use. A solver that ends early shows there, and not on small ones."""
 
 BATCH = 3
 """The number of samples in the batches of operators and networks."""
@@ -89,12 +93,14 @@ class Kind(Generic[Case]):
         cases: Yields (label, case) for a factory: each shape and each set of options that it
             accepts. The folder is for files that the options name.
         contracts: The contracts by name, in the order in which they are measured.
+        large: As `cases`, at sizes that people use; None where size makes no difference.
     """
 
     name: str
     tried_on: str
     cases: Callable[[Factory, Path], Iterator[tuple[str, Case]]]
     contracts: dict[str, Contract[Case]] = field(default_factory=dict)
+    large: Callable[[Factory, Path], Iterator[tuple[str, Case]]] | None = None
 
     def contract(self, name: str, tolerance: float | None) -> Callable[[Measure], Measure]:
         """Registers the decorated function as a contract of this kind.

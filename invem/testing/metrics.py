@@ -127,6 +127,8 @@ def best_is_best(case: _Case) -> float:
     target = case.metric.target
     if target is not None:
         return abs(good - target) - abs(bad - target)
+    if case.metric.higher_is_better is None:
+        return 0.0
     return (bad - good) * (1.0 if case.metric.higher_is_better else -1.0)
 
 

@@ -1,7 +1,7 @@
 """What every forward operator must do."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from invem.errors import RecipeError, Unsupported
 from invem.operator import LinearOperator, Operator
 from invem.testing.base import (
     BATCH,
+    LARGE,
     SHAPES,
     Factory,
     Kind,
@@ -49,8 +50,10 @@ class _Case:
         return isinstance(self.A, LinearOperator)
 
 
-def _cases(factory: Factory, folder: Path) -> Iterator[tuple[str, _Case]]:
-    for shape in SHAPES:
+def _cases(
+    factory: Factory, folder: Path, shapes: Iterable[tuple[int, ...]] = SHAPES
+) -> Iterator[tuple[str, _Case]]:
+    for shape in shapes:
         for label, options in example_options(factory, shape, folder):
 
             def draw(
@@ -72,6 +75,7 @@ OPERATORS = Kind(
     "Tried on images (odd and even, square and oblong, one to three channels) and on vectors, on"
     " batches of three samples in float64.",
     _cases,
+    large=lambda factory, folder: _cases(factory, folder, LARGE),
 )
 
 

@@ -41,7 +41,9 @@ KINDS: dict[str, Kind[Any]] = {kind.name: kind for kind in _ALL}
 """The contracts of each kind of component, by the name of the kind."""
 
 
-def check(kind: str, factory: Factory, only: str | None = None) -> list[Result]:
+def check(
+    kind: str, factory: Factory, only: str | None = None, large: bool = False
+) -> list[Result]:
     """Measures the contracts of a kind on a component, over several shapes and over its options.
 
     The options are the defaults and those that the component gives by `examples`.
@@ -50,6 +52,7 @@ def check(kind: str, factory: Factory, only: str | None = None) -> list[Result]:
         kind: The kind in the plural, a key of `KINDS`: "operators", "samplers", ...
         factory: What the hook of the plugin returns.
         only: The name of the one contract to measure; all contracts if left out.
+        large: Whether operators are measured at sizes that people use, which takes minutes.
 
     Raises:
         RecipeError: If there is no such kind.
@@ -58,7 +61,8 @@ def check(kind: str, factory: Factory, only: str | None = None) -> list[Result]:
         raise RecipeError(f"there is no kind '{kind}' (known: {', '.join(KINDS)})")
     selected = [c for name, c in KINDS[kind].contracts.items() if only in (None, name)]
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-        cases = list(KINDS[kind].cases(factory, Path(folder)))
+        make = KINDS[kind].large if large else None
+        cases = list((make or KINDS[kind].cases)(factory, Path(folder)))
         if not cases:
             detail = "it accepts none of the shapes and options that were tried"
             return [Result(contract.name, False, detail=detail) for contract in selected]

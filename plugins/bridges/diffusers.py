@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from invem import DataError, Denoiser, RecipeError, examples
 from invem.denoiser import expand_level
 from invem.errors import MissingExtra
+from invem.hookspecs import FilePath
 
 
 class DiffusersDenoiser(Denoiser):
@@ -77,7 +78,7 @@ class DiffusersDenoiser(Denoiser):
 def diffusers(
     shape: tuple[int, ...],
     *,
-    path: str = "",
+    path: FilePath = "",
     channels: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] = [64, 128, 128],  # noqa: B006
     blocks: Annotated[int, Ge(1), Le(1_000)] = 2,
     attention: list[int] = [],  # noqa: B006

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from invem import DataError, Dataset, Example, RecipeError, examples
+from invem.hookspecs import FilePath
 
 RECORDS, RECORD = 10_000, 1 + 3 * 32 * 32
 
@@ -44,7 +45,7 @@ def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
 
 
 @examples(_example)
-def cifar10(split: str, *, root: str = "data/cifar-10-batches-bin") -> CIFAR10:
+def cifar10(split: str, *, root: FilePath = "data/cifar-10-batches-bin") -> CIFAR10:
     """60,000 colour photographs of ten classes, 32 x 32 pixels.
 
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009. Its

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from invem import DataError, Dataset, Example, RecipeError
+from invem.hookspecs import FilePath
 
 IMAGES, LABELS = 0x803, 0x801
 LARGEST = 1_000_000
@@ -46,7 +47,7 @@ class FashionMNIST(Dataset):
 
 
 def fashion_mnist(
-    split: str, *, root: str = "/usr/share/datasets/fashion-mnist", size: Literal[28, 16] = 28
+    split: str, *, root: FilePath = "/usr/share/datasets/fashion-mnist", size: Literal[28, 16] = 28
 ) -> FashionMNIST:
     """70,000 grey-scale images of ten classes of clothing.
 

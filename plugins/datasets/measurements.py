@@ -12,6 +12,8 @@ from torch import Tensor
 
 from invem import DataError, Dataset, Example, RecipeError, examples
 from invem.dataset import digest_of
+from invem.hookspecs import FilePath
+from invem.store import check_header
 
 LARGEST = 1e15  # sums of squares of larger numbers leave the range of float32
 
@@ -53,7 +55,7 @@ def _example(shape: tuple[int, ...], folder: Path) -> dict[str, str]:
 def measurements(
     split: str,
     *,
-    file: str,
+    file: FilePath,
     shape: list[Annotated[int, Ge(1)]] | None = None,
     test: Annotated[float, Ge(0), Lt(1)] = 0.1,
 ) -> Measurements:
@@ -74,6 +76,7 @@ def measurements(
     if split not in ("train", "test"):
         raise RecipeError(f"split '{split}' is not one of: train, test")
     try:
+        check_header(Path(file).expanduser())
         tensors = load_file(Path(file).expanduser())
     except FileNotFoundError:
         raise DataError(f"{file} does not exist") from None
@@ -93,8 +96,12 @@ def measurements(
                 f"{file}: {name} has the shape {tuple(tensor.shape)}, but there are {n}"
                 " observations"
             )
-        if not bool(tensor.isfinite().all()):
-            raise DataError(f"{file}: {name} has values that are not finite")
+        if bad := tensor.numel() - int(tensor.isfinite().sum()):
+            first = int((~tensor.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise DataError(
+                f"{file}: {name} has values that are not finite (NaN or infinity): {bad} of"
+                f" {tensor.numel()}, the first in observation {first}"
+            )
         if tensor.is_floating_point() and float(tensor.abs().max()) > LARGEST:
             raise DataError(
                 f"{file}: {name} has values beyond {LARGEST:g}: write it in other units"
@@ -107,8 +114,11 @@ def measurements(
     first = n - round(test * n)
     rows = slice(0, first) if split == "train" else slice(first, n)
     if not len(range(*rows.indices(n))):
+        fits = f"test: {1 / n:.2g} holds out 1 of them"
+        if n == 1:
+            fits = "give more, or test: 0 and evaluate: {observations: 0}"
         raise DataError(
-            f"none of the {n} observations of {file} is for {split}: change test ({test})"
+            f"{file}: of {n} observations none is for {split} with test: {test:g}; {fits}"
         )
     signal = tuple(tensors["y"].shape[1:]) if shape is None else tuple(shape)
     return Measurements(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invem import DataError
 from invem.fileformat import Expected, FileFormat
-from invem.store import write
+from invem.store import check_header, write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Safetensors(FileFormat):
 
     def read(self, path: Path, expected: Expected) -> dict[str, Tensor]:
         try:
+            check_header(path)
             return load_file(path)
         except FileNotFoundError:
             raise DataError("there is no such file or folder") from None

@@ -37,6 +37,8 @@ class Calibration(Metric):
     of: Literal["coverage", "spread-error"] = "coverage"
     level: Annotated[float, Interval(gt=0, lt=1)] = 0.9
     needs: ClassVar[frozenset[str]] = frozenset({"truth", "draws", "several draws"})
+    below: ClassVar[str] = "the draws are too narrow, or too few to tell"
+    above: ClassVar[str] = "the draws are too wide"
 
     @property
     def target(self) -> float:

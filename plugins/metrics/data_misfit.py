@@ -28,7 +28,19 @@ class DataMisfit(Metric):
 
     of: Literal["draw", "mean"] = "draw"
     needs: ClassVar[frozenset[str]] = frozenset({"draws", "measurement", "var"})
+    default: ClassVar[bool] = True
     unit: ClassVar[str] = "sigma"
+    higher_is_better: ClassVar[bool | None] = None
+    below: ClassVar[str] = "the restorations fit the noise, or sigma is assumed too large"
+    above: ClassVar[str] = (
+        "the restorations contradict the observations: sigma is assumed too small, the operator is"
+        " not the true one, or the sampler needs more steps"
+    )
+
+    @property
+    def target(self) -> float | None:
+        """1 for a draw; the value of a perfect mean depends on the posterior."""
+        return 1.0 if self.of == "draw" else None
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
         """Returns misfits in standard deviations of the noise, shape (N,).
@@ -38,7 +50,7 @@ class DataMisfit(Metric):
         """
         if outcome.draws is None or outcome.measurement is None:
             raise Unsupported("data-misfit needs posterior draws and the measurements")
-        x = outcome.draws.mean(1, keepdim=True) if self.of == "mean" else outcome.draws
+        x = outcome.estimate()[:, None] if self.of == "mean" else outcome.draws
         chunks = [slice(i, i + CHUNK) for i in range(0, len(x), CHUNK)]
         return torch.cat([self._misfit(outcome.measurement[rows], x[rows]) for rows in chunks])
 

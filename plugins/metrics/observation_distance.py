@@ -56,6 +56,8 @@ class ObservationDistance(Metric):
 
     distance: Literal["sliced-wasserstein", "frechet", "classifier"] = "sliced-wasserstein"
     needs: ClassVar[frozenset[str]] = frozenset({"observed", "simulated"})
+    default: ClassVar[bool] = True
+    above: ClassVar[str] = "observations simulated from the prior differ from the real ones"
 
     @property
     def least(self) -> Mapping[str, int]:

@@ -17,13 +17,15 @@ class PSNR(Metric):
     Nothing is clipped.
 
     Attributes:
-        of: "mean" is for the mean of the K posterior draws, the estimate with the least squared
-            error. "draw" is the average over draws of the ratio of each, where a perfect posterior
-            scores about 3 dB less. It is never the best of K.
+        of: "mean" is for the posterior mean, the estimate with the least squared error: that of the
+            K draws, or the exact one where the sampler knows it. "draw" is the average over draws
+            of the ratio of each, where a perfect posterior scores about 3 dB less. It is never the
+            best of K.
     """
 
     of: Literal["mean", "draw"] = "mean"
     needs: ClassVar[frozenset[str]] = frozenset({"truth", "draws"})
+    default: ClassVar[bool] = True
     unit: ClassVar[str] = "dB"
     higher_is_better: ClassVar[bool] = True
 
@@ -32,6 +34,6 @@ class PSNR(Metric):
         if outcome.truth is None or outcome.draws is None:
             raise Unsupported("psnr needs the truth and posterior draws")
         low, high = outcome.range
-        x = outcome.draws.mean(1, keepdim=True) if self.of == "mean" else outcome.draws
+        x = outcome.estimate()[:, None] if self.of == "mean" else outcome.draws
         error = (x - outcome.truth[:, None]).square().flatten(2).mean(2)
         return (20 * math.log10(high - low) - 10 * error.log10()).mean(1)

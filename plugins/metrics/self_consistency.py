@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -46,6 +46,7 @@ class SelfConsistency(Metric):
 
     of: Literal["residual", "spectrum", "marginals"] = "residual"
     rank: Annotated[int, Ge(1)] = 16
+    above: ClassVar[str] = "draws of the sampler are not those of the posterior under its prior"
 
     @property
     def needs(self) -> frozenset[str]:

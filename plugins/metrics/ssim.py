@@ -24,12 +24,13 @@ class SSIM(Metric):
     that fits.
 
     Attributes:
-        of: "mean" is for the mean of the K posterior draws, "draw" is the average over draws of the
-            similarity of each.
+        of: "mean" is for the posterior mean (of the K draws, or exact where it is known), "draw" is
+            the average over draws of the similarity of each.
     """
 
     of: Literal["mean", "draw"] = "mean"
     needs: ClassVar[frozenset[str]] = frozenset({"truth", "draws", "image"})
+    default: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:
@@ -42,10 +43,12 @@ class SSIM(Metric):
             raise Unsupported("ssim needs the truth and posterior draws")
         if outcome.truth.ndim != 4:
             raise Unsupported("ssim is for images of shape (channels, height, width)")
-        width = outcome.range[1] - outcome.range[0]
-        x = outcome.draws.mean(1, keepdim=True) if self.of == "mean" else outcome.draws
+        low, high = outcome.range
+        width = high - low
+        x = outcome.estimate()[:, None] if self.of == "mean" else outcome.draws
         n, k = x.shape[:2]
-        a, b = x.flatten(0, 1), outcome.truth.repeat_interleave(k, 0)
+        # Means are compared as luminances, which are not negative: the range begins at 0.
+        a, b = x.flatten(0, 1) - low, outcome.truth.repeat_interleave(k, 0) - low
         values = [
             _similarity(a[i : i + CHUNK], b[i : i + CHUNK], width) for i in range(0, n * k, CHUNK)
         ]

@@ -1,11 +1,11 @@
 """Gaussian noise with correlations between the entries of a measurement."""
 
 import math
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Generator, Tensor
 
 from invem import DataError, NoiseModel, RecipeError, examples
+from invem.hookspecs import FilePath
 from invem.linalg import DPLR
 
 
@@ -59,7 +60,7 @@ def correlated_gaussian(
     sigma: Annotated[float, Gt(0), Le(1e15)] = 0.05,
     stripes: Annotated[float, Ge(0)] = 0.05,
     along: Literal["rows", "columns"] = "rows",
-    file: str | None = None,
+    file: FilePath | None = None,
 ) -> CorrelatedGaussian:
     """Adds white noise and stripes, or Gaussian noise with a covariance from a file.
 
@@ -84,9 +85,19 @@ def correlated_gaussian(
     if file is not None:
         try:
             diag, factor = _read(Path(file).expanduser(), m)
-        except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            EOFError,
+            BadZipFile,
+            zlib.error,
+        ) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"correlated-gaussian: {file} cannot be read: {reason}") from None
+        if not bool(diag.isfinite().all() and factor.isfinite().all()):
+            raise RecipeError(f"correlated-gaussian: {file} has values that are not finite")
         if diag.shape != (m,) or factor.ndim != 2 or len(factor) != m or not bool((diag > 0).all()):
             raise RecipeError(
                 f"correlated-gaussian: {file} must hold diag ({m},), positive, and factor ({m}, r)"
@@ -107,7 +118,7 @@ def correlated_gaussian(
 def _read(path: Path, m: int) -> tuple[Tensor, Tensor]:
     """Reads diag and factor; an archive that unpacks to more than they can need is refused."""
     names, most = ("diag", "factor"), 8 * m * (m + 1) + 4096
-    with zipfile.ZipFile(path) as archive:
+    with ZipFile(path) as archive:
         for name in names:
             size = archive.getinfo(f"{name}.npy").file_size
             if size > most:

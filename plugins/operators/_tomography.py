@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Geometry", "backproject", "project", "strip_integrals"]
+from invem import LinearOperator
+from invem.batched import to_float64
+from invem.linalg import least_norm
+
+__all__ = ["Geometry", "backproject", "project", "pseudo_inverse", "strip_integrals"]
+
+_DENSE = 4_000_000  # entries of a matrix whose singular values are found in seconds
 
 
 class Geometry(NamedTuple):
@@ -43,6 +49,29 @@ def backproject(geometry: Geometry, y: Tensor) -> Tensor:
     b, c = y.shape[:2]
     x: Tensor = _Product.apply(y.reshape(b * c, -1), geometry, True)  # type: ignore[no-untyped-call]
     return x.reshape(b, c, geometry.size, geometry.size)
+
+
+def pseudo_inverse(A: LinearOperator, geometry: Geometry, y: Tensor) -> Tensor:
+    """Returns A^+ y, shape (B, C, H, H), of a projection with a geometry. y: (B, C, angles,
+    detectors).
+
+    A small matrix is inverted once, by its singular values; the others need iterations.
+    """
+    if len(geometry.angles) * geometry.detectors * geometry.size**2 > _DENSE:
+        return least_norm(A, y)
+    b, c = y.shape[:2]
+    flat = to_float64(y.reshape(b * c, -1))
+    x = flat @ _inverse(geometry).to(flat).T
+    return x.to(y.dtype).reshape(b, c, geometry.size, geometry.size)
+
+
+@lru_cache(maxsize=4)
+def _inverse(geometry: Geometry) -> Tensor:
+    """Returns the pseudo-inverse of the matrix of a geometry, float64. Singular values below a
+    millionth of the largest count as zero."""
+    matrix = strip_integrals(geometry, torch.float64, torch.device("cpu"))[0].to_dense()
+    inverse: Tensor = torch.linalg.pinv(matrix, rtol=1e-6)
+    return inverse
 
 
 class _Product(torch.autograd.Function):

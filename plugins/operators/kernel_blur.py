@@ -8,6 +8,7 @@ import torch
 from torch import Generator
 
 from invem import LinearOperator, RecipeError, examples
+from invem.hookspecs import FilePath
 from invem.linear import blur
 
 from .arrays import read_array
@@ -24,7 +25,7 @@ def kernel_blur(
     shape: tuple[int, ...],
     rng: Generator,
     *,
-    file: str,
+    file: FilePath,
     normalise: bool = False,
     boundary: Literal["reflect", "circular", "zero", "valid"] = "reflect",
 ) -> LinearOperator:

@@ -1,14 +1,16 @@
 """Inpainting by masks from a file."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Generator
 
 from invem import DataError, Mask, RecipeError, examples
+from invem.hookspecs import FilePath
 from invem.operator import image_shape
 
 from .arrays import read_array
@@ -33,8 +35,15 @@ def _nonzero(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
     return np.asarray(colours.max(-1))
 
 
+def _pages(image: Image.Image) -> Iterator[Image.Image]:
+    """Yields the pages of a TIFF file, or the one picture of a PNG file, rotated by EXIF."""
+    for page in range(getattr(image, "n_frames", 1) if image.format == "TIFF" else 1):
+        image.seek(page)
+        yield ImageOps.exif_transpose(image)
+
+
 @examples(_example)
-def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> Mask:
+def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: FilePath) -> Mask:
     """Measures the pixels where a mask from a file is not zero.
 
     Args:
@@ -42,8 +51,8 @@ def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> M
         shape: (C, H, W).
         rng: Draws the masks, where the file holds several.
         file: A PNG or TIFF image, or a .npy file with one mask (H, W) or several (N, H, W), one of
-            which is drawn per observation. Of a colour image, a pixel is measured if any channel is
-            not zero; transparency is ignored.
+            which is drawn per observation; each page of a TIFF file is a mask. Of a colour image, a
+            pixel is measured if any channel is not zero; transparency is ignored.
 
     Raises:
         DataError: If the file is missing or cannot be read.
@@ -57,8 +66,8 @@ def mask_file(n: int, shape: tuple[int, ...], rng: Generator, *, file: str) -> M
             values = read_array("mask-file", file)
         else:
             with Image.open(path, formats=("PNG", "TIFF")) as image:
-                values = _nonzero(image)
-    except (OSError, ValueError) as error:
+                values = np.stack([_nonzero(page) for page in _pages(image)])
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise DataError(f"mask-file: {file} cannot be read: {error}") from None
     if values.dtype.kind not in "biufc" or not np.isfinite(values).all():
         raise RecipeError(f"mask-file: {file} must hold finite numbers")

@@ -6,6 +6,7 @@ from invem import hookimpl
 @hookimpl
 def invem_samplers() -> dict[str, str]:
     return {
+        "auto": "invem_plugins.samplers.auto:Auto",
         "conditional": "invem_plugins.samplers.conditional:Conditional",
         "daps": "invem_plugins.samplers.daps:DAPS",
         "daps-mm": "invem_plugins.samplers.daps_mm:DAPSMM",

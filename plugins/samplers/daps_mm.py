@@ -1,15 +1,22 @@
 """DAPS-MM: decoupled annealing with moment matching."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
 from invem.diffusion import posterior_state, reverse_diffusion
-from invem.local_gaussian import Covariance, condition_on, local_gaussian
+from invem.local_gaussian import (
+    Covariance,
+    Switch,
+    condition_on,
+    jacobian_share,
+    local_gaussian,
+    with_switch,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +31,7 @@ class DAPSMM(ChainSampler):
         steps: The number of noise levels, one denoiser call each.
         covariance: V as in `mmps`.
         switch: The noise level above which "switch" uses the moments of the prior, in units of the
-            data.
+            data; "auto" as in `mmps`.
         solver: "gmres" or "cg".
         iterations: Krylov iterations with the network. A draw of N(0, V) takes as many more.
         schedule: The noise levels.
@@ -32,7 +39,7 @@ class DAPSMM(ChainSampler):
 
     steps: Annotated[int, Ge(2), Le(100_000)] = 32
     covariance: Covariance = "switch"
-    switch: Annotated[float, Gt(0)] = 0.3
+    switch: Switch = "auto"
     solver: Literal["gmres", "cg"] = "gmres"
     iterations: Annotated[int, Ge(1), Le(1_000_000)] = 3
     schedule: Schedule = Karras()
@@ -46,22 +53,23 @@ class DAPSMM(ChainSampler):
     @property
     def cost(self) -> tuple[int, int]:
         levels = self.schedule.grid(self.steps)
-        low = {
-            "switch": float((levels <= self.switch).double().mean()),
-            "jacobian": 1.0,
-            "moments": 0.0,
-        }[self.covariance]
+        low = jacobian_share(levels, self.covariance, self.switch)
         return self.steps, round(self.steps * low * (2 * self.iterations + (self.solver == "cg")))
+
+    def tune(self, prior: Prior, m: Measurement, rng: Rng) -> Self:
+        """Replaces `switch: auto` by the level that fits the prior."""
+        return with_switch(self, prior, m, used=self.covariance == "switch")
 
     @torch.no_grad()
     def __call__(
         self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
     ) -> Tensor:
+        switch = self.tune(prior, m, rng).switch
         sigmas = self.schedule.grid(self.steps)
         m = m.floored(float(sigmas[-1]))
 
         def draw(x_t: Tensor, sigma: float) -> Tensor:
-            here = local_gaussian(prior, x_t, sigma, self.covariance, self.switch, self.iterations)
+            here = local_gaussian(prior, x_t, sigma, self.covariance, switch, self.iterations)
             return condition_on(here, m, rng, self.solver, self.iterations)
 
         return reverse_diffusion(

@@ -22,3 +22,8 @@ class Exact(PosteriorSampler):
     @torch.no_grad()
     def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         return prior.known_exact().posterior(m, rng)
+
+    @torch.no_grad()
+    def posterior_mean(self, prior: Prior, m: Measurement) -> Tensor:
+        """Returns E[x | y] in closed form."""
+        return prior.known_exact().posterior_mean(m)

@@ -1,7 +1,7 @@
 """Noise-matched split Gibbs sampling: exact at a fixed rho."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import torch
 from annotated_types import Ge, Gt, Interval, Le
@@ -10,7 +10,14 @@ from torch import Tensor
 from invem import Karras, Measurement, PosteriorSampler, Prior, Rng
 from invem.diffusion import posterior_state, reverse_diffusion
 from invem.likelihood import largest_singular_value, proximal_draw
-from invem.local_gaussian import Covariance, condition_on, draw_given_state, local_gaussian
+from invem.local_gaussian import (
+    Covariance,
+    Switch,
+    condition_on,
+    draw_given_state,
+    local_gaussian,
+    with_switch,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,8 @@ class MatchedGibbs(PosteriorSampler):
         warm: Noise levels of the initial draws, one denoiser call and up to six vector-Jacobian
             products each.
         end: The last noise level, in units of the data.
+        switch: The noise level above which Cov[x | x_t] comes from the moments of the prior, in
+            units of the data; "auto" as in `mmps`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint", "var"})
@@ -41,19 +50,25 @@ class MatchedGibbs(PosteriorSampler):
     levels: Annotated[int, Ge(1), Le(64)] = 2
     warm: Annotated[int, Ge(2)] = 24
     end: Annotated[float, Gt(0)] = 0.005
+    switch: Switch = "auto"
 
     @property
     def cost(self) -> tuple[int, int]:
         return self.warm + self.sweeps * self.levels, 3 * self.sweeps * self.levels + 6 * self.warm
 
+    def tune(self, prior: Prior, m: Measurement, rng: Rng) -> Self:
+        """Replaces `switch: auto` by the level that fits the prior."""
+        return with_switch(self, prior, m)
+
     @torch.no_grad()
     def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         m = m.floored(self.end)
         sigmas = Karras(sigma_min=self.end).grid(self.warm)
+        switch = self.tune(prior, m, rng).switch
         how: Covariance = "jacobian" if prior.moments is None else "switch"
 
         def draw(x_t: Tensor, sigma: float) -> Tensor:
-            return condition_on(local_gaussian(prior, x_t, sigma, how), m, rng)
+            return condition_on(local_gaussian(prior, x_t, sigma, how, switch), m, rng)
 
         x = reverse_diffusion(
             draw, posterior_state(prior, float(sigmas[0]), rng, m), sigmas, rng, zeta=1.0

@@ -1,10 +1,10 @@
 """MMPS: moment-matching posterior sampling."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeGuard, get_args
+from typing import Annotated, Literal, Self, TypeGuard, get_args
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import ChainSampler, Karras, Measurement, Prior, RecipeError, Rng, Schedule
@@ -19,10 +19,13 @@ from invem.diffusion import (
 from invem.local_gaussian import (
     Covariance,
     LocalGaussian,
+    Switch,
     apply_gain,
     condition_on,
+    jacobian_share,
     linearised,
     local_gaussian,
+    with_switch,
 )
 
 
@@ -57,7 +60,8 @@ class MMPS(ChainSampler):
             whose draws have too little variance by O(1/steps).
         covariance: V by vector-Jacobian products ("jacobian"), by the moments of the prior
             ("moments"), or by the first below `switch` and the second above ("switch").
-        switch: The noise level above which "switch" uses the moments, in units of the data.
+        switch: The noise level above which "switch" uses the moments, in units of the data. "auto"
+            compares the two on samples of the prior (`invem.local_gaussian.switch_level`).
         solver: "gmres", whose residual never grows, or "cg" as published, which stops a sample at
             negative curvature.
         iterations: Krylov iterations with the network.
@@ -82,7 +86,7 @@ class MMPS(ChainSampler):
         "multistep-sde",
     ] = "corrected"
     covariance: Covariance = "switch"
-    switch: Annotated[float, Gt(0)] = 0.3
+    switch: Switch = "auto"
     solver: Literal["gmres", "cg"] = "gmres"
     iterations: Annotated[int, Ge(1), Le(1_000_000)] = 3
     warm: bool = False
@@ -108,11 +112,7 @@ class MMPS(ChainSampler):
             count_calls(self.stepping, self.steps) if _integrates(self.stepping) else self.steps
         )
         levels = self.schedule.grid(self.steps)
-        low = {
-            "switch": float((levels <= self.switch).double().mean()),
-            "jacobian": 1.0,
-            "moments": 0.0,
-        }[self.covariance]
+        low = jacobian_share(levels, self.covariance, self.switch)
         solve = self.iterations + (self.solver == "cg")
         first = solve + self.warm
         more = {
@@ -122,16 +122,21 @@ class MMPS(ChainSampler):
         }
         return forwards, round(forwards * low * (first + more.get(self.stepping, 0)))
 
+    def tune(self, prior: Prior, m: Measurement, rng: Rng) -> Self:
+        """Replaces `switch: auto` by the level that fits the prior."""
+        return with_switch(self, prior, m, used=self.covariance == "switch")
+
     @torch.no_grad()
     def __call__(
         self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
     ) -> Tensor:
+        switch = self.tune(prior, m, rng).switch
         sigmas = self.schedule.grid(self.steps)
         given = m.floored(float(sigmas[-1]))
         last: list[Tensor] = []
 
         def posterior(x_t: Tensor, sigma: float) -> Tensor:
-            here = local_gaussian(prior, x_t, sigma, self.covariance, self.switch, self.iterations)
+            here = local_gaussian(prior, x_t, sigma, self.covariance, switch, self.iterations)
             m = linearised(given, here.mean) if self.linearise else given
             exact = self.stepping == "corrected" or (
                 here.cheap and self.stepping in ("isotropic", "diagonal")

@@ -42,3 +42,8 @@ class SFBD(PosteriorSampler):
         return draw_given_state(
             prior, m.y, sigma, self.steps, self.end, rng, iterations=self.iterations
         )
+
+    @torch.no_grad()
+    def posterior_mean(self, prior: Prior, m: Measurement) -> Tensor:
+        """Returns E[x | y] by one call of the denoiser: y is a state of the diffusion."""
+        return prior(m.y, m.level("sfbd").clamp(min=self.end))

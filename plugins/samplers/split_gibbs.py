@@ -1,7 +1,7 @@
 """Split Gibbs sampling: PnP-DM and DPnP."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from annotated_types import Ge, Gt, Interval, Le
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng
 from invem.likelihood import largest_curvature, proximal_draw
-from invem.local_gaussian import draw_given_state
+from invem.local_gaussian import Switch, draw_given_state, with_switch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class SplitGibbs(PosteriorSampler):
         kernel: The draw of z: "exact", for a linear A and Gaussian noise, or "langevin".
         inner: Steps of "langevin", each a gradient of log p(y | z).
         end: The last noise level of the draw of x, in units of the data.
+        switch: The noise level above which Cov[x | x_t] comes from the moments of the prior, in
+            units of the data; "auto" as in `mmps`.
     """
 
     sweeps: Annotated[int, Ge(1)] = 60
@@ -41,6 +43,7 @@ class SplitGibbs(PosteriorSampler):
     kernel: Literal["exact", "langevin"] = "exact"
     inner: Annotated[int, Ge(1)] = 50
     end: Annotated[float, Gt(0)] = 0.005
+    switch: Switch = "auto"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -51,12 +54,17 @@ class SplitGibbs(PosteriorSampler):
     def cost(self) -> tuple[int, int]:
         return self.sweeps * self.levels, 3 * self.sweeps * self.levels
 
+    def tune(self, prior: Prior, m: Measurement, rng: Rng) -> Self:
+        """Replaces `switch: auto` by the level that fits the prior."""
+        return with_switch(self, prior, m)
+
     @torch.no_grad()
     def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         if self.kernel == "exact":
             m = m.floored(self.end)
         mean = prior.moments.mean if prior.moments is not None else torch.zeros(m.shape)
         x = mean.to(m.y).expand(len(m), *m.shape) + self.first * rng.normal(*m.shape).to(m.y)
+        switch = float(self.tune(prior, m, rng).switch)
         for k in range(self.sweeps):
             rho = max(self.first * self.decay**k, self.last)
             z = (
@@ -64,7 +72,7 @@ class SplitGibbs(PosteriorSampler):
                 if self.kernel == "exact"
                 else self._langevin(m, x, rho, rng)
             )
-            x = draw_given_state(prior, z, rho, self.levels, min(self.end, 0.5 * rho), rng)
+            x = draw_given_state(prior, z, rho, self.levels, min(self.end, 0.5 * rho), rng, switch)
         return x
 
     def _langevin(self, m: Measurement, x: Tensor, rho: float, rng: Rng) -> Tensor:

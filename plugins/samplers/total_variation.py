@@ -10,6 +10,7 @@ from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng
 from invem.likelihood import largest_singular_value
+from invem.linalg import warn_once
 
 _EVERY = 10  # iterations between evaluations of the duality gap
 
@@ -61,6 +62,7 @@ class TotalVariation(PosteriorSampler):
         x = last = m.A.adjoint(white * target) / a_x
         p, q = torch.zeros_like(m.y), torch.zeros_like(_differences(x, axes))
         live = torch.ones_like(a_x, dtype=torch.bool)
+        gap = torch.full_like(a, math.inf)
         for k in range(1, self.iterations + 1):
             ahead = 2 * x - last
             p = (p + step * rho_y * (white * m.A(ahead) / a_y - target)) / (
@@ -79,9 +81,18 @@ class TotalVariation(PosteriorSampler):
                     - _total(p * target)
                     - reach * _total(slope.abs())
                 )
+                gap = (primal - dual) / primal.clamp(min=1e-30)
                 live = live & _wide(primal - dual > self.tol * primal, len(m.shape))
                 if not bool(live.any()):
                     break
+        if bool(live.any()):
+            warn_once(
+                "total-variation",
+                f"stopped after {self.iterations} iterations in {int(live.sum())} of {len(m)}"
+                f" signals, at a relative duality gap of up to {float(gap.max()):.1e}, not"
+                f" {self.tol:.0e}",
+                "raise `iterations` or `tol`",
+            )
         return x
 
 

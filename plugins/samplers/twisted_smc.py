@@ -64,7 +64,9 @@ class TwistedSMC(PosteriorSampler):
                 back = given(each.A.adjoint(u.reshape(each.y.shape)).flatten(1))
                 return var * u + each.A(back.reshape(x_t.shape)).flatten(1)
 
-            u = cg(matvec, r, 100, tol=1e-5).x
+            solved = cg(matvec, r, 100, tol=1e-5)
+            solved.warn_unless(1e-5, "twisted-smc")
+            u = solved.x
             step = here.cov(each.A.adjoint(u.reshape(each.y.shape)).flatten(1)).reshape(x_t.shape)
             return here.mean, here.mean + step, -0.5 * (r.double() * u).sum(1)
 

@@ -68,7 +68,9 @@ class Wiener(PosteriorSampler):
             return (m.A(correlate(m.A.adjoint(u))) + var * u).flatten(1)
 
         mean = m.y.new_full((len(m), *m.shape), self.mean)
-        u = cg(matvec, m.residual(mean).flatten(1), self.iterations, self.tol).x
+        solved = cg(matvec, m.residual(mean).flatten(1), self.iterations, self.tol)
+        solved.warn_unless(self.tol, "wiener", "raise `iterations` or `tol`")
+        u = solved.x
         return (mean + correlate(m.A.adjoint(u.reshape(m.y.shape)))).to(dtype)
 
     def _power(self, shape: tuple[int, ...]) -> Tensor:

@@ -63,8 +63,8 @@ SAME = {
 }  # tasks whose ceiling was not run: its network, and its samples, are those of another
 REFERENCE = 10_000  # test images that samples are compared with, as an evaluation does
 PARTS = ("observations", "warm-start", "mixture", "settle")  # rows that are a phase of our default
-COLUMNS = ("frechet", "psnr", "ssim", "data-misfit", "calibration", "observation-distance")
-HEADS = ("Fréchet", "PSNR, dB", "SSIM", "misfit", "coverage", "observation distance")
+COLUMNS = ("frechet", "psnr", "data-misfit", "calibration", "observation-distance")
+HEADS = ("Fréchet", "PSNR, dB", "misfit", "coverage", "observation distance")
 
 
 def all_kept() -> dict[str, Row]:
