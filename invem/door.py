@@ -288,7 +288,9 @@ class Run:
             NumericalError: If samples are not finite.
         """
         x = unconditional(self.context, self.prior, n, "sample", seed)
-        return all_finite(x, f"{self.path}: samples")
+        newest = self.directory.fit(self.rounds[-1]).file("denoiser")
+        way = f"delete {newest} and fit it anew: invem resume {self.path}"
+        return all_finite(x, f"{self.path}: samples", way)
 
     def measurement(self, observations: Any) -> Measurement:
         """Returns new observations as a measurement: with the operator and the noise of the recipe.

@@ -4,7 +4,7 @@ import json
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +247,10 @@ def shown(run: Path, catalog: Catalog) -> Any:
 
 
 def _harm_text(
-    tmp: Path, tally: Tally, harms: Callable[[bytes, random.Random], Iterator[bytes]]
+    tmp: Path,
+    tally: Tally,
+    harms: Callable[[bytes, random.Random], Iterator[bytes]],
+    names: Sequence[str] = JSON,
 ) -> None:
     run, catalog, rng = tmp / "copy", Catalog.load(), random.Random(5)
     shutil.copytree(whole_run().path, run)
@@ -255,7 +258,7 @@ def _harm_text(
         warnings.simplefilter("ignore")
         before = shown(run, catalog)
         kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-        for name in JSON:
+        for name in names:
             path = run / name
             for harmed in harms(kept[path], rng):
                 path.write_bytes(harmed)
@@ -284,14 +287,27 @@ def flip_text(tmp: Path, budget: Budget, tally: Tally) -> None:
     _harm_text(tmp, tally, harms)
 
 
-@case(GROUP, "a JSON or JSONL file of each kind cut short or emptied")
-def cut_text(tmp: Path, budget: Budget, tally: Tally) -> None:
+def _cuts(budget: Budget) -> Callable[[bytes, random.Random], Iterator[bytes]]:
     def harms(data: bytes, rng: random.Random) -> Iterator[bytes]:
         yield from (b"", data[:7], data[: len(data) // 2], data + data, b"[" * 100000, b"\xff\xfe")
         for at in offsets(len(data), max(3, budget.flips // 20), rng):
             yield data[:at]
 
-    _harm_text(tmp, tally, harms)
+    return harms
+
+
+@case(GROUP, "a JSON or JSONL file of each kind, but the log, cut short or emptied")
+def cut_text(tmp: Path, budget: Budget, tally: Tally) -> None:
+    _harm_text(tmp, tally, _cuts(budget), [name for name in JSON if name != "log.jsonl"])
+
+
+@case(
+    GROUP,
+    "the log cut short or emptied: the times of what was cut are missing",
+    waits_for="a log that is cut at the end of a line looks like that of a run that was killed",
+)
+def cut_log(tmp: Path, budget: Budget, tally: Tally) -> None:
+    _harm_text(tmp, tally, _cuts(budget), ["log.jsonl"])
 
 
 # What the harness must see
