@@ -23,7 +23,6 @@ from torch import Tensor
 from invem.config import (
     Catalog,
     Changes,
-    Loaded,
     Recipe,
     RecipeLike,
     load_any,
@@ -33,8 +32,9 @@ from invem.config import (
 from invem.errors import DataError, RecipeError
 from invem.files import check_observations, read_observations
 from invem.measurement import Measurement
+from invem.opening import facts_of, installed, read_recipe, without_device
 from invem.planning.make import make, written_out
-from invem.planning.plan import Facts, Plan
+from invem.planning.plan import Plan
 from invem.prior import Prior
 from invem.priorfile import copy_prior
 from invem.running.changes import change
@@ -249,8 +249,8 @@ class Run:
         """Changes the recipe of a run that was begun, and the plan with it."""
         if not self.directory.begun:
             raise RecipeError(f"{self.path}: no run was begun in it; change its recipe")
-        catalog = _installed() if self._catalog is None else self._catalog
-        after = make(replace(self.plan.loaded, words), catalog, _facts(self.directory))
+        catalog = installed() if self._catalog is None else self._catalog
+        after = make(replace(self.plan.loaded, words), catalog, facts_of(self.directory))
         change(self.context, after, words)
         self.plan, self.context = after, Context(after, self.directory)
 
@@ -364,7 +364,7 @@ def plan(
         PluginError: If the only problem is a plugin that is missing or broken.
     """
     loaded = read_recipe(recipe, changes, smoke, device)
-    return make(loaded, _installed() if catalog is None else catalog)
+    return make(loaded, installed() if catalog is None else catalog)
 
 
 def run(
@@ -402,15 +402,15 @@ def run(
         DataError: If a file of the run is damaged.
         ResourceError: If the disk is full.
     """
-    catalog = _installed() if catalog is None else catalog
+    catalog = installed() if catalog is None else catalog
     loaded = read_recipe(recipe, changes, smoke, device)
     path = Path("runs", Path(loaded.source).stem) if out is None else Path(out).expanduser()
     directory = RunDirectory(path)
     if directory.begun:
         found = open(path, device=loaded.recipe.compute.device, catalog=catalog)
-        asked = _but_the_device(written_out(loaded, catalog, found.plan.facts))
+        asked = without_device(written_out(loaded, catalog, found.plan.facts))
         begun_with = written_out(load_any(directory.recipe), catalog, found.plan.facts)
-        if asked not in [_but_the_device(recipe) for recipe in (found.resolved, begun_with)]:
+        if asked not in [without_device(recipe) for recipe in (found.resolved, begun_with)]:
             raise RecipeError(f"{path}: it holds a run of another recipe; choose another `out`")
     elif directory.is_free:
         found = Run(make(loaded, catalog), path, catalog)
@@ -437,46 +437,7 @@ def open(path: str | Path, *, device: str | None = None, catalog: Catalog | None
         DataError: If it is damaged.
     """
     directory = RunDirectory(Path(path).expanduser())
-    facts = _facts(directory)
+    facts = facts_of(directory)
     loaded = load_any(directory.recipe, directory.changes, device=device)
-    catalog = _installed() if catalog is None else catalog
+    catalog = installed() if catalog is None else catalog
     return Run(make(loaded, catalog, facts), directory.path, catalog)
-
-
-def read_recipe(
-    recipe: RecipeLike, changes: Changes = (), smoke: bool = False, device: str | None = None
-) -> Loaded:
-    """Reads and checks a recipe, as `load_any` does; a run directory is told from a recipe."""
-    if isinstance(recipe, str | Path) and RunDirectory(Path(recipe).expanduser()).begun:
-        raise RecipeError(
-            f"{recipe}: it is a run, not a recipe; go on with it: invem resume {recipe}"
-            " (invem.open in Python)"
-        )
-    return load_any(recipe, changes, smoke, device)
-
-
-def _facts(directory: RunDirectory) -> Facts:
-    """Returns what a run keeps of its data set."""
-    about = directory.description()
-    data = about.get("data")
-    if data is None:
-        path = directory.json_file("run")
-        raise DataError(f"{path}: damaged: data is missing; begin a new run with its recipe")
-    prior = None if data["prior"] is None else tuple(data["prior"])
-    sizes = data["whole_train"], data["whole_test"]
-    digests = data.get("digests", {})
-    return Facts(tuple(data["shape"]), tuple(data["range"]), *sizes, prior, digests)
-
-
-def _installed() -> Catalog:
-    """Returns the components of the installed plugins, and warns of those that are broken."""
-    catalog = Catalog.load()
-    for problem in catalog.problems:
-        warnings.warn(problem, stacklevel=3)
-    return catalog
-
-
-def _but_the_device(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a recipe without the device: a run may go on on another."""
-    compute = {key: value for key, value in resolved["compute"].items() if key != "device"}
-    return {**resolved, "compute": compute}

@@ -17,7 +17,7 @@ from torch import nn
 
 import invem
 from invem import Denoiser, Gaussian, Measurement, Mixture, Preconditioned, Prior, Rng
-from invem.local_gaussian import switch_level, variance_ratios
+from invem.switching import switch_level, variance_ratios
 
 SHAPE = (1, 4, 4)
 

@@ -21,7 +21,7 @@ VOCABULARY = [
     {"denoiser"},
     {"prior"},
     {"diffusion", "local_gaussian"},
-    {"sampler", "objective", "dataset", "metric"},
+    {"sampler", "objective", "dataset", "metric", "switching"},
     {"stopping", "fileformat"},
 ]
 LAYERS = [
@@ -31,7 +31,7 @@ LAYERS = [
     {"storage"},
     {"planning"},
     {"running", "files"},
-    {"priorfile"},
+    {"priorfile", "opening"},
     {"door"},
     {"report", "bench"},
     {"testing"},

@@ -54,7 +54,7 @@ def show(
     recipe: RecipePath, overrides: Overrides = None, smoke: Smoke = False, as_json: AsJson = False
 ) -> None:
     """Print a recipe with every default written out."""
-    from invem.door import read_recipe
+    from invem.opening import read_recipe
     from invem.planning.make import written_out
 
     loaded = read_recipe(recipe, overrides or (), smoke)

@@ -1,8 +1,9 @@
 """From a recipe to a plan: names, options, needs and data are checked, nothing is computed."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,10 +81,7 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     check_requirements(recipe, builder)
     _check_device(recipe, builder)
     where = "data" if recipe.data is not None else "observations"
-    data = builder.part("datasets", getattr(recipe, where), (where,))
-    operator = builder.part("operators", recipe.operator, ("operator",))
-    noise = builder.part("noises", recipe.noise, ("noise",))
-    network = builder.part("networks", recipe.network, ("network",))
+    data, operator, noise, network = _parts(recipe, builder, where)
     stages = build_stages(recipe, builder)
     metrics = _metrics(recipe, builder)
     builder.done()
@@ -92,12 +90,8 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
         check_stops(recipe, builder, stages, metrics)
 
     def split(name: str) -> Dataset:
-        return Source(
-            data(name),
-            lambda text: recipes.error(loaded, (where,), text),
-            builder.origins,
-            signals=where == "data",
-        )
+        fail = partial(recipes.error, loaded, (where,))
+        return Source(data(name), fail, builder.origins, signals=where == "data")
 
     check_unknowns(recipe, builder, stages)
     builder.done()
@@ -106,9 +100,7 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     if train is not None:
         facts = _facts(recipe, metrics, train, split)
     assert facts is not None
-    options = {kind: builder.values[(kind,)] for kind in ("operator", "noise")}
-    model = MeasurementModel(tuple(facts.shape), operator, noise, options, builder.origins)
-    _check_measuring(model, builder)
+    model = _measuring(facts, operator, noise, builder)
     _check_data(recipe, builder, model, train)
     built = network(model.shape)
     if not begun:
@@ -142,6 +134,21 @@ def _made(loaded: Loaded, builder: Builder, facts: Facts | None) -> Plan:
     if train is not None:
         plan.warnings.extend(doubts(plan, builder.values[(where,)]))
     return plan
+
+
+def _measuring(facts: Facts, operator: Make, noise: Make, builder: Builder) -> MeasurementModel:
+    """Returns the measurement model, tried once."""
+    options = {kind: builder.values[(kind,)] for kind in ("operator", "noise")}
+    model = MeasurementModel(tuple(facts.shape), operator, noise, options, builder.origins)
+    _check_measuring(model, builder)
+    return model
+
+
+def _parts(recipe: Recipe, builder: Builder, where: str) -> Iterator[Make | None]:
+    """Yields what builds data, operator, noise and network; None after a problem."""
+    yield builder.part("datasets", getattr(recipe, where), (where,))
+    for kind in ("operator", "noise", "network"):
+        yield builder.part(f"{kind}s", getattr(recipe, kind), (kind,))
 
 
 def _check_device(recipe: Recipe, builder: Builder) -> None:

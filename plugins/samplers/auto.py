@@ -8,7 +8,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng
-from invem.local_gaussian import Switch
+from invem.switching import Switch
 
 from .exact import Exact
 from .mmps import MMPS

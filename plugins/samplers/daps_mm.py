@@ -11,12 +11,10 @@ from invem import ChainSampler, Karras, Measurement, Prior, Rng, Schedule
 from invem.diffusion import posterior_state, reverse_diffusion
 from invem.local_gaussian import (
     Covariance,
-    Switch,
     condition_on,
-    jacobian_share,
     local_gaussian,
-    with_switch,
 )
+from invem.switching import Switch, jacobian_share, level_of, with_switch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ class DAPSMM(ChainSampler):
     def __call__(
         self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
     ) -> Tensor:
-        switch = self.tune(prior, m, rng).switch
+        switch = level_of(self.tune(prior, m, rng).switch)
         sigmas = self.schedule.grid(self.steps)
         m = m.floored(float(sigmas[-1]))
 

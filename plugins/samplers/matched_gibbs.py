@@ -12,12 +12,11 @@ from invem.diffusion import posterior_state, reverse_diffusion
 from invem.likelihood import largest_singular_value, proximal_draw
 from invem.local_gaussian import (
     Covariance,
-    Switch,
     condition_on,
     draw_given_state,
     local_gaussian,
-    with_switch,
 )
+from invem.switching import Switch, level_of, with_switch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class MatchedGibbs(PosteriorSampler):
     def __call__(self, prior: Prior, m: Measurement, rng: Rng) -> Tensor:
         m = m.floored(self.end)
         sigmas = Karras(sigma_min=self.end).grid(self.warm)
-        switch = self.tune(prior, m, rng).switch
+        switch = level_of(self.tune(prior, m, rng).switch)
         how: Covariance = "jacobian" if prior.moments is None else "switch"
 
         def draw(x_t: Tensor, sigma: float) -> Tensor:

@@ -19,14 +19,12 @@ from invem.diffusion import (
 from invem.local_gaussian import (
     Covariance,
     LocalGaussian,
-    Switch,
     apply_gain,
     condition_on,
-    jacobian_share,
     linearised,
     local_gaussian,
-    with_switch,
 )
+from invem.switching import Switch, jacobian_share, level_of, with_switch
 
 
 def _integrates(stepping: str) -> TypeGuard[Stepping]:
@@ -61,7 +59,7 @@ class MMPS(ChainSampler):
         covariance: V by vector-Jacobian products ("jacobian"), by the moments of the prior
             ("moments"), or by the first below `switch` and the second above ("switch").
         switch: The noise level above which "switch" uses the moments, in units of the data. "auto"
-            compares the two on samples of the prior (`invem.local_gaussian.switch_level`).
+            compares the two on samples of the prior (`invem.switching.switch_level`).
         solver: "gmres", whose residual never grows, or "cg" as published, which stops a sample at
             negative curvature.
         iterations: Krylov iterations with the network.
@@ -130,7 +128,7 @@ class MMPS(ChainSampler):
     def __call__(
         self, prior: Prior, m: Measurement, rng: Rng, start: Tensor | None = None
     ) -> Tensor:
-        switch = self.tune(prior, m, rng).switch
+        switch = level_of(self.tune(prior, m, rng).switch)
         sigmas = self.schedule.grid(self.steps)
         given = m.floored(float(sigmas[-1]))
         last: list[Tensor] = []

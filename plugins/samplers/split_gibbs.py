@@ -9,7 +9,8 @@ from torch import Tensor
 
 from invem import Measurement, PosteriorSampler, Prior, Rng
 from invem.likelihood import largest_curvature, proximal_draw
-from invem.local_gaussian import Switch, draw_given_state, with_switch
+from invem.local_gaussian import draw_given_state
+from invem.switching import Switch, level_of, with_switch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class SplitGibbs(PosteriorSampler):
             m = m.floored(self.end)
         mean = prior.moments.mean if prior.moments is not None else torch.zeros(m.shape)
         x = mean.to(m.y).expand(len(m), *m.shape) + self.first * rng.normal(*m.shape).to(m.y)
-        switch = float(self.tune(prior, m, rng).switch)
+        switch = level_of(self.tune(prior, m, rng).switch)
         for k in range(self.sweeps):
             rho = max(self.first * self.decay**k, self.last)
             z = (
