@@ -288,8 +288,7 @@ class Run:
             NumericalError: If samples are not finite.
         """
         x = unconditional(self.context, self.prior, n, "sample", seed)
-        newest = self.directory.fit(self.rounds[-1]).file("denoiser")
-        way = f"delete {newest} and fit it anew: invem resume {self.path}"
+        way = f"delete its newest denoiser.safetensors to fit it anew: invem resume {self.path}"
         return all_finite(x, f"{self.path}: samples", way)
 
     def measurement(self, observations: Any) -> Measurement:
