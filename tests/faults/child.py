@@ -241,8 +241,7 @@ def fuzzing(what: str, worker: int, seconds: float, seeds: list[str], folder: st
             except InvemError as error:
                 places = r"(\S*r\.yaml:\d+:\d+|override '.*'|\S*r\.yaml|[\w. -]+): ."
                 lines = str(error).split("\n")
-                fine = error.exit_code in (2, 3) and all(line.isprintable() for line in lines)
-                fine = fine and all(re.match(places, line) for line in lines)
+                fine = error.exit_code in (2, 3) and all(re.match(places, line) for line in lines)
                 kind, text = ("refused", "") if fine else ("wrong", f"{error!r}"[:600])
             except BaseException as error:
                 kind, text = "raised", _where(error)

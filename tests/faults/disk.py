@@ -42,7 +42,7 @@ def _full(tmp: Path, tally: Tally, harm: dict[str, int]) -> None:
         if value != whole.digests.get(name)
         and name != "metrics.jsonl"
         and "step-" not in name
-        and not name.endswith("spent.json")
+        and not name.endswith(("spent.json", "pending.json"))
     ]
     begun = (out / "run.json").exists()
     words = ["resume", out] if begun else ["run", recipe(tmp), "--out", out]

@@ -150,7 +150,9 @@ def resume_with_damage(tmp: Path, budget: Budget, tally: Tally) -> None:
                     target.unlink(missing_ok=True)
                     done = invem(["resume", run], tmp / "said")
                     named = done.is_refusal(4, naming=str(name))
-                    fine = (done.code == 0 and not same(run, whole)) or named
+                    # What no later step needs is not made again.
+                    whole_again = same(run, whole) in ("", name.as_posix())
+                    fine = (done.code == 0 and whole_again) or named
                     tally.judge(fine, f"{kind} deleted: {done.err[-300:]}", refused=named)
             shutil.rmtree(run)
 

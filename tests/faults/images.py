@@ -117,7 +117,7 @@ def broken_pictures(tmp: Path, budget: Budget, tally: Tally) -> None:
         folder.mkdir()
         (folder / name).write_bytes(data)
         for i in range(8):  # of which a hash puts some among those for test
-            (folder / f"good-{i}.png").write_bytes(encoded(grey(), "PNG"))
+            (folder / f"good-{i}.png").write_bytes(encoded(grey().resize((4, 4)), "PNG"))
         change = f"data={{name: folder, root: {folder}, channels: 1, size: 4, test: 0.5}}"
         words = ["run", recipe(tmp), change, "evaluate={metrics: []}", "--out", tmp / "run"]
         for command in (words, ["restore", whole_run().path, folder]):
