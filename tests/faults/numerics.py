@@ -98,7 +98,7 @@ def networks_not_finite(tmp: Path, budget: Budget, tally: Tally) -> None:
     for name, wrong in NETWORKS.items():
         words = ("run", "RECIPE", "network=frail-net", "--out", tmp / "run")
         done = broken(tmp, *words, network=wrong)
-        fine = done.is_refusal(3, 5, naming="finite") or done.is_refusal(5)
+        fine = done.is_refusal(3, naming="frail-net") or done.is_refusal(5, naming="finite")
         tally.judge(fine, f"{name}: {done.code} {done.err[-300:]}", refused=True)
         if done.code == 0:
             tally.reasons[-1] += " finished"
