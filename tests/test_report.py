@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from invem import report
-from invem.errors import DataError
+from invem.errors import DataError, RecipeError
 from invem.storage import sealed
 from invem.storage.directory import Round, RunDirectory
 
@@ -258,7 +258,7 @@ def test_pictures(tmp_path, channels):
 
 def test_not_a_run(tmp_path):
     for make in (report.write, report.pictures):
-        with pytest.raises(DataError, match="not a run") as caught:
+        with pytest.raises(RecipeError, match="not a run") as caught:
             make(tmp_path)
         assert "\n" not in str(caught.value)
     (tmp_path / "run.json").write_text("[")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invem.config import load_any, yaml
-from invem.errors import DataError, InvemError
+from invem.errors import DataError, InvemError, RecipeError
 from invem.report.data import (
     Array,
     Evaluation,
@@ -43,14 +43,15 @@ def load(run: Path) -> ReportData:
         run: The directory of the run, finished or not.
 
     Raises:
-        DataError: The directory is not a run, its `run.json` is damaged, or another version of
+        RecipeError: The directory is not a run.
+        DataError: Its `run.json` is damaged, or another version of
             invem made it.
     """
     from invem.storage.directory import RunDirectory  # it imports torch
 
     directory = RunDirectory(run)
     if not directory.begun:
-        raise DataError(f"{str(run)!r} is not a run: no readable run.json in it")
+        raise RecipeError(f"{str(run)!r} is not a run: no readable run.json in it")
     about = directory.about()
     damaged: list[str] = []
     folders = sorted(

@@ -21,6 +21,7 @@ def command(
     env: dict[str, str | None] | None = None,
     cwd: str | None = None,
     kill_at: int | None = None,
+    kill_on: str = "",
     full_at: int | None = None,
     count: bool = False,
     largest: int | None = None,
@@ -37,6 +38,7 @@ def command(
         cwd: The working directory.
         kill_at: Which call of `COMMITS` the process is killed at: before call k // 2 if k is even,
             after it otherwise.
+        kill_on: The name of a file; the process is killed when it has been written.
         full_at: At which call the disk is full.
         count: Whether the number of these calls is written to the file "calls".
         largest: The most bytes of a file.
@@ -55,8 +57,8 @@ def command(
     if cwd is not None:
         os.chdir(cwd)
     torch.set_num_threads(1)
-    calls = _Calls(Path(files), kill_at, full_at)
-    if kill_at is not None or full_at is not None or count:
+    calls = _Calls(Path(files), kill_at, full_at, kill_on)
+    if kill_at is not None or full_at is not None or count or kill_on:
         calls.watch()
     if largest is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -93,8 +95,9 @@ def _redirect(number: int, where: str) -> None:
 class _Calls:
     """Counts calls that change the disk for good, and kills or fails at one of them."""
 
-    def __init__(self, files: Path, kill_at: int | None, full_at: int | None) -> None:
+    def __init__(self, files: Path, kill_at: int | None, full_at: int | None, kill_on: str) -> None:
         self.number, self.files, self.kill_at, self.full_at = 0, files, kill_at, full_at
+        self.kill_on = kill_on
 
     def watch(self) -> None:
         for name in COMMITS:
@@ -107,6 +110,8 @@ class _Calls:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._kill(2 * number, f"before {name}", given)
             result = call(*given, **named)
+            if self.kill_on and name == "replace" and str(given[-1]).endswith(self.kill_on):
+                os.kill(os.getpid(), signal.SIGKILL)
             self._kill(2 * number + 1, f"after {name}", given)
             return result
 

@@ -84,7 +84,7 @@ def killed_runs(
     Every kill is a try. A kill is survived if the run that it struck ends with the bytes of the
     uninterrupted one, and nothing that was finished before it was done anew.
     """
-    rng, hits, number = random.Random(0), 0, 0
+    rng, hits, number, turn = random.Random(0), 0, 0, 0
     wanted = -(-budget.kills // 2)
     while hits < wanted:
         number += 1
@@ -100,7 +100,7 @@ def killed_runs(
                     break
                 tally.hit(f"during: {doing(out, whole)}" if out.exists() else "during: start")
             else:
-                at = points[(hits * 7919 + 13) % len(points)]
+                at, turn = points[turn % len(points)], turn + 1
                 (tmp / "said" / "killed").unlink(missing_ok=True)
                 if invem(words(tmp, out), tmp / "said", kill_at=at).code != -signal.SIGKILL:
                     break

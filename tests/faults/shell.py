@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from faults.base import Budget, Tally, case, invem, recipe, same, whole_run
+from invem.storage.directory import RunDirectory
 
 GROUP = "Command line"
 
@@ -210,31 +211,26 @@ def advised_commands(tmp: Path, budget: Budget, tally: Tally) -> None:
     shutil.copytree(whole.path, out)
     shutil.rmtree(out / "1-001-evaluation")
     done = invem(["run", recipe(tmp), "--out", out], tmp / "said")
-    advice = re.search(r"invem (resume .*)$", done.err.strip())
+    advice = re.search(r"invem (resume [^\s)]+)", done.err)
     if advice is None:
         tally.lose(f"no advice: {done.err}")
     else:
         done = invem(advice[1].split(), tmp / "said")
         tally.judge(done.code == 0 and not same(out, whole), done.err[-300:], refused=True)
-    about = json.loads((out / "run.json").read_text())
+    about = RunDirectory(out).about()
     about["components"][0]["version"] = "0.0.0"
-    (out / "run.json").write_text(json.dumps(about))
+    RunDirectory(out).write_json("run", about)
     done = invem(["resume", out], tmp / "said")
     advised = "--force" in done.err
     done = invem(["resume", out, "--force"], tmp / "said")
     tally.judge(advised and done.code == 0, done.err[-300:], refused=True)
     # "damaged": delete the file, and resume
-    shutil.copytree(whole.path, tmp / "damaged")
-    run = tmp / "damaged"
-    for name in ("1-001-denoiser/denoiser.safetensors", "1-001-samples/00000.safetensors"):
-        shutil.rmtree(run / "1-001-evaluation")
-        (run / "1-001-denoiser/denoiser.safetensors").unlink()
-        if not (run / name).exists():
-            (run / name).write_bytes(b"torn")
-        else:
-            (run / name).write_bytes((run / name).read_bytes()[:-1])
-        done = invem(["resume", run], tmp / "said")
-        told = done.is_refusal(4, naming=name)
-        (run / name).unlink()
-        done = invem(["resume", run], tmp / "said")
-        tally.judge(told and done.code == 0 and not same(run, whole), done.err[-300:], refused=True)
+    run, name = tmp / "damaged", "1-001-denoiser/denoiser.safetensors"
+    shutil.copytree(whole.path, run)
+    shutil.rmtree(run / "1-001-evaluation")
+    (run / name).write_bytes((run / name).read_bytes()[:-1])
+    done = invem(["resume", run], tmp / "said")
+    told = done.is_refusal(4, naming=name)
+    (run / name).unlink()
+    done = invem(["resume", run], tmp / "said")
+    tally.judge(told and done.code == 0 and not same(run, whole), done.err[-300:], refused=True)
