@@ -374,10 +374,12 @@ class Planner:
             self.signatures[factory] = config.options_of(factory)
         return self.signatures[factory]
 
-    def _parse(self, catalog: Catalog, component: Component, given: Any, fail: Any) -> Any:
+    def _parse(
+        self, catalog: Catalog, component: Component, given: Any, fail: Any, folder: Any
+    ) -> Any:
         key = f"{component.kind}/{component.name} {json.dumps(given, sort_keys=True)}"
         if key not in self.parsed:
-            self.parsed[key] = config.parse_options(catalog, component, given, fail)
+            self.parsed[key] = config.parse_options(catalog, component, given, fail, folder)
         return dict(self.parsed[key])
 
     def load(self, whole: dict[str, Any]) -> config.Loaded:

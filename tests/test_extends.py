@@ -269,7 +269,7 @@ def test_extends_is_one_path(problems, value):
     ("name", "expected"),
     [
         ("bas.yaml", "r.yaml:1:10: extends: bas.yaml: there is no such file; did you mean"),
-        (".", "r.yaml:1:10: extends: .: cannot be read: "),
+        (".", "r.yaml:1:10: extends: .: it is a folder, and a recipe is a YAML file"),
         ("/dev/zero", "/dev/zero:1:1: 1048577 bytes are too many"),
         ("list.yaml", "list.yaml:1:1: a recipe is a mapping, got a list"),
         ("tag.yaml", "tag.yaml:1:7: tags (!) are not allowed"),

@@ -503,6 +503,7 @@ def test_a_hangup_stops_a_run_as_a_termination_does(monkeypatch):
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored if the tests run under nohup
         asked = StopSignals()
         os.kill(os.getpid(), signal.SIGHUP)
         assert asked() == 128 + signal.SIGHUP

@@ -471,6 +471,12 @@ def test_a_broken_component_that_no_recipe_names_disturbs_none(frail, tmp_path):
 
 # A plugin that loops at import, and an interrupt at any time
 
+
+def interruptible():
+    """Ctrl-C reaches the child also where the tests run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 LOOPS = {
     "a loop": "import time\nwhile True:\n    time.sleep(0.05)",
     "a loop that catches all": (
@@ -484,7 +490,9 @@ LOOPS = {
 def test_a_plugin_that_loops_at_import_is_told_and_can_be_left(tmp_path, loop):
     (tmp_path / "endless\x1b.py").write_text(LOOPS[loop])
     words = [sys.executable, "-m", "invem", "--plugins-dir", str(tmp_path), "ls"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
     assert process.stderr is not None
     told = process.stderr.readline()
     assert told.startswith("still loading plugin endless")
@@ -524,7 +532,14 @@ main()
     root = Path(__file__).parent.parent
     for module in ("typer", "invem.cli.runs", "invem.config.yaml", "torch", "invem.door"):
         words = [sys.executable, "-c", text, module]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=root, timeout=100)
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            cwd=root,
+            timeout=100,
+            preexec_fn=interruptible,
+        )
         assert (done.returncode, done.stdout, done.stderr) == (130, "", ""), module
 
 

@@ -26,6 +26,9 @@ from invem.cli.words import type_words
 from invem.config import Catalog
 from invem.errors import RecipeError
 from invem.running.records import Record
+from invem.storage import sealed
+from invem.storage.directory import RunDirectory
+from invem.storage.shapes import FORMAT
 
 CATALOG = Catalog.load()
 SMALL = {
@@ -125,12 +128,22 @@ def test_no_metrics_on_purpose_cost_no_evaluation(tmp_path):
 def evaluated(folder, *rounds, observations=None, warnings=(), **log):
     """A run directory with metrics alone: one mapping of metrics for each round of phase "em"."""
     folder.mkdir(exist_ok=True)
-    (folder / "run.json").write_text(json.dumps({"name": "r", "warnings": list(warnings)}))
+    about = {"name": "r", "format": FORMAT, "recipe": "phases: []\n", "warnings": list(warnings)}
+    seal(folder / "run.json", about)
     lines = [{"phase": None, "name": "observations", "round": None, "metrics": observations or {}}]
     for i, found in enumerate(rounds):
         lines.append({"phase": 0, "name": "em", "round": i, "metrics": found})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seal_lines(folder / "metrics.jsonl", lines)
     return folder
+
+
+def seal(path, value):
+    sealed.write(path, value, RunDirectory(path.parent).place_of(path))
+
+
+def seal_lines(path, rows):
+    place = RunDirectory(path.parent).place_of(path)
+    path.write_text("".join(sealed.line_of(row, place) for row in rows))
 
 
 def value(number, sem=None, unit="", better=None, target=None, **more):
@@ -197,7 +210,7 @@ def test_the_report_says_whether_rounds_still_improve(tmp_path):
 def test_the_report_repeats_the_warnings_of_a_run(tmp_path):
     run = evaluated(tmp_path / "a", {"psnr": value(20.0, 0.1)}, warnings=["3 files left out"])
     line = {"event": "calibrate", "name": "em", "round": 0, "values": {"s": 1}, "settled": False}
-    (run / "log.jsonl").write_text(json.dumps(line) + "\n")
+    seal_lines(run / "log.jsonl", [line])
     bad = [text for tone, text in told(run) if tone == "bad"]
     assert bad[0] == "3 files left out" and "not settled" in bad[1]
 
@@ -375,9 +388,9 @@ def hostile(folder):
         "components": [dict.fromkeys(("kind", "name", "distribution", "version"), EVIL)],
         "warnings": [EVIL],
     }
-    (run / "run.json").write_text(json.dumps(about))
+    seal(run / "run.json", {**about, "format": FORMAT})
     lines = [{"phase": 0, "name": EVIL, "round": 0, "metrics": {EVIL: metric}}]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seal_lines(run / "metrics.jsonl", lines)
     where = {"name": EVIL, "round": 0, "phase": 0}
     log = [
         {"event": "stop", "reason": EVIL, **where},
@@ -386,9 +399,8 @@ def hostile(folder):
         {"event": "loss", "loss": 1.0, "step": 1, **where},
         {"event": "fit", "seconds": 1.0, **where},
     ]
-    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    told = {"lines": [EVIL], "warning": EVIL}
-    (run / "identifiability.json").write_text(json.dumps(told))
+    seal_lines(run / "log.jsonl", log)
+    seal(run / "identifiability.json", {"lines": [EVIL], "warning": EVIL})
     return run
 
 

@@ -648,7 +648,7 @@ def test_a_network_is_not_compiled_where_the_loss_is_differentiated_twice(object
     """torch.compile has no second derivative."""
     batch = Example(None, noisy(signals(6)))
     trainers = [trained(objective, batch, compiled) for compiled in (False, True)]
-    assert not objective.compiles and not trainers[1].compiled
+    assert not objective.compiles
     one, two = (
         torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])
         for trainer in trainers

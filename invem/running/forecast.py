@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -72,6 +72,13 @@ class PhaseForecast:
     disk: int
 
 
+class Disk(NamedTuple):
+    """The bytes of a disk."""
+
+    total: int
+    free: int
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What a run will take.
@@ -84,6 +91,7 @@ class Forecast:
         begun: Bytes on disk beside those of the phases.
         passing: Bytes of checkpoints, which are removed again.
         free: Free bytes where the run is to be written.
+        size: All bytes there.
         threads: The threads that the run will have.
         accelerated: Whether most of the memory is that of an accelerator.
         without: What the time leaves out.
@@ -96,6 +104,7 @@ class Forecast:
     begun: int
     passing: int
     free: int
+    size: int
     threads: Threads
     accelerated: bool
     without: list[str] = field(default_factory=list)
@@ -141,7 +150,7 @@ def forecast(plan: Plan, path: Path, clock: bool = True) -> Forecast:
         path: The run directory, which need not exist.
         clock: Whether times are measured. Sizes alone are found faster.
     """
-    run = Context(plan, RunDirectory(path))
+    run, disk = Context(plan, RunDirectory(path)), _disk_of(path)
     row, common = _bytes_of_observations(plan)
     before = torch.get_num_threads()
     threads = choose_threads(run) if clock else Threads(before, {})
@@ -158,7 +167,8 @@ def forecast(plan: Plan, path: Path, clock: bool = True) -> Forecast:
         held=(plan.train + plan.test) * row,
         begun=_begun(run, row, common),
         passing=max(map(_checkpoints, plan.stages, rehearsed), default=0),
-        free=_free(path),
+        free=disk.free,
+        size=disk.total,
         threads=threads,
         accelerated=run.device.type != "cpu",
         without=_without(plan),
@@ -186,6 +196,8 @@ def check_space(found: Forecast, path: Path, source: str) -> str | None:
         f" free for {path}; most of it is phase {largest.name}: fewer rounds, draws or observations"
         " need less, or choose another disk (--out)"
     )
+    if not found.size:
+        return None  # no disk, such as /proc: the run says why it cannot be written there
     if need > found.free:
         raise ResourceError(told)
     return told if need > _NEAR * found.free else None
@@ -367,12 +379,13 @@ def _signal(plan: Plan) -> int:
     return 4 * math.prod(plan.shape)
 
 
-def _free(path: Path) -> int:
-    """Returns the free bytes of the disk that a folder is, or will be, on."""
+def _disk_of(path: Path) -> Disk:
+    """Returns the bytes of the disk that a folder is, or will be, on."""
     there = next(
         folder for folder in [path.absolute(), *path.absolute().parents] if folder.is_dir()
     )
-    return shutil.disk_usage(there).free
+    total, _, free = shutil.disk_usage(there)
+    return Disk(total, free)
 
 
 # Memory

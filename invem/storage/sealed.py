@@ -84,7 +84,7 @@ def read(path: Path, place: str) -> dict[str, Any]:
 
 def line_of(value: Mapping[str, Any], place: str) -> str:
     """Returns a JSON object with its digest as a line of a file, with the end of the line."""
-    return json.dumps(seal(value, place), sort_keys=True) + "\n"
+    return json.dumps(seal(value, place)) + "\n"
 
 
 def read_lines(path: Path, place: str, whole: bool = False) -> Iterator[dict[str, Any]]:
