@@ -47,6 +47,10 @@ class _Named(FileFormat):
         with self._origins.naming():
             return self._format.names(path, expected)
 
+    def check(self, path: Path, expected: Expected) -> list[str]:
+        with self._origins.naming():
+            return self._format.check(path, expected)
+
     def write(self, path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         with self._origins.naming():
             self._format.write(path, tensors, about)

@@ -247,7 +247,8 @@ def test_twelve_bits_kept_in_sixteen_are_noticed(tmp_path):
     assert "noise: sigma: 0.2 cannot be" in of_noise and "recipe.yaml:4:" in of_noise
     assert not any("\n" in line for line in (of_range, of_noise))
     assert warned(tmp_path, 0.2, ", low: 0, high: 4095") == []
-    (again,) = warned(tmp_path, 0.2, ", low: 0, high: 60000")[:1]
+    lines = warned(tmp_path, 0.2, ", low: 0, high: 60000")
+    again = next(line for line in lines if "32 images" not in line)
     stated = float(again.split("high: ")[1].rstrip(")"))
     assert 3000 < stated < 4200
 
@@ -276,7 +277,8 @@ def test_a_run_keeps_what_was_doubted_and_identify_prints_the_level(tmp_path):
     kept = json.loads((tmp_path / "run" / "identifiability.json").read_text())
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert any("cannot be" in line for line in about["warnings"])
-    assert kept["noise level"]["at most"] == pytest.approx(0.2, rel=0.1)
+    # An upper bound: the least variance of an entry has a part of the signal in it.
+    assert 0.195 < kept["noise level"]["at most"] < 0.24
     shown = CliRunner().invoke(app, ["identify", str(tmp_path / "recipe.yaml")])
     assert "the observations show noise of " in shown.output
 
