@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command import invem
 
-from invem import atomic, cli, door, store
+from invem import atomic, door, store
 from invem.cli.progress import follow
 from invem.cli.runs import StopSignals
 from invem.config import Catalog
@@ -46,18 +47,6 @@ SMALL = {
     ],
     "evaluate": {"metrics": ["psnr"], "samples": 4, "draws": 2, "steps": 2},
 }
-
-
-def invem(monkeypatch, capsys, *words):
-    """Runs the command line; returns the exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["invem", *map(str, words)])
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = [(number, signal.getsignal(number)) for number in numbers]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    for number, handler in handlers:
-        signal.signal(number, handler)
-    return stopped.value.code or 0, *capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

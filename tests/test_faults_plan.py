@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections import namedtuple
@@ -12,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import invem
 
-from invem import cli, door
+from invem import door
 from invem.analysis import operators
 from invem.config import Catalog, load
 from invem.errors import RecipeError, ResourceError
@@ -43,18 +43,6 @@ phases:
     fit: {objective: dsm, steps: 4, batch: 8}
 evaluate: {metrics: [psnr], samples: 8, observations: 4, steps: 3, posterior: 2}
 """
-
-
-def invem(monkeypatch, capsys, *words):
-    """Runs the command line; returns the exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["invem", *map(str, words)])
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = [(number, signal.getsignal(number)) for number in numbers]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    for number, handler in handlers:
-        signal.signal(number, handler)
-    return stopped.value.code or 0, *capsys.readouterr()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command import invem
 
-from invem import atomic, cli, door, report, store
+from invem import atomic, door, report, store
 from invem.errors import DataError, NumericalError, RecipeError, ResourceError
 from invem.running.records import results
 from invem.running.trainer import Trainer
@@ -56,18 +56,6 @@ TEXT = [
     "1-001-evaluation/metrics.json",
     "1-001-samples/sampler.json",
 ]
-
-
-def invem(monkeypatch, capsys, *words):
-    """Runs the command line; returns the exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["invem", *map(str, words)])
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = [(number, signal.getsignal(number)) for number in numbers]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    for number, handler in handlers:
-        signal.signal(number, handler)
-    return stopped.value.code or 0, *capsys.readouterr()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import signal
 import subprocess
 import sys
 from typing import Annotated, Literal
@@ -13,10 +12,11 @@ import pytest
 import torch
 import yaml
 from annotated_types import Gt, Interval, Len
+from command import invem
 from safetensors.torch import save_file
 
 from invem import bench as benches
-from invem import cli, door, report
+from invem import door, report
 from invem.bench import METRICS
 from invem.cli.output import print_metrics
 from invem.cli.progress import follow
@@ -62,18 +62,6 @@ def observed(folder):
     save_file({"y": torch.randn(24, 1, 4, 4)}, folder / "y.safetensors")
     source = {"name": "measurements", "file": str(folder / "y.safetensors"), "shape": [1, 4, 4]}
     return {**SMALL, "data": None, "observations": source}
-
-
-def invem(monkeypatch, capsys, *words):
-    """Runs the command line; returns the exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["invem", *map(str, words)])
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = [(number, signal.getsignal(number)) for number in numbers]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    for number, handler in handlers:
-        signal.signal(number, handler)
-    return stopped.value.code or 0, *capsys.readouterr()
 
 
 # 1-6. Metrics that a recipe does not name

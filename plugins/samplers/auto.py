@@ -65,11 +65,9 @@ class Auto(PosteriorSampler):
             (self._chain, chained.nonzero().flatten()),
             (self._guided, (~chained).nonzero().flatten()),
         ]
-        x = m.y.new_empty(len(m), *m.shape)
-        for sampler, rows in parts:
-            if len(rows):
-                x[rows.to(x.device)] = sampler(prior, m[rows], rng[rows])
-        return x
+        order = torch.cat([rows for _, rows in parts]).argsort()
+        drawn = [sampler(prior, m[rows], rng[rows]) for sampler, rows in parts if len(rows)]
+        return torch.cat(drawn)[order.to(m.y.device)]
 
     def posterior_mean(self, prior: Prior, m: Measurement) -> Tensor | None:
         """Returns E[x | y] if each observation has an exact one."""
