@@ -375,11 +375,11 @@ class Planner:
         return self.signatures[factory]
 
     def _parse(
-        self, catalog: Catalog, component: Component, given: Any, fail: Any, folder: Any
+        self, catalog: Catalog, component: Component, given: Any, fail: Any, *folder: Any
     ) -> Any:
         key = f"{component.kind}/{component.name} {json.dumps(given, sort_keys=True)}"
         if key not in self.parsed:
-            self.parsed[key] = config.parse_options(catalog, component, given, fail, folder)
+            self.parsed[key] = config.parse_options(catalog, component, given, fail, *folder)
         return dict(self.parsed[key])
 
     def load(self, whole: dict[str, Any]) -> config.Loaded:

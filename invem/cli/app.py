@@ -143,6 +143,11 @@ def _main() -> None:
         sys.exit(OutOfMemory.exit_code)
     except BrokenPipeError:
         os._exit(0)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        tell(f"error: {error.filename}: {error.strerror}")
+        sys.exit(RecipeError.exit_code)
     except OSError as error:
         if error.errno not in FULL:
             raise
