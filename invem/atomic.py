@@ -216,6 +216,10 @@ def _sweep(run: Path) -> None:
         with contextlib.suppress(OSError):
             if number.isdigit() and left.lstat().st_mtime < locked and not _alive(int(number)):
                 left.unlink()
+    # safetensors writes beside its target too. Only who holds the lock writes into the folders.
+    for left in run.glob("*/**/.tmp[!-]?????"):
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def _alive(process: int) -> bool:

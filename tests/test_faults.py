@@ -406,6 +406,15 @@ def test_temporary_files_of_dead_processes_are_swept(copy):
             assert {name: (folder / name).exists() for name in names} == names
 
 
+def test_temporary_files_of_safetensors_are_swept_from_the_folders_of_a_run(copy):
+    """They name no process. Beside the folders another command may be writing one."""
+    for folder in (copy, copy / "1-000-denoiser", copy / "measurements" / "test"):
+        (folder / ".tmpULNE6h").write_text("half")
+    with atomic.lock(copy):
+        left = [path.parent for path in copy.rglob(".tmp*")]
+    assert left == [copy]
+
+
 def test_a_damaged_checkpoint_is_told(copy, capsys):
     opened = door.open(copy)
     folder = opened.directory.fit(opened.rounds[-1])
