@@ -62,12 +62,13 @@ class PosteriorSampler(ABC):
         """
         return self
 
-    def posterior_mean(self, prior: Prior, m: Measurement) -> Tensor | None:
-        """Returns E[x | y] where it is known without draws, shape (B, *shape); None elsewhere.
+    def posterior_mean(self, prior: Prior, m: Measurement) -> Tensor:
+        """Returns E[x | y] where it is known without draws, shape (B, *shape), and NaN elsewhere.
 
-        It is the limit of the mean of many draws, at the cost of one call of the denoiser.
+        It is the limit of the mean of many draws, at the cost of one call of the denoiser. Each
+        observation is judged by itself.
         """
-        return None
+        return torch.full((len(m), *m.shape), torch.nan, device=m.y.device)
 
     @property
     def cost(self) -> tuple[int, int]:

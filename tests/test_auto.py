@@ -65,8 +65,12 @@ def test_auto_judges_each_observation_by_itself():
         assert alone[0].allclose(together[k], atol=1e-5)
         which = SFBD(steps=4) if k in (1, 4) else MMPS(steps=4)
         assert which(prior, m[k : k + 1], rng[k])[0].allclose(together[k], atol=1e-5)
-    assert Auto().posterior_mean(prior, m) is None
-    assert Auto().posterior_mean(prior, m[torch.tensor([1, 4])]) is not None
+    mean = Auto().posterior_mean(prior, m)
+    assert mean.isnan().flatten(1).all(1).tolist() == [True, False, True, True, False, True]
+    for k in (1, 4):
+        alone = Auto().posterior_mean(prior, m[k : k + 1])[0]
+        assert mean[k].allclose(alone, atol=1e-6)
+    assert MMPS().posterior_mean(prior, m).isnan().all()
 
 
 def test_auto_draws_the_exact_posterior_of_a_prior_in_closed_form():

@@ -289,7 +289,10 @@ def test_what_a_sampler_declares_is_enough(name, case):
         assert bool(sampler(prior, blind, rng()).isfinite().all())
     finally:
         handle.remove()
-    assert sum(rows) == 4 * sampler.cost[0] or (sampler.adapts and sum(rows) < 4 * sampler.cost[0])
+    if sampler.adapts:  # a bound: `auto` with a prior in closed form calls nothing
+        assert sum(rows) <= 4 * sampler.cost[0]
+    else:
+        assert sum(rows) == 4 * sampler.cost[0]
 
 
 def _hide(A, names):

@@ -165,20 +165,30 @@ class Context:
             yield int(index[-1]) + 1, x.cpu()
 
     def posterior_mean(
-        self, sampler: PosteriorSampler, prior: Prior, m: Measurement
+        self, sampler: PosteriorSampler, prior: Prior, m: Measurement, draws: Tensor
     ) -> Tensor | None:
-        """Returns E[x | y] of each measurement where the sampler knows it without draws.
+        """Returns the posterior mean of each measurement: exact where the sampler knows it without
+        draws, the mean of the draws elsewhere.
 
-        It is on the CPU, shape (N, *shape). None where it does not.
+        Args:
+            sampler: The sampler.
+            prior: The prior.
+            m: N measurements.
+            draws: K posterior draws of each, shape (N, K, *shape), on the CPU.
+
+        Returns:
+            The means on the CPU, shape (N, *shape); None if none is known without draws.
         """
         parts: list[Tensor] = []
         for index in self.pieces(len(m), self.recipe.evaluate.batch):
             with self.plan.origins.naming():
-                mean = sampler.posterior_mean(prior, m[index].to(self.device))
-            if mean is None:
-                return None
-            parts.append(mean.cpu())
-        return torch.cat(parts) if parts else None
+                parts.append(sampler.posterior_mean(prior, m[index].to(self.device)).cpu())
+        mean = torch.cat(parts)
+        unknown = mean.flatten(1).isnan().all(1)
+        if bool(unknown.all()):
+            return None
+        mean[unknown] = draws[unknown].mean(1)
+        return mean
 
 
 def all_finite(x: Tensor, what: str, way: str) -> Tensor:

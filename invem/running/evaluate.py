@@ -181,8 +181,9 @@ def _restorations(run: Context, at: Round, prior: Prior, m: Measurement) -> Iter
             yield Record("restore", {**run.named(at), "done": done, "total": len(rows)})
         way = "another sampler may help: invem resume RUN evaluate.sampler=NAME"
         x = all_finite(torch.cat(parts), f"{run.where(at)}: restorations", way)
-        tensors = {"draws": x.reshape(n, k, *run.shape)}
-        if (mean := run.posterior_mean(sampler, prior, m[torch.arange(n)])) is not None:
+        x = x.reshape(n, k, *run.shape)
+        tensors = {"draws": x}
+        if (mean := run.posterior_mean(sampler, prior, m[torch.arange(n)], x)) is not None:
             tensors["mean"] = all_finite(mean, f"{run.where(at)}: posterior means", way)
         folder.write(purpose, tensors)
 

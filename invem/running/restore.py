@@ -81,7 +81,7 @@ def restore(run: Context, m: Measurement, draws: int, seed: int) -> Iterator[Rec
         yield Record("restore", {**name, "done": done, "total": len(rows)})
     way = "other random numbers may help (seed), or another sampler: evaluate.sampler"
     x = all_finite(torch.cat(parts), "restorations", way).reshape(len(m), draws, *run.shape)
-    mean = run.posterior_mean(sampler, prior, m)
+    mean = run.posterior_mean(sampler, prior, m, x)
     if mean is not None:
         all_finite(mean, "posterior means", way)
     yield Record("restored", {"draws": x, "mean": mean})

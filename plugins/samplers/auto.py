@@ -69,11 +69,14 @@ class Auto(PosteriorSampler):
         drawn = [sampler(prior, m[rows], rng[rows]) for sampler, rows in parts if len(rows)]
         return torch.cat(drawn)[order.to(m.y.device)]
 
-    def posterior_mean(self, prior: Prior, m: Measurement) -> Tensor | None:
-        """Returns E[x | y] if each observation has an exact one."""
+    def posterior_mean(self, prior: Prior, m: Measurement) -> Tensor:
+        """Returns E[x | y] of the observations with an exact one, and NaN for the others."""
         if prior.exact is not None:
             return Exact().posterior_mean(prior, m)
-        return self._chain.posterior_mean(prior, m) if bool(_chained(m).all()) else None
+        mean, rows = super().posterior_mean(prior, m), _chained(m).nonzero().flatten()
+        if len(rows):
+            mean[rows] = self._chain.posterior_mean(prior, m[rows.cpu()])
+        return mean
 
 
 def _chained(m: Measurement) -> Tensor:
