@@ -121,6 +121,24 @@ def batch_size(case: _Case) -> float:
     return relative_error(torch.cat(alone), x)
 
 
+@SAMPLERS.contract("posterior mean", tolerance=1e-3)
+def posterior_mean(case: _Case) -> float | None:
+    """What `posterior_mean` knows of an observation is right, and it knows the same of it alone.
+    Samplers that know nothing without draws are left out."""
+    if case.prior.exact is None:
+        return None
+    found = case.sampler.posterior_mean(case.prior, case.m)
+    known = ~found.flatten(1).isnan().any(1)
+    if not bool(known.any()):
+        return None
+    right = case.prior.exact.posterior_mean(case.m)
+    alone = [case.sampler.posterior_mean(case.prior, case.m[i : i + 1]) for i in range(len(case.m))]
+    return max(
+        relative_error(found[known], right[known]),
+        relative_error(torch.cat(alone)[known], found[known]),
+    )
+
+
 @SAMPLERS.contract("needs are enough", tolerance=1e-6)
 def needs_are_enough(case: _Case) -> float:
     """With an operator that provides nothing but what `needs` declares, the draws are the same."""
