@@ -57,8 +57,11 @@ class Component:
             return self.target
         module, _, attribute = self.target.partition(":")
         try:
-            with named_if_slow(self.label), settings_unchanged(f"{self.label}, while imported"):
-                factory = getattr(import_module(module), attribute)
+            if module in sys.modules:  # a plan loads its components many times
+                factory = getattr(sys.modules[module], attribute)
+            else:
+                with named_if_slow(self.label), settings_unchanged(f"{self.label}, while imported"):
+                    factory = getattr(import_module(module), attribute)
         except PluginError:
             raise
         except (Exception, SystemExit) as error:
