@@ -199,7 +199,8 @@ def _what_else(
     """Returns what fits where an objective does not: other objectives, a sampler to learn from, or
     another noise."""
     others = fitting_objectives(builder, stage.on, provided.measurement | during)
-    text = f"; on {stage.on} these fit: {', '.join(others) or 'none'}"
+    fitting = f"these fit: {', '.join(others)}" if others else "no objective fits"
+    text = f"; on {stage.on} {fitting}"
     if stage.sampler is None:
         have = provided.measurement
         without_prior = [
