@@ -414,7 +414,7 @@ def recommended(tmp_path):
     with pytest.raises(RecipeError) as refused:
         invem.plan(path)
     first, em = str(refused.value).splitlines()
-    assert "counts.yaml:8:" in first and "on observations these fit: none" in first
+    assert "counts.yaml:8:" in first and "on observations no objective fits" in first
     classical = first.split("needs no prior (")[1].split(")")[0].split(", ")
     objectives = first.split("these: ")[1].split(";")[0].split(", ")
     assert "approximate the noise by gaussian, with its level at each pixel" in first
