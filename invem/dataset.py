@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from invem.frames import Units
 from invem.measurement import Example
 
 __all__ = ["Dataset", "digest_of"]
@@ -35,11 +36,13 @@ class Dataset(ABC):
         shape: The shape of one signal, (channels, height, width) for images.
         range: The lowest and highest value of a signal, (-1.0, 1.0) for images.
         skipped: Items left out as broken, such as file names, for a warning.
+        units: The map from stored values to signals, of a data set of files; None if there is none.
     """
 
     shape: tuple[int, ...]
     range: tuple[float, float]
     skipped: tuple[str, ...] = ()
+    units: Units | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from invem.errors import Unsupported
+from invem.frames import FrameFormat
 
 __all__ = ["Expected", "FileFormat"]
 
@@ -91,9 +92,25 @@ class FileFormat:
         """
         raise Unsupported(f"{type(self).__name__} cannot be written")
 
+    def files(self, path: Path) -> list[tuple[Path, FrameFormat]]:
+        """Returns the files of frames at a path, in natural order, each with the format that reads
+        it.
+
+        Args:
+            path: A file, or a folder of files.
+
+        Raises:
+            DataError: If there are none, or the folder cannot be listed.
+        """
+        raise Unsupported(f"{type(self).__name__} has no files of frames")
+
     @property
     def provides(self) -> frozenset[str]:
-        """What the format can do: "read", "write"."""
+        """What the format can do: "read", "write", "frames"."""
         own, base = type(self), FileFormat
-        able = {"read": own.read is not base.read, "write": own.write is not base.write}
+        able = {
+            "read": own.read is not base.read,
+            "write": own.write is not base.write,
+            "frames": own.files is not base.files,
+        }
         return frozenset(name for name, can in able.items() if can)

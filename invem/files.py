@@ -9,10 +9,17 @@ from torch import Tensor
 from invem.config import Catalog, Component
 from invem.errors import DataError, InvemError, PluginError, RecipeError
 from invem.fileformat import Expected, FileFormat
+from invem.frames import FrameFormat
 from invem.planning.origin import Origins
 from invem.planning.plan import Plan
 
-__all__ = ["check_observations", "observation_names", "read_observations", "writer"]
+__all__ = [
+    "check_observations",
+    "frame_files",
+    "observation_names",
+    "read_observations",
+    "writer",
+]
 
 
 class _Named(FileFormat):
@@ -54,6 +61,10 @@ class _Named(FileFormat):
     def write(self, path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         with self._origins.naming():
             self._format.write(path, tensors, about)
+
+    def files(self, path: Path) -> list[tuple[Path, FrameFormat]]:
+        with self._origins.naming():
+            return self._format.files(path)
 
     @property
     def provides(self) -> frozenset[str]:
@@ -102,6 +113,23 @@ def observation_names(path: Path, plan: Plan) -> list[str]:
         DataError: If there are none, they cannot be read, or no format is that of the path.
     """
     return _reader(path).names(path, _expected(plan))
+
+
+def frame_files(path: Path) -> list[tuple[Path, FrameFormat]]:
+    """Returns the files of frames at a path, in natural order, each with the format that reads it.
+
+    Args:
+        path: A file, or a folder of files.
+
+    Raises:
+        DataError: If there are none, or no format reads them.
+    """
+    if not path.exists():
+        raise DataError("there is no such file or folder")
+    fmt, known = _accepting(path, "frames")
+    if fmt is None:
+        raise DataError(f"no format of frames reads it ({known})")
+    return fmt.files(path)
 
 
 def check_observations(path: Path, plan: Plan) -> list[str]:

@@ -35,7 +35,8 @@ def facts_of(directory: RunDirectory) -> Facts:
     prior = None if data["prior"] is None else tuple(data["prior"])
     sizes = data["whole_train"], data["whole_test"]
     digests = data.get("digests", {})
-    return Facts(tuple(data["shape"]), tuple(data["range"]), *sizes, prior, digests)
+    shape, limits = tuple(data["shape"]), tuple(data["range"])
+    return Facts(shape, limits, *sizes, prior, digests, data.get("units"))
 
 
 def installed() -> Catalog:

@@ -11,7 +11,7 @@ import invem
 ROOT = Path(__file__).parent.parent
 VOCABULARY = [
     {"errors", "hookspecs", "capability"},
-    {"batched"},
+    {"batched", "frames"},
     {"operator", "noise", "schedule", "compare"},
     {"measurement"},
     {"linalg", "linear", "compose"},

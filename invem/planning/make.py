@@ -185,7 +185,8 @@ def _facts(
     """Returns what a run keeps of its data set; the test split is opened only if it is used."""
     reference = any("reference" in metric.needs for metric in metrics.values())
     test = len(split("test")) if recipe.evaluate.observations or reference else 0
-    return Facts(train.shape, train.range, len(train), test)
+    units = None if train.units is None else train.units.as_dict()
+    return Facts(train.shape, train.range, len(train), test, units=units)
 
 
 def _metrics(recipe: Recipe, builder: Builder) -> dict[str, Metric]:

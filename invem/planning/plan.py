@@ -68,6 +68,8 @@ class Facts(NamedTuple):
             none.
         digests: The digest of each split that is used (`Dataset.digest`); none before the run is
             begun.
+        units: The map from stored values to signals, as plain data (`Units.as_dict`); None if the
+            data set has none.
     """
 
     shape: tuple[int, ...]
@@ -76,6 +78,7 @@ class Facts(NamedTuple):
     whole_test: int
     prior: tuple[str, ...] | None = None
     digests: Mapping[str, str] = MappingProxyType({})
+    units: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -60,7 +60,7 @@ class Source(Dataset):
     ) -> None:
         self.data, self.error, self.origins, self.signals = data, error, origins, signals
         self.shape, self.range = tuple(data.shape), data.range
-        self.skipped = tuple(data.skipped)
+        self.skipped, self.units = tuple(data.skipped), data.units
 
     def __len__(self) -> int:
         return len(self.data)

@@ -48,6 +48,7 @@ class _Data(BaseModel):
     whole_test: Count
     prior: list[StrictStr] | None
     digests: dict[StrictStr, StrictStr] = {}
+    units: dict[StrictStr, StrictFloat | StrictInt | StrictStr] | None = None
 
 
 class About(BaseModel):
