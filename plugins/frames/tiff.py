@@ -1,5 +1,6 @@
 """TIFF files: single pages, stacks, tiles, BigTIFF, OME-TIFF and the hyperstacks of ImageJ."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,9 @@ class TiffFrames(ArrayFile):
     def copy(self, path: Path, dtype: str | None) -> FrameWriter:
         """Begins a file with these pages and what the first of each series says of itself."""
         kinds = [native(dtype or part.dtype) for part in self.parts]
-        size = sum(math.prod(p.layout.shape) * k.itemsize for p, k in zip(self.parts, kinds))
+        size = sum(
+            math.prod(p.layout.shape) * k.itemsize for p, k in zip(self.parts, kinds, strict=True)
+        )
         big = self.tif.is_bigtiff or size > _BIG
 
         def begin(temporary: Path) -> list[Part]:
@@ -353,8 +356,8 @@ class Pages:
         # Channels that are pages are sliced whole; everything else that counts is a number.
         ranges = [range(k, k + 1) if isinstance(k, int) else range(*k.indices(n))
                   for k, n in zip(outer, self._outer, strict=True)]  # fmt: skip
-        grid = np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, rank)
-        numbers = [int(np.ravel_multi_index(tuple(g), self._outer)) if rank else 0 for g in grid]
+        grid = itertools.product(*ranges)
+        numbers = [int(np.ravel_multi_index(g, self._outer)) if rank else 0 for g in grid]
         pages = np.stack([self._window(self._series.pages[n], inner) for n in numbers])
         kept = [len(r) for r, k in zip(ranges, outer, strict=True) if not isinstance(k, int)]
         return pages.reshape(*kept, *pages.shape[1:])
