@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -242,6 +242,10 @@ def parts_like(like: FrameFile) -> tuple[Part, ...]:
     return like.parts
 
 
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
 class Lazy:
     """An array that is made when it is first sliced.
 
@@ -259,7 +263,7 @@ class Lazy:
         return self._made[key]
 
 
-def unpacked(stream: IO[bytes], offset: int, size: int) -> IO[bytes]:
+def unpacked(stream: _Readable, offset: int, size: int) -> IO[bytes]:
     """Unpacks a compressed stream into a temporary file without a name, as far as it is needed.
 
     Args:

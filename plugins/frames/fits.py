@@ -27,7 +27,16 @@ _BLOCK = 2880  # bytes, of which every part of a file has a whole number
 _SHIFTED = {"uint16": 2**15, "uint32": 2**31, "uint64": 2**63, "int8": -(2**7)}
 _BITPIX = {"uint8": 8, "int16": 16, "int32": 32, "int64": 64, "float32": -32, "float64": -64}
 _BITPIX |= {"uint16": 16, "uint32": 32, "uint64": 64, "int8": 8}
-_STRUCTURE = ("SIMPLE", "XTENSION", "BITPIX", "NAXIS", "EXTEND", "PCOUNT", "GCOUNT", "BSCALE")
+_STRUCTURE: tuple[str, ...] = (
+    "SIMPLE",
+    "XTENSION",
+    "BITPIX",
+    "NAXIS",
+    "EXTEND",
+    "PCOUNT",
+    "GCOUNT",
+    "BSCALE",
+)
 _STRUCTURE += ("BZERO", "BLANK", "EXTNAME", "EXTVER", "EXTLEVEL", "CHECKSUM", "DATASUM", "END")
 _DEPTHS = ("BITDEPTH", "BITCAMPX", "BITS", "ADCBITS")
 _NAMES = {"INSTRUME": "instrument", "TELESCOP": "telescope", "OBJECT": "object"}
@@ -44,7 +53,9 @@ class Fits(FrameFormat):
 
     def open(self, path: Path, *, axes: str | None = None, inside: str | None = None) -> FrameFile:
         with refusing(path):
-            file = library("astropy.io.fits", self.extra).open(path, memmap=True)
+            # Not mapped: astropy refuses that for shifted values, and sections read what they
+            # need anyway.
+            file = library("astropy.io.fits", self.extra).open(path, memmap=False)
             try:
                 return FitsFrames(path, file, axes, inside)
             except BaseException:

@@ -90,7 +90,7 @@ class NiftiFrames(ArrayFile):
 
         sizes = [float(size) for size in image.header.get_zooms()[:2]]
         unit = image.header.get_xyzt_units()[0]
-        about = {"axes": layout.axes, "dtype": dtype.name}
+        about: dict[str, Any] = {"axes": layout.axes, "dtype": dtype.name}
         about |= {"pixel size": sizes[::-1], "unit": unit if unit != "unknown" else ""}
         text = bytes(image.header["descrip"].tobytes()).rstrip(b"\0").decode("latin-1").strip()
         if text:

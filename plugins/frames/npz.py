@@ -97,10 +97,10 @@ class NpzFrames(ArrayFile):
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Returns shape, order and type of an array, and leaves the stream where its values begin."""
-    version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+    version = np.lib.format.read_magic(stream)
     layout = np.lib.format
     read = layout.read_array_header_1_0 if version == (1, 0) else layout.read_array_header_2_0
-    shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
+    shape, fortran, dtype = read(stream)
     if dtype.hasobject:
         raise DataError("holds Python objects, which are not read")
     return shape, fortran, dtype

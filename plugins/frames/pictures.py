@@ -110,10 +110,12 @@ class Picture(ArrayFile):
 
     def kept(self) -> dict[str, Any]:
         """Returns what a PNG file takes over: colour profile, resolution, EXIF and texts."""
-        own = {name: self._info[name] for name in ("icc_profile", "dpi") if name in self._info}
+        own: dict[str, Any] = {
+            name: self._info[name] for name in ("icc_profile", "dpi") if name in self._info
+        }
         texts = PngInfo()
         for name, text in self._info.items():
-            if isinstance(text, str) and self._kind == "PNG":
+            if isinstance(name, str) and isinstance(text, str) and self._kind == "PNG":
                 texts.add_text(name, text)
         own["pnginfo"] = texts
         exif = Image.Exif()

@@ -142,7 +142,13 @@ def _begin(
     reserve(path, max(sum(place) for place in offsets))
     return [
         Part(
-            np.memmap(path, kind.newbyteorder(order), "r+", place[0], part.layout.shape),
+            np.memmap(
+                path,
+                kind.newbyteorder(">" if order == ">" else "<"),
+                "r+",
+                place[0],
+                part.layout.shape,
+            ),
             part.layout,
             kind,
         )
@@ -228,7 +234,8 @@ def _ome(text: str, kinds: Sequence[np.dtype[Any]], pages: Sequence[int]) -> byt
         data = ElementTree.Element(f"{space}TiffData", IFD=str(first), PlaneCount=str(count))
         pixels.insert(place, data)
         first += count
-    return b'<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(root, "us-ascii")
+    found: bytes = ElementTree.tostring(root, "us-ascii")  # it begins with a declaration
+    return found
 
 
 def _series(tif: tifffile.TiffFile) -> list[Any]:
@@ -236,10 +243,10 @@ def _series(tif: tifffile.TiffFile) -> list[Any]:
     series = [s for s in tif.series if s.name != "Label" and s.size]
     if any(page is None for s in series for page in s.pages):
         # Pages of it are in other files: these here are counted as they lie.
-        own = [page for page in tif.pages if not page.is_reduced]
+        own: list[Any] = [page.aspage() for page in tif.pages]
         series = [
             tifffile.TiffPageSeries([page], page.shape, page.dtype, page.axes) for page in own
-        ]  # type: ignore[list-item, arg-type, union-attr]
+        ]
     whole = [s for s in series if not s.keyframe.is_reduced] or series[:1]
     if not whole:
         raise DataError("holds no pictures")

@@ -170,10 +170,7 @@ def _new(path: Path, like: FrameFile, part: Part, dtype: np.dtype[Any], name: st
     old = like.array
     version = old.metadata.zarr_format
     how: dict[str, Any] = {"shape": old.shape, "dtype": dtype, "chunks": old.chunks}
-    how |= {
-        "zarr_format": version,
-        "attributes": dict(old.attrs) | ({"values": name} if name else {}),
-    }
+    how["attributes"] = dict(old.attrs) | ({"values": name} if name else {})
     how["compressors"] = old.compressors or None
     how["shards"] = getattr(old, "shards", None)
     if version == 2:
@@ -182,7 +179,7 @@ def _new(path: Path, like: FrameFile, part: Part, dtype: np.dtype[Any], name: st
     else:
         how["dimension_names"] = old.metadata.dimension_names
     if not like.inside:
-        return zarr.create_array(os.fspath(path), **how)
+        return zarr.create_array(os.fspath(path), zarr_format=version, **how)
     root = zarr.create_group(
         os.fspath(path), zarr_format=version, attributes=_first_scale(dict(like.root.attrs))
     )
