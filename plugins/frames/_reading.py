@@ -1,6 +1,7 @@
 """What the formats share: open files and unfinished files over arrays that are sliced."""
 
 import importlib
+import logging
 import math
 import os
 import tempfile
@@ -21,6 +22,7 @@ from invem.frames import Frame, FrameFile, FrameWriter, Window
 from ._layout import Array, Layout
 
 _NUMBERS = "uifc"
+_LOGS = ("tifffile", "nibabel.global", "astropy")
 _BLOCK = 2**20  # bytes that are unpacked at once
 
 
@@ -34,7 +36,7 @@ def shown(path: Path) -> str:
 def refusing(path: Path) -> Iterator[None]:
     """Turns any error of a decoder on a broken file into a DataError of one line."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silence():
             warnings.simplefilter("ignore")
             yield
     except DataError as error:
@@ -45,6 +47,19 @@ def refusing(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{shown(path)} cannot be read: {reason[:300]}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps libraries from printing what becomes an error, or harms nothing."""
+    loud = [log for name in _LOGS if not (log := logging.getLogger(name)).disabled]
+    for log in loud:
+        log.disabled = True
+    try:
+        yield
+    finally:
+        for log in loud:
+            log.disabled = False
 
 
 def library(name: str, extra: str) -> Any:

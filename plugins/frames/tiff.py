@@ -34,6 +34,7 @@ _PRIVATE = range(32768, 65536)
 _STRUCTURE = {34665, 34853, 37724, 40965, 50255, 330}  # offsets into the old file
 _PLAIN = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 11: "f", 12: "d"}
 _BIG = 2**32 - 2**25  # bytes, from which 4 GiB offsets do not hold headers too
+_DESCRIPTION = 270
 _INCH, _CENTIMETRE = 2, 3
 _MICRONS = {_INCH: 25400.0, _CENTIMETRE: 10000.0}
 _OME_TYPES = {"float32": "float", "float64": "double", "complex64": "complex"}
@@ -75,6 +76,7 @@ class TiffFrames(ArrayFile):
 
     def __init__(self, path: Path, tif: tifffile.TiffFile, axes: str | None) -> None:
         self.tif = tif
+        _check_whole(tif)
         self.series = _series(tif)
         if axes is not None and len(self.series) > 1:
             raise DataError(f"holds {len(self.series)} images of several kinds: leave out axes")
@@ -236,6 +238,30 @@ def _ome(text: str, kinds: Sequence[np.dtype[Any]], pages: Sequence[int]) -> byt
         first += count
     found: bytes = ElementTree.tostring(root, "us-ascii")  # it begins with a declaration
     return found
+
+
+def _check_whole(tif: tifffile.TiffFile) -> None:
+    """Refuses a file of which pages, or what the first one says of itself, lie after its end.
+
+    tifffile reads what is left, and a stack would end early.
+    """
+    handle, layout = tif.filehandle, tif.tiff
+    end = tif.pages.next_page_offset
+    if end is not None:
+        handle.seek(end)
+        if handle.read(layout.offsetsize) != bytes(layout.offsetsize):
+            raise DataError("is cut off or damaged: its list of pages does not end")
+    page = tif.pages.first
+    handle.seek(page.offset)
+    order = "little" if layout.byteorder == "<" else "big"
+    count = int.from_bytes(handle.read(layout.tagnosize), order)  # type: ignore[arg-type]
+    entries = handle.read(count * layout.tagsize)
+    codes = {
+        int.from_bytes(entries[i : i + 2], order)  # type: ignore[arg-type]
+        for i in range(0, len(entries), layout.tagsize)
+    }
+    if _DESCRIPTION in codes and _DESCRIPTION not in page.tags:
+        raise DataError("is cut off or damaged: its description lies after its end")
 
 
 def _series(tif: tifffile.TiffFile) -> list[Any]:
