@@ -343,6 +343,17 @@ def test_tiff_of_twelve_bits_and_thumbnails(tmp_path):
         assert new.pages[0].tags[281].value == 4095 and new.pages[0].description == "text"
 
 
+@pytest.mark.parametrize("shape", [(12, 10), (12, 10, 3)])
+def test_tiff_of_lzw_is_read(tmp_path, shape):
+    pages = [Image.fromarray(numbers(shape, "uint8", seed)) for seed in range(3)]
+    pages[0].save(tmp_path / "a.tif", compression="tiff_lzw", save_all=True,
+                  append_images=pages[1:])  # fmt: skip
+    frames = [np.moveaxis(np.asarray(p).reshape(12, 10, -1), -1, 0) for p in pages]
+    check_read(Tiff(), tmp_path / "a.tif", frames)
+    out = copy(Tiff(), tmp_path / "a.tif", tmp_path / "b.tif")
+    assert np.array_equal(tifffile.imread(out), [np.asarray(page) for page in pages])
+
+
 def test_a_tile_of_a_large_file_is_read_alone(tmp_path, monkeypatch):
     x = numbers((512, 512), "uint8")
     tifffile.imwrite(tmp_path / "a.tif", x, tile=(64, 64), compression="zlib")

@@ -30,6 +30,7 @@ WORDS = {
     "conditional": "a capability of a prior",
     "exact": "the column of the exact posterior in a table",
     "folder": "an argument of the command line",
+    "frames": "what a file format can do: list files of frames",
     "identity": "a capability of a measurement",
     "measurements": "the folder of a run directory",
     "never": "the value of `stop` where a recipe names none",

@@ -65,12 +65,12 @@ def _observations() -> Tensor:
 
 @FORMATS.contract("reads or writes", tolerance=0.0)
 def reads_or_writes(case: _Case) -> float:
-    """It can read, write, or both, and does not accept a file of another name."""
+    """It can read, write or list frames, and does not accept a file of another name."""
     other = case.folder / "example.of-no-format"
     other.write_bytes(b"?")
     accepts = case.format.accepts(other)
     other.unlink()
-    return float(not (case.reads or case.writes)) + float(accepts)
+    return float(not case.format.provides) + float(accepts)
 
 
 @FORMATS.contract("accepts its own", tolerance=0.0)

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
+from PIL import Image
 
 from invem import DataError
 from invem.frames import FrameFile, FrameFormat, FrameWriter
@@ -373,6 +374,7 @@ class Pages:
         self._series, self._page = series, series.keyframe
         self._outer = tuple(series.shape[: len(series.shape) - len(self._page.shape)])
         self._whole: Array | None = None
+        self._decoded: tuple[int, Array] | None = None
         if series.dataoffset is not None and not series.keyframe.is_tiled:
             self._whole = series.keyframe.parent.filehandle.memmap_array(
                 series.keyframe.parent.byteorder + series.dtype.char,
@@ -391,9 +393,45 @@ class Pages:
                   for k, n in zip(outer, self._outer, strict=True)]  # fmt: skip
         grid = itertools.product(*ranges)
         numbers = [int(np.ravel_multi_index(g, self._outer)) if rank else 0 for g in grid]
-        pages = np.stack([self._window(self._series.pages[n], inner) for n in numbers])
+        pages = np.stack([self._read(self._series.pages[n], inner) for n in numbers])
         kept = [len(r) for r, k in zip(ranges, outer, strict=True) if not isinstance(k, int)]
         return pages.reshape(*kept, *pages.shape[1:])
+
+    def _read(self, page: Any, inner: Key) -> Array:
+        """Reads the part of a page that a key names."""
+        if self._decoded is not None:
+            again: Array = self._by_pillow(page)[inner]
+            return again
+        try:
+            return self._window(page, inner)
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+        found: Array = self._by_pillow(page)[inner]
+        return found
+
+    def _by_pillow(self, page: Any) -> Array:
+        """Decodes a page by the library that Pillow comes with: LZW and JPEG.
+
+        Raises:
+            DataError: If Pillow would change its values.
+        """
+        if self._decoded is not None and self._decoded[0] == page.index:
+            return self._decoded[1]
+        frame = self._page
+        turned = frame.tags.get("Orientation")
+        if frame.photometric != tifffile.PHOTOMETRIC.MINISWHITE and (
+            turned is None or turned.value == 1
+        ):
+            name = Path(frame.parent.filehandle.path)
+            with name.open("rb") as file, Image.open(file, formats=("TIFF",)) as image:
+                image.seek(page.index)
+                values = np.asarray(image)
+            if values.shape == frame.shape and values.dtype.newbyteorder("=") == frame.dtype:
+                self._decoded = (page.index, values)
+                return values
+        kind = getattr(frame.compression, "name", frame.compression)
+        raise DataError(f"is compressed by {kind}, which needs: pip install imagecodecs")
 
     def _window(self, page: Any, inner: Key) -> Array:
         """Reads the part of a page that a key names, tile by tile or strip by strip."""
