@@ -32,7 +32,7 @@ from invem.config import (
 from invem.errors import DataError, RecipeError
 from invem.files import check_observations, read_observations
 from invem.measurement import Measurement
-from invem.opening import facts_of, installed, read_recipe, without_device
+from invem.opening import check_versions, facts_of, installed, read_recipe, without_device
 from invem.planning.make import make, written_out
 from invem.planning.plan import Plan
 from invem.prior import Prior
@@ -41,14 +41,16 @@ from invem.running.changes import change
 from invem.running.context import Context, all_finite
 from invem.running.draws import has_draws, read_draws
 from invem.running.evaluate import unconditional
+from invem.running.frames import FrameOptions, RestoredFiles
 from invem.running.loop import carry_out, is_complete, rounds_of
 from invem.running.measure import believed, new_observations
 from invem.running.priors import last_prior, read_prior
 from invem.running.records import Record, results
 from invem.running.restore import Restored, restore
 from invem.storage.directory import Round, RunDirectory
+from invem.wholeframes import restore_files
 
-__all__ = ["Restored", "Run", "open", "plan", "run"]
+__all__ = ["Restored", "RestoredFiles", "Run", "open", "plan", "run"]
 
 Follow = Callable[[Iterable[Record]], Iterable[Record]]
 """Is given the records of some work and passes them on, to show progress."""
@@ -237,7 +239,7 @@ class Run:
             ResourceError: If the disk is full.
         """
         if self.directory.begun and not force:
-            self._check_versions()
+            check_versions(self.directory, self.plan)
         if words := words_of(changes):
             self._change(words)
         # Closed at once when interrupted: a traceback would keep the directory locked.
@@ -262,23 +264,6 @@ class Run:
             DataError: If no prior is fitted yet.
         """
         copy_prior(self.directory, path)
-
-    def _check_versions(self) -> None:
-        before = self.directory.description().get("components", [])
-        used = {(row["kind"], row["name"]) for row in self.plan.components}
-        changed = [
-            row
-            for row in before
-            if row not in self.plan.components and (row["kind"], row["name"]) in used
-        ]
-        if changed:
-            was = ", ".join(
-                f"{row['name']} of {row['distribution']} {row['version']}" for row in changed
-            )
-            raise RecipeError(
-                f"{self.path}: it was begun with {was}; go back to that, or add --force (force=True"
-                " in Python)"
-            )
 
     def sample(self, n: int = 64, seed: int = 0) -> Tensor:
         """Draws n unconditional samples of the newest prior, shape (n, *shape), on the CPU.
@@ -339,6 +324,29 @@ class Run:
         m = observations if whole else self.measurement(observations)
         *_, last = follow(restore(self.context, m, draws, seed))
         return Restored.of(last.data["draws"], last.data["mean"])
+
+    def restore_files(
+        self, path: str | Path, out: str | Path, *, follow: Follow = _silently, **options: Any
+    ) -> RestoredFiles:
+        """Restores every frame of the files at a path, at its own size, into files of the same
+        names, formats, types and metadata.
+
+        Args:
+            path: A file of frames, or a folder of them.
+            out: The folder that is written to. Files that are there are left.
+            follow: Is given the records of the work and passes them on, to show progress.
+            options: Those of `running.frames.FrameOptions`: draws, std, keep_draws, tile, seed,
+                force.
+
+        Raises:
+            RecipeError: If the run knows no units, or its operator, its prior or its sampler cannot
+                be used at another size.
+            DataError: If files cannot be read or written, or their frames do not fit the run.
+            NumericalError: If restored values are not finite.
+        """
+        *_, last = follow(restore_files(self.context, path, out, FrameOptions(**options)))
+        found: RestoredFiles = last.data["files"]
+        return found
 
 
 def plan(

@@ -180,6 +180,28 @@ class Gaussian(Batched):
             mean.reshape(x.shape[1:]).to(x.dtype), DPLR(diag.to(x.dtype), factor.to(x.dtype))
         )
 
+    def stationary(self, shape: tuple[int, ...]) -> "Gaussian":
+        """Returns a stand-in for signals of another size: white, with one mean and one variance of
+        each channel.
+
+        The variance of a channel is that of its entries about the mean of the channel, so that what
+        the mean says of places counts as spread. It gives chains the right scale at large noise,
+        where samplers begin. It knows no correlations: a sampler that fills in hidden entries needs
+        the network for them.
+
+        Args:
+            shape: (channels, *space), with the channels of this one.
+        """
+        c = self.shape[0]
+        mean = self.mean.reshape(c, -1)
+        entries = (self.cov.diag + self.cov.factor.square().sum(1)).reshape(c, -1)
+        centre = mean.mean(1)
+        var = entries.mean(1) + (mean - centre[:, None]).square().mean(1)
+        ones = torch.ones(shape, dtype=mean.dtype, device=mean.device).reshape(c, -1)
+        diag = (ones * var[:, None]).flatten()
+        cov = DPLR(diag, diag.new_zeros(len(diag), 0))
+        return Gaussian((ones * centre[:, None]).reshape(shape), cov)
+
     def sample(self, rng: Rng) -> Tensor:
         """Draws one signal per stream, shape (B, *shape)."""
         return self.mean + self.cov.draw(rng).reshape(-1, *self.shape)

@@ -7,10 +7,10 @@ from typing import Any
 
 from invem.config import Catalog, Changes, Loaded, RecipeLike, load_any
 from invem.errors import DataError, RecipeError
-from invem.planning.plan import Facts
+from invem.planning.plan import Facts, Plan
 from invem.storage.directory import RunDirectory
 
-__all__ = ["facts_of", "installed", "read_recipe", "without_device"]
+__all__ = ["check_versions", "facts_of", "installed", "read_recipe", "without_device"]
 
 
 def read_recipe(
@@ -51,3 +51,26 @@ def without_device(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a recipe without the device: a run may go on on another."""
     compute = {key: value for key, value in resolved["compute"].items() if key != "device"}
     return {**resolved, "compute": compute}
+
+
+def check_versions(directory: RunDirectory, plan: Plan) -> None:
+    """Refuses to go on with a run with components of other versions than it was begun with.
+
+    Raises:
+        RecipeError: If some are.
+    """
+    before = directory.description().get("components", [])
+    used = {(row["kind"], row["name"]) for row in plan.components}
+    changed = [
+        row
+        for row in before
+        if row not in plan.components and (row["kind"], row["name"]) in used
+    ]
+    if changed:
+        was = ", ".join(
+            f"{row['name']} of {row['distribution']} {row['version']}" for row in changed
+        )
+        raise RecipeError(
+            f"{directory.path}: it was begun with {was}; go back to that, or add --force (force=True"
+            " in Python)"
+        )

@@ -161,7 +161,8 @@ def restore(
     observations: Annotated[
         Path,
         typer.Argument(
-            metavar="OBSERVATIONS", help="A folder of images, or a safetensors file with y."
+            metavar="OBSERVATIONS",
+            help="Files of frames or a folder of them; or a safetensors file with y.",
         ),
     ],
     draws: Annotated[
@@ -170,17 +171,39 @@ def restore(
     seed: Seed = 0,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="A file; RUN/restored-NAME.safetensors if left out."),
+        typer.Option(
+            "--out",
+            help="A folder, for whole frames in files of their own; or a file of tensors"
+            " (RUN/restored-NAME.safetensors if left out).",
+        ),
     ] = None,
+    std: Annotated[
+        bool, typer.Option("--std", help="Write standard deviations too (frames).")
+    ] = False,
+    keep_draws: Annotated[
+        bool, typer.Option("--keep-draws", help="Write the draws too (frames).")
+    ] = False,
+    tile: Annotated[
+        int, typer.Option("--tile", min=0, help="Width of the tiles of a frame; 0 for none.")
+    ] = 256,
+    force: Annotated[
+        bool, typer.Option("--force", help="Restore frames anew whose files are there.")
+    ] = False,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Restore new observations with the newest prior of a run: mean, standard deviation and
     posterior draws."""
     from invem.cli.progress import follow
+    from invem.cli.wholeframes import is_folder, restore_folder
     from invem.files import observation_names, writer
     from invem.storage.directory import RunDirectory
 
+    if out is not None and is_folder(out, observations):
+        how = {"draws": draws, "std": std, "keep_draws": keep_draws, "tile": tile}
+        opened = open_run(run, device)
+        restore_folder(opened, observations, out, as_json, {**how, "seed": seed, "force": force})
+        return
     path = out or RunDirectory(run).file(f"restored-{observations.stem}")
     fmt = writer(path)
     opened = open_run(run, device)

@@ -134,11 +134,18 @@ class Plan:
         """The checked recipe."""
         return self.loaded.recipe
 
-    def builder_of(self, stage: Stage | None) -> Callable[[], Any]:
-        """Returns what builds a new network of a phase; of the recipe without one."""
+    def builder_of(
+        self, stage: Stage | None, shape: tuple[int, ...] | None = None
+    ) -> Callable[[], Any]:
+        """Returns what builds a new network of a phase; of the recipe without one.
+
+        Args:
+            stage: The phase.
+            shape: The shape of one signal; that of the data set if left out.
+        """
         own = None if stage is None else stage.network
         build = self.network if own is None else own
-        return lambda: build(self.shape)
+        return lambda: build(self.shape if shape is None else shape)
 
     def made_of(self, p: int) -> dict[str, Any]:
         """Returns what the prior of a phase is built from, as plain data: shape of the signals,

@@ -72,6 +72,7 @@ def prior_of_files(
     objective: Objective | ClosedFormObjective | None,
     make_network: Callable[[float, Tensor | None], MakeNetwork],
     device: torch.device,
+    shape: tuple[int, ...] | None = None,
 ) -> Prior:
     """Returns the prior that a file holds, in evaluation mode, on a device.
 
@@ -82,19 +83,33 @@ def prior_of_files(
             itself knows.
         make_network: Returns a builder of networks: (sigma_data, mean) -> MakeNetwork.
         device: The device.
+        shape: The shape of one signal, if it is another one than that of the training signals. The
+            network is then centred at one value of each channel, and the moments are a stand-in
+            (`Gaussian.stationary`).
 
     Raises:
         RuntimeError: If the weights are of another network.
-        RecipeError: If the model is more than a network, and there is no objective that builds it.
+        RecipeError: If the model is more than a network, and there is no objective that builds it;
+            or if a prior in closed form is asked for at another shape.
     """
     weights = TrainedWeights.from_file(tensors, meta)
+    if weights is None and shape is not None:
+        raise RecipeError(
+            f"a prior in closed form is of signals of shape {shape_of(tensors, meta)} alone; larger"
+            " frames need a network that is convolutional"
+        )
     if weights is None:
         own = {name: tensor.to(device) for name, tensor in below(tensors, "exact.").items()}
         if isinstance(objective, ClosedFormObjective):
             return Prior.of(objective.closed_form(own))
         return Prior.of(closed_form(own))
     moments = moments_of(tensors)
-    make = make_network(weights.sigma_data, None if moments is None else moments.mean)
+    mean = None if moments is None else moments.mean
+    if moments is not None and shape is not None:
+        moments = moments.stationary(shape)
+        # One value of each channel fits windows of every size.
+        mean = moments.mean.flatten(1)[:, :1].reshape(-1, *[1] * (len(shape) - 1))
+    make = make_network(weights.sigma_data, mean)
     own_moments = None if moments is None else moments.to(device)
     if not isinstance(objective, Objective):
         network = _ready(make(), plain_network(weights), device)
@@ -123,12 +138,18 @@ def plain_network(weights: TrainedWeights) -> TrainedWeights:
     return plain
 
 
-def read_prior(run: Context, at: Round | None) -> Prior:
+def read_prior(run: Context, at: Round | None, shape: tuple[int, ...] | None = None) -> Prior:
     """Reads the prior that a round fitted; without a round the one that another run learned.
+
+    Args:
+        run: The run.
+        at: The round.
+        shape: The shape of one signal, if it is another one than that of the run (see
+            `prior_of_files`).
 
     Raises:
         DataError: If the file is missing or damaged.
-        RecipeError: If it is of another network than the recipe's.
+        RecipeError: If it is of another network than the recipe's, or cannot be of the shape.
     """
     folder = run.directory if at is None else run.directory.fit(at)
     name = FOREIGN if at is None else FILE
@@ -138,13 +159,18 @@ def read_prior(run: Context, at: Round | None) -> Prior:
     made: list[Denoiser] = []
 
     def make_network(sigma_data: float, mean: Tensor | None) -> MakeNetwork:
-        build = run.plan.builder_of(stage)
+        build = run.plan.builder_of(stage, shape)
         return network_maker(build, run.recipe.seed, sigma_data, mean, made=made)
 
     objective = _foreign_objective(meta) if stage is None else stage.objective
     try:
-        prior = prior_of_files(tensors, meta, objective, make_network, run.device)
+        prior = prior_of_files(tensors, meta, objective, make_network, run.device, shape)
     except RuntimeError as error:
+        if shape is not None:
+            raise RecipeError(
+                f"the network of this run is of signals of shape {run.shape} alone; frames of"
+                f" another size, such as {shape}, need a network that is convolutional"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(
             f"{folder.file(name)}: it is of another network than the recipe's: {reason}"
@@ -189,15 +215,24 @@ def built_network(run: Context) -> Denoiser:
     return network_maker(run.plan.builder_of(None), run.recipe.seed, 0.5, None)()
 
 
-def last_prior(run: Context) -> Prior:
+def last_prior(run: Context, shape: tuple[int, ...] | None = None) -> Prior:
     """Returns the newest prior of the run.
+
+    Args:
+        run: The run.
+        shape: The shape of one signal, if it is another one than that of the run.
 
     Raises:
         DataError: If no round is finished.
+        RecipeError: If the prior cannot be of the shape.
     """
     fitted = run.directory.fitted()
     if fitted:
-        return read_prior(run, fitted[-1])
+        return read_prior(run, fitted[-1], shape)
+    if shape is not None and run.directory.has(FOREIGN):
+        return read_prior(run, None, shape)
+    if shape is not None and run.recipe.prior == "network":
+        return Prior(built_network(run).to(run.device).eval().requires_grad_(False))
     if run.directory.has(FOREIGN) or run.recipe.prior == "network":
         prior = first_prior(run)
         assert prior is not None

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from invem.errors import RecipeError
 from invem.measurement import Measurement
+from invem.planning.plan import Stage
 from invem.running.context import Context, all_finite
 from invem.running.priors import last_prior
 from invem.running.records import Record
+from invem.sampler import PosteriorSampler
 
-__all__ = ["Restored", "restore"]
+__all__ = ["Restored", "restore", "sampler_of"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +48,21 @@ class Restored:
         return f"<Restored: {n} observations, {k} draws of each, shape {tuple(shape)}>"
 
 
+def sampler_of(run: Context) -> tuple[Stage, PosteriorSampler]:
+    """Returns the last phase of a run, and the sampler that it restores with.
+
+    Raises:
+        RecipeError: If the recipe has none.
+    """
+    stage = run.plan.stages[-1]
+    if stage.evaluator is None:
+        raise RecipeError(
+            f"{run.directory.path}: the recipe has no sampler to restore with; begin a run with"
+            " evaluate.sampler"
+        )
+    return stage, stage.evaluator
+
+
 def restore(run: Context, m: Measurement, draws: int, seed: int) -> Iterator[Record]:
     """Draws from the posterior of new observations under the newest prior.
 
@@ -63,15 +80,10 @@ def restore(run: Context, m: Measurement, draws: int, seed: int) -> Iterator[Rec
         RecipeError: If the recipe has no sampler to restore with.
         NumericalError: If draws are not finite.
     """
-    stage = run.plan.stages[-1]
-    if stage.evaluator is None:
-        raise RecipeError(
-            f"{run.directory.path}: the recipe has no sampler to restore with; begin a run with"
-            " evaluate.sampler"
-        )
+    stage, evaluator = sampler_of(run)
     prior = last_prior(run)
     with run.plan.origins.naming():
-        sampler = run.tuned(stage.evaluator, prior, m, "tune-restore", seed)
+        sampler = run.tuned(evaluator, prior, m, "tune-restore", seed)
     rows = torch.arange(len(m)).repeat_interleave(draws)
     name = {"name": stage.phase.name, "round": stage.phase.rounds - 1}
     parts: list[Tensor] = []
