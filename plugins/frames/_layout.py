@@ -1,7 +1,7 @@
 """Where the frames of an array are: its axes by their letters."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,22 @@ def usual_axes(shape: Sequence[int]) -> str:
     """
     if len(shape) == 4 and shape[3] in _COLOURS and shape[1] not in _COLOURS:
         return "TYXC"
-    if len(shape) not in _USUAL:
-        raise DataError(
-            f"has the shape {tuple(shape)}: set axes to one letter for each of its dimensions"
-        )
-    return _USUAL[len(shape)]
+    return known_axes(shape, _USUAL)
+
+
+def known_axes(shape: Sequence[int], known: Mapping[int, str]) -> str:
+    """Returns the axes of an array of a format that fixes their order.
+
+    Args:
+        shape: The shape of the array.
+        known: Axes by the number of dimensions.
+
+    Raises:
+        DataError: If the format says none for this number.
+    """
+    if len(shape) not in known:
+        raise DataError(f"has the shape {tuple(shape)}: set axes to one letter for each")
+    return known[len(shape)]
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,10 @@ class ArrayWriter(FrameWriter):
     def finish(self) -> None:
         with self._dropping():
             for part in self.parts:
-                if isinstance(part.values, np.memmap):
-                    part.values.flush()
+                flush = getattr(part.values, "flush", None)
+                if flush is not None:
+                    flush()
+            self.parts, self._places = (), []  # unmapped, so that it can be renamed anywhere
             if self._end is not None:
                 self._end(self._temporary)
         self._stack.close()

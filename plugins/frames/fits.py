@@ -1,5 +1,6 @@
 """FITS files of telescopes and cameras."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ import numpy as np
 from invem import DataError
 from invem.frames import FrameFile, FrameFormat, FrameWriter
 
-from ._layout import Array, Key, Layout
+from ._layout import Array, Key, Layout, known_axes
 from ._reading import (
     ArrayFile,
     ArrayWriter,
@@ -27,17 +28,11 @@ _BLOCK = 2880  # bytes, of which every part of a file has a whole number
 _SHIFTED = {"uint16": 2**15, "uint32": 2**31, "uint64": 2**63, "int8": -(2**7)}
 _BITPIX = {"uint8": 8, "int16": 16, "int32": 32, "int64": 64, "float32": -32, "float64": -64}
 _BITPIX |= {"uint16": 16, "uint32": 32, "uint64": 64, "int8": 8}
-_STRUCTURE: tuple[str, ...] = (
-    "SIMPLE",
-    "XTENSION",
-    "BITPIX",
-    "NAXIS",
-    "EXTEND",
-    "PCOUNT",
-    "GCOUNT",
-    "BSCALE",
+# What tells how the values of the old file lie, and what they were.
+_STRUCTURE = re.compile(
+    r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|BSCALE|BZERO|BLANK|EXTNAME|EXTVER"
+    r"|EXTLEVEL|CHECKSUM|DATASUM|DATAMIN|DATAMAX|END"
 )
-_STRUCTURE += ("BZERO", "BLANK", "EXTNAME", "EXTVER", "EXTLEVEL", "CHECKSUM", "DATASUM", "END")
 _DEPTHS = ("BITDEPTH", "BITCAMPX", "BITS", "ADCBITS")
 _NAMES = {"INSTRUME": "instrument", "TELESCOP": "telescope", "OBJECT": "object"}
 _NAMES |= {"DATE-OBS": "date", "BUNIT": "values in", "GAIN": "gain", "EXPTIME": "exposure"}
@@ -93,7 +88,7 @@ class Fits(FrameFormat):
             header["BZERO"] = _SHIFTED[dtype.name]
         for cards in old:
             header.extend(
-                [c for c in cards.cards if not c.keyword.startswith(_STRUCTURE)],
+                [c for c in cards.cards if not _STRUCTURE.fullmatch(c.keyword)],
                 strip=True,
                 update=True,
                 end=True,
@@ -120,7 +115,7 @@ class FitsFrames(ArrayFile):
         info = unit.fileinfo()
         if info and info["datLoc"] + info["datSpan"] > path.stat().st_size:
             raise DataError("is cut off: its header says more values than it holds")
-        layout = Layout(shape, axes or _AXES.get(len(shape), "?" * len(shape)))
+        layout = Layout(shape, axes or known_axes(shape, _AXES))
         first = unit.section[tuple(slice(0, 1) for _ in shape)]
         dtype = native(first.dtype)
         header = unit.header

@@ -77,8 +77,9 @@ class Hdf5Frames(ArrayFile):
         shapes: dict[str, tuple[int, ...]] = {}
 
         def look(name: str, item: Any) -> None:
-            if getattr(item, "dtype", None) is not None and item.dtype.kind in "uifc":
-                shapes[name] = item.shape
+            shape = getattr(item, "shape", None)  # groups and named types have none
+            if shape is not None and item.dtype.kind in "uifc":
+                shapes[name] = shape
 
         file.visititems(look)
         known = _KSPACE if inside is None and _KSPACE in shapes else None
@@ -116,7 +117,11 @@ def _copy(like: Hdf5Frames, new: Any, dtype: np.dtype[Any]) -> Any:
             return
         if not hasattr(item, "dtype"):
             _copy_attributes(item, new.require_group(name))
-        elif item.nbytes <= _SMALL and not item.external and name not in new:
+        elif (
+            getattr(item, "shape", None) is not None
+            and item.nbytes <= _SMALL
+            and not (item.external or name in new)
+        ):
             like.file.copy(item, new, name=name)
 
     _copy_attributes(like.file, new)

@@ -10,7 +10,7 @@ import numpy as np
 
 from invem.frames import FrameFile, FrameFormat, FrameWriter
 
-from ._layout import Array, Layout
+from ._layout import Array, Layout, known_axes
 from ._reading import (
     ArrayFile,
     ArrayWriter,
@@ -78,7 +78,7 @@ class NiftiFrames(ArrayFile):
         stored = np.dtype(image.header.get_data_dtype())
         dtype = native(stored)
         shape = tuple(int(n) for n in proxy.shape)
-        layout = Layout(shape[::-1], axes or _AXES.get(len(shape), "?" * len(shape)))
+        layout = Layout(shape[::-1], axes or known_axes(shape[::-1], _AXES))
 
         def load() -> Array:
             if not path.name.lower().endswith(_PACKED):

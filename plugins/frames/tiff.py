@@ -35,6 +35,7 @@ _PRIVATE = range(32768, 65536)
 _STRUCTURE = {34665, 34853, 37724, 40965, 50255, 330}  # offsets into the old file
 _PLAIN = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 11: "f", 12: "d"}
 _BIG = 2**32 - 2**25  # bytes, from which 4 GiB offsets do not hold headers too
+_EXTRAS = ("Thumbnail", "Label", "Macro")  # beside the picture of a slide
 _DESCRIPTION = 270
 _INCH, _CENTIMETRE = 2, 3
 _MICRONS = {_INCH: 25400.0, _CENTIMETRE: 10000.0}
@@ -168,7 +169,7 @@ def _settings(page: Any, same: bool) -> dict[str, Any]:
     """
     text = page.description
     if not same:  # the range of the display is that of other values
-        text = re.sub(r"(?m)^(min|max)=.*\n", "", text) if text.startswith("ImageJ=") else text
+        text = re.sub(r"(?m)^(min|max)=.*\n?", "", text) if text.startswith("ImageJ=") else text
     own: dict[str, Any] = {"description": text.encode() if text else None}
     kind = tifffile.PHOTOMETRIC
     known = (kind.MINISBLACK, kind.MINISWHITE, kind.RGB, kind.SEPARATED)
@@ -267,7 +268,7 @@ def _check_whole(tif: tifffile.TiffFile) -> None:
 
 def _series(tif: tifffile.TiffFile) -> list[Any]:
     """Returns the images of a file, without thumbnails and previews."""
-    series = [s for s in tif.series if s.name != "Label" and s.size]
+    series = [s for s in tif.series if s.name not in _EXTRAS and s.size]
     if any(page is None for s in series for page in s.pages):
         # Pages of it are in other files: these here are counted as they lie.
         own: list[Any] = [page.aspage() for page in tif.pages]
