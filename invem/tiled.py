@@ -49,8 +49,9 @@ class Tiled(Wrapper):
         out = torch.zeros_like(x_t)
         for window in itertools.product(*parts):
             spans = [slice(first, last) for first, last, _ in window]
-            where = (slice(None), slice(None), *spans)
-            found = self._window(x_t[where], level, None if cond is None else cond[..., *spans])
+            where: tuple[slice, ...] = (slice(None), slice(None), *spans)
+            inside: tuple[slice, ...] = (slice(None), *where)
+            found = self._window(x_t[where], level, None if cond is None else cond[inside])
             for axis, (span, n) in enumerate(zip(window, sides, strict=True)):
                 weight = _ramp(span, n, self.overlap).to(found)
                 found = found * weight.reshape(-1, *[1] * (len(sides) - 1 - axis))
