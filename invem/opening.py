@@ -62,15 +62,13 @@ def check_versions(directory: RunDirectory, plan: Plan) -> None:
     before = directory.description().get("components", [])
     used = {(row["kind"], row["name"]) for row in plan.components}
     changed = [
-        row
-        for row in before
-        if row not in plan.components and (row["kind"], row["name"]) in used
+        row for row in before if row not in plan.components and (row["kind"], row["name"]) in used
     ]
     if changed:
         was = ", ".join(
             f"{row['name']} of {row['distribution']} {row['version']}" for row in changed
         )
         raise RecipeError(
-            f"{directory.path}: it was begun with {was}; go back to that, or add --force (force=True"
-            " in Python)"
+            f"{directory.path}: it was begun with {was}; go back to that, or add --force"
+            " (force=True in Python)"
         )

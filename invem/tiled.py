@@ -37,7 +37,8 @@ class Tiled(Wrapper):
 
     def __init__(self, network: Denoiser, tile: int = 256, overlap: int = 64) -> None:
         super().__init__(network)
-        self.tile, self.overlap = tile, overlap
+        # Ramps of two seams must not meet.
+        self.tile, self.overlap = max(tile, overlap), overlap
 
     def forward(self, x_t: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
         sides = x_t.shape[2:]
@@ -47,8 +48,10 @@ class Tiled(Wrapper):
         level = expand_level(sigma, x_t)
         out = torch.zeros_like(x_t)
         for window in itertools.product(*parts):
-            where = (..., *(slice(first, last) for first, last in window))
-            found = self._window(x_t[where], level, None if cond is None else cond[where])
+            spans = [slice(first, last) for first, last, _ in window]
+            where: tuple[slice, ...] = (slice(None), slice(None), *spans)
+            inside: tuple[slice, ...] = (slice(None), *where)
+            found = self._window(x_t[where], level, None if cond is None else cond[inside])
             for axis, (span, n) in enumerate(zip(window, sides, strict=True)):
                 weight = _ramp(span, n, self.overlap).to(found)
                 found = found * weight.reshape(-1, *[1] * (len(sides) - 1 - axis))
@@ -64,23 +67,23 @@ class Tiled(Wrapper):
         return found
 
 
-def _spans(n: int, tile: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """Yields the first and last + 1 of the windows of an axis."""
+def _spans(n: int, tile: int, overlap: int) -> Iterator[tuple[int, int, int]]:
+    """Yields first and last + 1 of the windows of an axis, and where the tile begins."""
     for first in range(0, n, tile):
         before, last = max(first - overlap, 0), first + tile + overlap
         if last >= n:
-            yield before, n
+            yield before, n, first
             return
-        yield before, last
+        yield before, last, first
 
 
-def _ramp(span: tuple[int, int], n: int, overlap: int) -> Tensor:
+def _ramp(span: tuple[int, int, int], n: int, overlap: int) -> Tensor:
     """Returns the weights of the outputs of a window; those of all windows add up to one."""
-    first, last = span
+    first, last, seam = span
     place = torch.arange(first, last, dtype=torch.float64) + 0.5
     weight = torch.ones(last - first, dtype=torch.float64)
-    if first:  # the seam is `overlap` after the begin of the window
-        weight = ((place - first - overlap / 2) / overlap).clamp(0, 1)
+    if seam:
+        weight = ((place - seam + overlap / 2) / overlap).clamp(0, 1)
     if last < n:
         weight = weight * ((last - overlap / 2 - place) / overlap).clamp(0, 1)
     return weight

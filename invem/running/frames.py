@@ -115,15 +115,15 @@ def restore_frames(
         NumericalError: If restored values are not finite.
     """
     work = _Restoring(run, units, options)
-    there = {name for _, name, _ in files if work.is_there(out, name)}
+    there = {name for _, name, fmt in files if work.is_there(out, name, fmt)}
     todo = [file for file in files if file[1] not in there]
     written: list[str] = []
     title = {"name": work.stage.phase.name, "round": work.stage.phase.rounds - 1}
     for path, name, fmt in todo:
         with fmt.open(path, **reading) as file, ExitStack() as closing:
             writers = {
-                key: closing.enter_context(fmt.create(out / below / name, file, **how))
-                for key, (below, how) in work.outputs(file).items()
+                key: closing.enter_context(fmt.create(target, file, dtype=dtype, name=what))
+                for key, (target, dtype, what) in work.outputs(out, name, fmt).items()
             }
             for index, frame in enumerate(file.frames):
                 run.check()
@@ -149,20 +149,21 @@ class _Restoring:
         self._known: tuple[tuple[int, ...], Prior, Measurement] | None = None
         self._overlap: int | None = None
 
-    def is_there(self, out: Path, name: str) -> bool:
+    def is_there(self, out: Path, name: str, fmt: FrameFormat) -> bool:
         """Whether everything that is asked for of a file was written before."""
-        folders = ["", *self._more()]
-        return not self.options.force and all((out / part / name).exists() for part in folders)
+        targets = [target for target, _, _ in self.outputs(out, name, fmt).values()]
+        return not self.options.force and all(target.exists() for target in targets)
 
-    def outputs(self, file: FrameFile) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Returns the folder of each file that is written of one, and how it is created.
-
-        The folders are made."""
-        found: dict[str, tuple[str, dict[str, Any]]] = {"mean": ("", {"name": "mean"})}
-        for part in self._more():
-            std = part == "std"
-            how = {"name": "standard deviation" if std else f"draw {part[6:]}"}
-            found[part] = part, {**how, "dtype": "float32"} if std else how
+    def outputs(
+        self, out: Path, name: str, fmt: FrameFormat
+    ) -> dict[str, tuple[Path, str | None, str]]:
+        """Returns path, type and title of each file that is written of one, by folder; the mean has
+        the folder ""."""
+        found: dict[str, tuple[Path, str | None, str]] = {}
+        for part in ["", *self._more()]:
+            dtype = "float32" if part == "std" else None
+            title = {"": "mean", "std": "standard deviation"}.get(part, f"draw {part[6:]}")
+            found[part] = fmt.name_for(out / part / name, dtype), dtype, title
         return found
 
     def _more(self) -> list[str]:
@@ -199,7 +200,7 @@ class _Restoring:
         assert mean is not None
         all_finite(mean, f"{frame.name}: posterior means", _WAY)
         values, clipped = self._stored(mean, frame)
-        writers["mean"].write(index, values)
+        writers[""].write(index, values)
         if "std" in writers and squares is not None:
             std = (squares / (self.options.draws - 1)).sqrt()
             spread = self.units.spread(mean[0].numpy(), std[0].numpy())
@@ -292,9 +293,7 @@ class _Restoring:
                     self._sampler = self.run.tuned(self._evaluator, prior, m, *key)
         return self._sampler
 
-    def _known_mean(
-        self, sampler: PosteriorSampler, prior: Prior, m: Measurement
-    ) -> Tensor | None:
+    def _known_mean(self, sampler: PosteriorSampler, prior: Prior, m: Measurement) -> Tensor | None:
         with self.run.plan.origins.naming():
             mean = sampler.posterior_mean(prior, m).cpu()
         return None if bool(mean.isnan().all()) else mean
