@@ -22,7 +22,7 @@ operator: {operator}
 noise: {{name: gaussian, sigma: 0.2}}
 network: {{name: convnet}}
 phases:
-  - {{name: init, rounds: 1, fit: gaussian-moments}}
+  - {{name: init, rounds: 1, fit: {{objective: gaussian-moments}}}}
   - {{name: em, rounds: 1, sampler: auto, fit: {{objective: dsm, steps: 2, batch: 8}}}}
 """
 

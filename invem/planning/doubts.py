@@ -95,7 +95,7 @@ def check_range(
 def _range_options(share: float, options: dict[str, Any], units: Units | None) -> str:
     """Returns which options would stretch values that end at a share of the range."""
     if units is not None:
-        fits = float(units.stored(np.float64(2 * share - 1)))
+        fits = float(units.stored(np.array(2 * share - 1)))
         return (
             f"{units.low:g} becomes -1 and {units.high:g} becomes 1 ({units.how}); set low and"
             f" high to the stored values that are to be -1 and 1 (high: {fits:.4g})"

@@ -470,8 +470,8 @@ def _with_content(data: Windows, background: float) -> Windows:
 
 def _ratios(data: Windows) -> Iterator[float]:
     """Yields the standard deviation of each window, in units of that of its noise."""
-    for rows in torch.arange(len(data)).split(256):
-        x = data[rows].x
+    for first in range(0, len(data), 256):
+        x = data[torch.arange(first, min(first + 256, len(data)))].x
         assert x is not None
         for values in x.double():
             yield float(values.flatten(1).std(1).mean()) / max(_noise(data.units, values), 1e-12)
