@@ -185,7 +185,7 @@ def test_a_recipe_learns_from_windows(tmp_path):
     plan = invem.plan(path)
     assert plan.facts.units["how"] == "12 bits" and plan.facts.shape == (1, 16, 16)
     assert not any("fill" in line for line in plan.warnings)
-    path.write_text(RECIPE.format(root=tmp_path / "in", operator="{name: gaussian-blur, sigma: 1}"))
+    path.write_text(RECIPE.format(root=tmp_path / "in", operator="{name: gaussian-blur, std: 1}"))
     with pytest.raises(RecipeError, match="sees beyond a pixel"):
         invem.plan(path)
     path.write_text(path.read_text().replace("observations:", "data:"))
