@@ -37,12 +37,15 @@ class Dataset(ABC):
         range: The lowest and highest value of a signal, (-1.0, 1.0) for images.
         skipped: Items left out as broken, such as file names, for a warning.
         units: The map from stored values to signals, of a data set of files; None if there is none.
+        windowed: Whether the signals are windows of larger ones. An operator that sees beyond a
+            pixel would have seen beyond such a window.
     """
 
     shape: tuple[int, ...]
     range: tuple[float, float]
     skipped: tuple[str, ...] = ()
     units: Units | None = None
+    windowed: bool = False
 
     @abstractmethod
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class Mask(LinearOperator):
             measured, 0 where it is hidden, and any other number where it is measured with that
             weight.
     """
+
+    local: ClassVar[bool] = True
 
     mask: Tensor
 

@@ -53,6 +53,7 @@ class Operator(Batched, ABC):
         shape: The shape of one signal, without the batch axis.
         straight_through: Whether `vjp` is a useful substitute for a derivative that is zero or
             undefined, as that of rounding.
+        local: Whether it acts on each pixel by itself, so that a window of y is y of a window.
 
     An operator provides the optional methods that its class overrides: `adjoint`, `pinv`, `svd`.
     Samplers and objectives name the ones that they need. The plan compares the two before anything
@@ -62,6 +63,7 @@ class Operator(Batched, ABC):
     shape: tuple[int, ...]
 
     straight_through: ClassVar[bool] = False
+    local: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -138,6 +140,7 @@ class Chain(Operator):
         object.__setattr__(
             self, "straight_through", any(part.straight_through for part in self.parts)
         )
+        object.__setattr__(self, "local", all(part.local for part in self.parts))
 
     def __call__(self, x: Tensor) -> Tensor:
         for part in self.parts:
@@ -162,6 +165,9 @@ class LinearChain(LinearOperator):
     """
 
     parts: tuple[Operator, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "local", all(part.local for part in self.parts))
 
     def __call__(self, x: Tensor) -> Tensor:
         for part in self.parts:

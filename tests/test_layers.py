@@ -45,7 +45,8 @@ PUBLIC = {f"invem.{name}" for layer in VOCABULARY for name in layer} | {
     "invem.store",
     "invem.atomic",
 }
-FAMILIES = {"formats": {"datasets"}}  # what else of invem_plugins a family may use
+# What else of invem_plugins a family may use.
+FAMILIES = {"formats": {"datasets"}, "datasets": {"frames"}}
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 CORE = sorted((ROOT / "invem").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))

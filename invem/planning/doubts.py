@@ -4,12 +4,14 @@ data."""
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from invem import config as recipes
 from invem.analysis import NoiseLevel, noise_level
 from invem.batched import Rng
+from invem.frames import Units
 from invem.linear import Mask
 from invem.planning.model import MeasurementModel
 from invem.planning.observation_model import observation_model
@@ -45,7 +47,10 @@ def doubts(plan: Plan, data_options: dict[str, Any]) -> list[str]:
         values = m.y if isinstance(m.A, Mask) or m.changes_nothing else None
         if values is not None and m.A.seen is not None:
             values = m.y[m.A.seen.expand_as(m.y) != 0]
-    if values is not None and (text := check_range(values, plan.facts.range, data_options)):
+    units = None if plan.facts.units is None else Units(**plan.facts.units)
+    if values is not None and (
+        text := check_range(values, plan.facts.range, data_options, units=units)
+    ):
         found.append(str(recipes.error(plan.loaded, (where,), text)))
     if plan.observed or plan.recipe.assume:
         level = noise_level(model.measured(k, 0))
@@ -54,13 +59,21 @@ def doubts(plan: Plan, data_options: dict[str, Any]) -> list[str]:
     return found
 
 
-def check_range(values: Tensor, limits: tuple[float, float], options: dict[str, Any]) -> str:
+def check_range(
+    values: Tensor,
+    limits: tuple[float, float],
+    options: dict[str, Any],
+    *,
+    units: Units | None = None,
+) -> str:
     """Returns why values do not belong to the range of their data set; "" if they may.
 
     Args:
         values: Some of them.
         limits: The lowest and the highest value of a signal.
         options: The options of the data set, of which `low` and `high` set the range.
+        units: The map from stored values to signals, if the data set has one: its ends are
+            numbers where the options say "auto".
     """
     low, high = limits
     if not math.isfinite(high - low) or not high > low or not values.numel():
@@ -75,12 +88,18 @@ def check_range(values: Tensor, limits: tuple[float, float], options: dict[str, 
     return (
         f"the values fill {100 * share:.2g} % of the range {low:g} to {high:g} ({ends[0]:.3g} to"
         f" {ends[1]:.3g}), which every level of noise and the priors are in units of:"
-        f" {_range_options((ends[1] - low) / (high - low), options)}"
+        f" {_range_options((ends[1] - low) / (high - low), options, units)}"
     )
 
 
-def _range_options(share: float, options: dict[str, Any]) -> str:
+def _range_options(share: float, options: dict[str, Any], units: Units | None) -> str:
     """Returns which options would stretch values that end at a share of the range."""
+    if units is not None:
+        fits = float(units.stored(np.array(2 * share - 1)))
+        return (
+            f"{units.low:g} becomes -1 and {units.high:g} becomes 1 ({units.how}); set low and"
+            f" high to the stored values that are to be -1 and 1 (high: {fits:.4g})"
+        )
     if "high" not in options:
         return "stretch the values of the data set to its range"
     if options["high"] is not None:

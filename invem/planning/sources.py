@@ -61,6 +61,7 @@ class Source(Dataset):
         self.data, self.error, self.origins, self.signals = data, error, origins, signals
         self.shape, self.range = tuple(data.shape), data.range
         self.skipped, self.units = tuple(data.skipped), data.units
+        self.windowed = data.windowed
 
     def __len__(self) -> int:
         return len(self.data)
@@ -111,7 +112,16 @@ def check_observations(
     assert y is not None
     measured = {"y": y} | (data.measured(first) or {})
     given = set(measured)
-    there, expected = tuple(y.shape[1:]), tuple(model.example().y.shape[1:])
+    example = model.example()
+    if data.windowed and not (example.A.local or example.changes_nothing):
+        builder.fail(
+            ("operator",),
+            f"{recipe.operator.name} sees beyond a pixel, and the observations are windows of"
+            " larger frames: what is next to a window has a part in it, and is not in it; leave"
+            " out `crop` (frames of one size), or choose an operator that acts on each pixel by"
+            " itself, such as a mask",
+        )
+    there, expected = tuple(y.shape[1:]), tuple(example.y.shape[1:])
     if there != expected:
         builder.fail(
             ("observations",),

@@ -10,6 +10,7 @@ def invem_datasets() -> dict[str, str]:
         "digits": "invem_plugins.datasets.digits:digits",
         "fashion-mnist": "invem_plugins.datasets.fashion_mnist:fashion_mnist",
         "folder": "invem_plugins.datasets.folder:folder",
+        "frames": "invem_plugins.datasets.frames:frames",
         "measurements": "invem_plugins.datasets.measurements:measurements",
         "smooth-manifold": "invem_plugins.datasets.curve:smooth_manifold",
         "synthetic": "invem_plugins.datasets.synthetic:synthetic",

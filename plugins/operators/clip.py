@@ -1,7 +1,7 @@
 """High dynamic range: the sensor saturates."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Gt
 from torch import Generator, Tensor
@@ -16,6 +16,8 @@ class Clip(Operator):
     Attributes:
         gain: The amplification before clipping.
     """
+
+    local: ClassVar[bool] = True
 
     gain: float
 

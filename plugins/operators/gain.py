@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Gt
@@ -19,6 +19,8 @@ class Gain(LinearOperator):
     Attributes:
         gain: The factor, shape ().
     """
+
+    local: ClassVar[bool] = True
 
     gain: Tensor = shared()
 

@@ -1,7 +1,7 @@
 """A nonlinear response: gamma."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Gt
 from torch import Generator, Tensor
@@ -18,6 +18,8 @@ class Gamma(Operator):
     Attributes:
         gamma: The exponent.
     """
+
+    local: ClassVar[bool] = True
 
     gamma: float
 

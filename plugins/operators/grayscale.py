@@ -1,6 +1,7 @@
 """Grey-scale images of colour signals."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +17,8 @@ class Mixing(LinearOperator):
     Attributes:
         weights: w, shape (C,).
     """
+
+    local: ClassVar[bool] = True
 
     weights: Tensor = shared()
 

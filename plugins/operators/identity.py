@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -13,6 +14,8 @@ from invem.operator import SVD
 @dataclass(frozen=True, eq=False)
 class Identity(LinearOperator):
     """A = I."""
+
+    local: ClassVar[bool] = True
 
     def __call__(self, x: Tensor) -> Tensor:
         return x
