@@ -30,10 +30,12 @@ WORDS = {
     "conditional": "a capability of a prior",
     "exact": "the column of the exact posterior in a table",
     "folder": "an argument of the command line",
+    "gaussian": "a kind of noise that files have, `CameraNoise.kind`",
     "identity": "a capability of a measurement",
     "measurements": "the folder of a run directory",
     "never": "the value of `stop` where a recipe names none",
     "observation": "the row of what was observed, in a report",
+    "poisson-gaussian": "a kind of noise that files have, `CameraNoise.kind`",
     "prior": "a key of a recipe, and what is learned",
     "stack": "the function `invem.compose.stack`",
 }

@@ -31,7 +31,7 @@ LAYERS = [
     {"storage"},
     {"planning"},
     {"running", "files"},
-    {"priorfile", "opening"},
+    {"priorfile", "opening", "survey"},
     {"door"},
     {"report", "bench"},
     {"testing"},
