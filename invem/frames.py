@@ -142,8 +142,19 @@ class FrameFormat(ABC):
             name: What its values are ("mean", "standard deviation"), for the metadata.
 
         Raises:
-            DataError: If it cannot be written.
+            DataError: If it cannot be written, or does not hold `dtype`: the message says which
+                format does (`name_for`).
         """
+
+    def name_for(self, path: Path, dtype: str | None = None) -> Path:
+        """Returns the name under which `create` writes: `path`, or one with another ending, where
+        the format of `path` does not hold values as they are.
+
+        Args:
+            path: The new file, named as the old one.
+            dtype: The type of the values; that of the old file if left out.
+        """
+        return path
 
 
 @dataclass(frozen=True, kw_only=True)
