@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -267,7 +268,7 @@ def _middle(shape: tuple[int, ...]) -> tuple[slice, ...]:
 def _paired(frames: Sequence[_Read]) -> list[Array]:
     """Returns pages that follow each other in a file: the two of each pair in turn."""
     found: list[Array] = []
-    for (_, a, first), (_, b, second) in zip(frames, frames[1:], strict=False):
+    for (_, a, first), (_, b, second) in itertools.pairwise(frames):
         if first and not second:
             found += [a, b]
     return found

@@ -30,6 +30,7 @@ WORDS = {
     "conditional": "a capability of a prior",
     "exact": "the column of the exact posterior in a table",
     "folder": "an argument of the command line",
+    "frames": "a capability of a file format",
     "gaussian": "a kind of noise that files have, `CameraNoise.kind`",
     "identity": "a capability of a measurement",
     "measurements": "the folder of a run directory",

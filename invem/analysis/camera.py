@@ -138,7 +138,9 @@ def photon_transfer(
     found, how, still = spatial, "differences of neighbouring pixels", False
     if pages:
         pairs = [(a, b) for a, b in zip(given[::2], given[1::2], strict=False) if _differ(a, b)]
-        temporal = _levels([_differences(a, b) for a, b in pairs], ends, step * math.sqrt(2), lambda _: _STILL)
+        temporal = _levels(
+            [_differences(a, b) for a, b in pairs], ends, step * math.sqrt(2), lambda _: _STILL
+        )
         if temporal and _ratio(temporal, spatial) < 1.1 and _unstructured(pairs):
             found, how, still = temporal, "differences of neighbouring pages", True
     share = _clipped_share(given, ends)
@@ -167,7 +169,9 @@ def _step(frames: Sequence[Array]) -> float:
     found = 0
     for frame in frames:
         values = np.asarray(frame).astype(np.int64).ravel()[:65536]
-        found = math.gcd(found, int(np.gcd.reduce(np.abs(values - values[0])))) if len(values) else 0
+        found = (
+            math.gcd(found, int(np.gcd.reduce(np.abs(values - values[0])))) if len(values) else 0
+        )
     return found / 2
 
 
@@ -216,7 +220,10 @@ def _near(u: Array, difference: Array, detail: Array) -> _Blocks:
     a, b, c, d = _quarters(u)
     mean = _mean3((a + b + c + d) / 4)
     extremes = np.stack(
-        [np.minimum(np.minimum(a, b), np.minimum(c, d)), np.maximum(np.maximum(a, b), np.maximum(c, d))]
+        [
+            np.minimum(np.minimum(a, b), np.minimum(c, d)),
+            np.maximum(np.maximum(a, b), np.maximum(c, d)),
+        ]
     )
     near = _mean3(detail) + _detail3((a + b + c + d) / 4)
     keep = np.isfinite(mean) & np.isfinite(difference) & np.isfinite(near)
@@ -360,7 +367,6 @@ def _noise(
     # The middle of the light, where the line is known best.
     sigma = math.sqrt(line.var)
     start, read = _start(line, offset) if gain else (offset or 0.0, sigma)
-    at = line.floor + line.slope * start if gain else line.var
     error = math.hypot(line.var_error, line.slope_error * (start - line.at) * bool(gain))
     return CameraNoise(
         kind=kind,
@@ -368,7 +374,8 @@ def _noise(
         gain_error=line.slope_error,
         offset=start,
         read=read,
-        read_error=error / (2 * read) if read else math.sqrt(max(error - at, 0.0)),
+        # Of a value near 0 the variance is known, not the root: it is not above this.
+        read_error=error / (2 * read) if read**2 > error else math.sqrt(error),
         sigma=sigma,
         sigma_error=line.var_error / (2 * sigma),
         dark=math.sqrt(max(dark, 0.0)),
@@ -382,6 +389,7 @@ def _noise(
 
 def _start(line: _Line, offset: float | None) -> tuple[float, float]:
     """Returns the offset and the read-out noise of a line that rises."""
-    if offset is None:
-        offset = max(0.0, -line.floor / line.slope)
+    if offset is None and line.floor < 0:
+        return -line.floor / line.slope, 0.0
+    offset = offset or 0.0
     return offset, math.sqrt(max(line.floor + line.slope * offset, 0.0))
