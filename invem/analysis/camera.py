@@ -240,7 +240,8 @@ def _mean3(u: Array) -> Array:
 
 def _detail3(u: Array) -> Array:
     """Returns the variance over 3 x 3 neighbours, times 4: that of noise is the noise's own."""
-    return 4 * np.maximum(_mean3(u**2) - _mean3(u) ** 2, 0)
+    found: Array = 4 * np.maximum(_mean3(u**2) - _mean3(u) ** 2, 0)
+    return found
 
 
 def _differ(a: Array, b: Array) -> bool:

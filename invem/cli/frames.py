@@ -45,7 +45,9 @@ class Noise(enum.StrEnum):
     @property
     def kind(self) -> Literal["gaussian", "poisson-gaussian"] | None:
         """The kind, or None to measure it."""
-        return None if self is Noise.AUTO else self.value
+        if self is Noise.AUTO:
+            return None
+        return "gaussian" if self is Noise.GAUSSIAN else "poisson-gaussian"
 
 
 def inspect(
@@ -154,7 +156,10 @@ def _noise(noise: "CameraNoise") -> Iterator[str]:
     if noise.gain:
         yield "of photons: it rises with the light"
         yield f"gain {noise.gain:.3g} +- {noise.gain_error:.2g} a photon"
-        yield f"offset {noise.offset:.4g}, read {noise.read:.3g} +- {noise.read_error:.2g}"
+        if noise.read:
+            yield f"offset {noise.offset:.4g}, read {noise.read:.3g} +- {noise.read_error:.2g}"
+        else:
+            yield f"none below {noise.offset:.4g}; --offset tells the read-out noise apart"
         yield f"sigma {noise.dark:.3g} where dark, {noise.bright:.3g} where bright"
     else:
         yield f"of one level: sigma {noise.sigma:.3g} +- {noise.sigma_error:.2g}"

@@ -52,23 +52,9 @@ def write_recipe(
         raise RecipeError(
             f"crop {crop} does not fit: a multiple of 4 from 8 to {smallest}, the smallest frame"
         )
-    noise = found.noise
-    if noise is None and not clean:
+    if found.noise is None and not clean:
         raise DataError(f"{found.path}: {found.why}")
-    low, high = _rounded(found.dark), _rounded(found.light)
-    low, high = (low, high) if low < high else (found.low, found.high)
-    units, words = Units(low=low, high=high), {}
-    if noise is not None and not clean:
-        gain, offset, read = (_rounded(v) for v in (noise.gain, noise.offset, noise.read))
-        units = Units(low=low, high=high, gain=gain, offset=offset if gain else 0, read=read)
-        words = {
-            "gain_words": f"{noise.gain:.3g} +- {noise.gain_error:.2g}",
-            "read_words": f"{noise.read:.3g} +- {noise.read_error:.2g}",
-            "sigma_words": f"{noise.sigma:.3g} +- {noise.sigma_error:.2g}",
-        }
-    sigma = _ADDED
-    if noise is not None and not clean:
-        sigma = units.sigma if units.gain else 2 * noise.sigma / (high - low)
+    units, words = _measured(found, clean)
     environment = Environment(
         loader=PackageLoader("invem.scaffold"),
         undefined=StrictUndefined,
@@ -76,7 +62,7 @@ def write_recipe(
         trim_blocks=True,
     )
     text = environment.get_template("frames.yaml.jinja").render(
-        {"gain_words": "", "read_words": "", "sigma_words": "", **words},
+        words,
         name=path.name,
         stem=path.stem,
         looked=found.looked,
@@ -91,11 +77,30 @@ def write_recipe(
         gain=f"{units.gain:g}" if units.gain else "",
         offset=f"{units.offset:g}",
         read=f"{units.read:g}",
-        sigma=f"{sigma:.4g}",
         steps=_STEPS,
     )
     write_text(path, text)
     return units
+
+
+def _measured(found: Survey, clean: bool) -> tuple[Units, dict[str, str]]:
+    """Returns the units of stored values, and the noise in words."""
+    low, high = _rounded(found.dark), _rounded(found.light)
+    low, high = (low, high) if low < high else (found.low, found.high)
+    units, sigma = Units(low=low, high=high), _ADDED
+    words = {"gain_words": "", "read_words": "", "sigma_words": ""}
+    noise = found.noise
+    if noise is not None and not clean:
+        gain, offset, read = (_rounded(v) for v in (noise.gain, noise.offset, noise.read))
+        if gain:
+            units = Units(low=low, high=high, gain=gain, offset=offset, read=read)
+        sigma = units.sigma if gain else 2 * noise.sigma / (high - low)
+        words = {
+            "gain_words": f"{noise.gain:.3g} +- {noise.gain_error:.2g}",
+            "read_words": f"{noise.read:.3g} +- {noise.read_error:.2g}",
+            "sigma_words": f"{noise.sigma:.3g} +- {noise.sigma_error:.2g}",
+        }
+    return units, {**words, "sigma": f"{sigma:.4g}"}
 
 
 def _rounded(value: float) -> float:
