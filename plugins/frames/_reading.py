@@ -1,13 +1,16 @@
 """What the formats share: open files and unfinished files over arrays that are sliced."""
 
 import importlib
+import logging
+import math
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -19,6 +22,8 @@ from invem.frames import Frame, FrameFile, FrameWriter, Window
 from ._layout import Array, Layout
 
 _NUMBERS = "uifc"
+_LOGS = ("tifffile", "nibabel.global", "astropy")
+_BLOCK = 2**20  # bytes that are unpacked at once
 
 
 def shown(path: Path) -> str:
@@ -31,7 +36,7 @@ def shown(path: Path) -> str:
 def refusing(path: Path) -> Iterator[None]:
     """Turns any error of a decoder on a broken file into a DataError of one line."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silence():
             warnings.simplefilter("ignore")
             yield
     except DataError as error:
@@ -42,6 +47,19 @@ def refusing(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{shown(path)} cannot be read: {reason[:300]}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps libraries from printing what becomes an error, or harms nothing."""
+    loud = [log for name in _LOGS if not (log := logging.getLogger(name)).disabled]
+    for log in loud:
+        log.disabled = True
+    try:
+        yield
+    finally:
+        for log in loud:
+            log.disabled = False
 
 
 def library(name: str, extra: str) -> Any:
@@ -140,6 +158,7 @@ class ArrayWriter(FrameWriter):
         path: The file.
         begin: Makes the file under a temporary path, with its arrays.
         end: Completes it under that path before it is renamed.
+        drop: Closes what is open of it where it is not completed.
     """
 
     def __init__(
@@ -147,15 +166,17 @@ class ArrayWriter(FrameWriter):
         path: Path,
         begin: Callable[[Path], Sequence[Part]],
         end: Callable[[Path], None] | None = None,
+        drop: Callable[[], None] | None = None,
     ) -> None:
-        self._path, self._end, self._stack = path, end, ExitStack()
+        self._path, self._end, self._drop, self._stack = path, end, drop, ExitStack()
         self._temporary = self._stack.enter_context(replacing(path, _Dropped))
         with self._dropping():
             self.parts = tuple(begin(self._temporary))
         self._places = [(part, i) for part in self.parts for i in range(part.layout.count)]
 
     def write(self, index: int, values: Array, window: Window | None = None) -> None:
-        fill(*self._places[index], values, window)
+        with self._dropping():
+            fill(*self._places[index], values, window)
 
     def finish(self) -> None:
         with self._dropping():
@@ -168,6 +189,8 @@ class ArrayWriter(FrameWriter):
 
     def discard(self) -> None:
         error = _Dropped("not finished")
+        if self._drop is not None:
+            self._drop()
         try:
             self._stack.__exit__(type(error), error, None)
         except DataError:
@@ -232,3 +255,78 @@ def parts_like(like: FrameFile) -> tuple[Part, ...]:
     if not isinstance(like, ArrayFile):
         raise DataError(f"{shown(like.path)} is not an open file of these formats")
     return like.parts
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Lazy:
+    """An array that is made when it is first sliced.
+
+    Args:
+        make: Makes it.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._made: Any = None
+
+    def __getitem__(self, key: Any) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return self._made[key]
+
+
+def unpacked(stream: _Readable, offset: int, size: int) -> IO[bytes]:
+    """Unpacks a compressed stream into a temporary file without a name, as far as it is needed.
+
+    Args:
+        stream: The stream.
+        offset: The number of bytes before the values.
+        size: The number of bytes of the values.
+
+    Raises:
+        DataError: If there are fewer.
+    """
+    file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+    left = offset + size
+    while left and (block := stream.read(min(left, _BLOCK))):
+        file.write(block)
+        left -= len(block)
+    if left:
+        raise DataError(f"is cut off: {left} bytes of its values are missing")
+    file.flush()
+    return file
+
+
+def chosen(shapes: Mapping[str, tuple[int, ...]], inside: str | None) -> str:
+    """Returns the name of the array to read: the given one, or the largest.
+
+    Args:
+        shapes: The shape of each array of numbers, by its path.
+        inside: The path that was given.
+
+    Raises:
+        DataError: If there is none of that name, or none that is largest; it lists what there is.
+    """
+    usable = {name: shape for name, shape in shapes.items() if len(shape) > 1}
+    if inside is not None:
+        match = next((name for name in shapes if name.strip("/") == inside.strip("/")), None)
+        if match is None:
+            raise DataError(f"has no array {inside!r}; there are {_listed(shapes)}")
+        return match
+    if not usable:
+        raise DataError(f"holds no array of two or more dimensions; there are {_listed(shapes)}")
+    sizes = {name: math.prod(shape) for name, shape in usable.items()}
+    largest = [name for name, size in sizes.items() if size == max(sizes.values())]
+    if len(largest) > 1:
+        raise DataError(f"holds several arrays: set inside to one of {_listed(usable)}")
+    return largest[0]
+
+
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    shown = [f"{name} {shape}" for name, shape in list(shapes.items())[:10]]
+    return (
+        ", ".join(shown) + (f" and {len(shapes) - 10} more" if len(shapes) > 10 else "") or "none"
+    )

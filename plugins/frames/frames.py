@@ -10,10 +10,26 @@ from invem.fileformat import FileFormat
 from invem.frames import FrameFormat
 
 from ._reading import shown
+from .fits import Fits
+from .hdf5 import Hdf5
+from .nifti import Nifti
 from .npy import Npy
+from .npz import Npz
+from .pictures import Jpeg, Png
 from .tiff import Tiff
+from .zarr import Zarr
 
-FORMATS: tuple[FrameFormat, ...] = (Tiff(), Npy())
+FORMATS: tuple[FrameFormat, ...] = (
+    Tiff(),
+    Png(),
+    Jpeg(),
+    Npy(),
+    Npz(),
+    Hdf5(),
+    Zarr(),
+    Nifti(),
+    Fits(),
+)
 _FOLDER = ".zarr"
 
 

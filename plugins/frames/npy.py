@@ -21,7 +21,7 @@ class Npy(FrameFormat):
 
     def open(self, path: Path, *, axes: str | None = None, inside: str | None = None) -> FrameFile:
         with refusing(path):
-            values = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
+            values = np.lib.format.open_memmap(path, mode="r")
             dtype = native(values.dtype)
             layout = Layout(values.shape, axes or usual_axes(values.shape))
             about = {"axes": layout.axes, "dtype": dtype.name}
@@ -37,8 +37,6 @@ class Npy(FrameFormat):
 
 def new_array(path: Path, part: Part, dtype: np.dtype[np.generic]) -> Part:
     """Makes a .npy file of the shape of another array, mapped for writing."""
-    values = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-        path, mode="w+", dtype=dtype, shape=part.layout.shape
-    )
+    values = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=part.layout.shape)
     reserve(path, path.stat().st_size)
     return Part(values, part.layout, dtype)

@@ -1,5 +1,6 @@
 """TIFF files: single pages, stacks, tiles, BigTIFF, OME-TIFF and the hyperstacks of ImageJ."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ _PRIVATE = range(32768, 65536)
 _STRUCTURE = {34665, 34853, 37724, 40965, 50255, 330}  # offsets into the old file
 _PLAIN = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 11: "f", 12: "d"}
 _BIG = 2**32 - 2**25  # bytes, from which 4 GiB offsets do not hold headers too
+_DESCRIPTION = 270
 _INCH, _CENTIMETRE = 2, 3
 _MICRONS = {_INCH: 25400.0, _CENTIMETRE: 10000.0}
 _OME_TYPES = {"float32": "float", "float64": "double", "complex64": "complex"}
@@ -74,6 +76,7 @@ class TiffFrames(ArrayFile):
 
     def __init__(self, path: Path, tif: tifffile.TiffFile, axes: str | None) -> None:
         self.tif = tif
+        _check_whole(tif)
         self.series = _series(tif)
         if axes is not None and len(self.series) > 1:
             raise DataError(f"holds {len(self.series)} images of several kinds: leave out axes")
@@ -83,7 +86,9 @@ class TiffFrames(ArrayFile):
     def copy(self, path: Path, dtype: str | None) -> FrameWriter:
         """Begins a file with these pages and what the first of each series says of itself."""
         kinds = [native(dtype or part.dtype) for part in self.parts]
-        size = sum(math.prod(p.layout.shape) * k.itemsize for p, k in zip(self.parts, kinds))
+        size = sum(
+            math.prod(p.layout.shape) * k.itemsize for p, k in zip(self.parts, kinds, strict=True)
+        )
         big = self.tif.is_bigtiff or size > _BIG
 
         def begin(temporary: Path) -> list[Part]:
@@ -139,7 +144,13 @@ def _begin(
     reserve(path, max(sum(place) for place in offsets))
     return [
         Part(
-            np.memmap(path, kind.newbyteorder(order), "r+", place[0], part.layout.shape),
+            np.memmap(
+                path,
+                kind.newbyteorder(">" if order == ">" else "<"),
+                "r+",
+                place[0],
+                part.layout.shape,
+            ),
             part.layout,
             kind,
         )
@@ -225,7 +236,32 @@ def _ome(text: str, kinds: Sequence[np.dtype[Any]], pages: Sequence[int]) -> byt
         data = ElementTree.Element(f"{space}TiffData", IFD=str(first), PlaneCount=str(count))
         pixels.insert(place, data)
         first += count
-    return b'<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(root, "us-ascii")
+    found: bytes = ElementTree.tostring(root, "us-ascii")  # it begins with a declaration
+    return found
+
+
+def _check_whole(tif: tifffile.TiffFile) -> None:
+    """Refuses a file of which pages, or what the first one says of itself, lie after its end.
+
+    tifffile reads what is left, and a stack would end early.
+    """
+    handle, layout = tif.filehandle, tif.tiff
+    end = tif.pages.next_page_offset
+    if end is not None:
+        handle.seek(end)
+        if handle.read(layout.offsetsize) != bytes(layout.offsetsize):
+            raise DataError("is cut off or damaged: its list of pages does not end")
+    page = tif.pages.first
+    handle.seek(page.offset)
+    order = "little" if layout.byteorder == "<" else "big"
+    count = int.from_bytes(handle.read(layout.tagnosize), order)  # type: ignore[arg-type]
+    entries = handle.read(count * layout.tagsize)
+    codes = {
+        int.from_bytes(entries[i : i + 2], order)  # type: ignore[arg-type]
+        for i in range(0, len(entries), layout.tagsize)
+    }
+    if _DESCRIPTION in codes and _DESCRIPTION not in page.tags:
+        raise DataError("is cut off or damaged: its description lies after its end")
 
 
 def _series(tif: tifffile.TiffFile) -> list[Any]:
@@ -233,10 +269,10 @@ def _series(tif: tifffile.TiffFile) -> list[Any]:
     series = [s for s in tif.series if s.name != "Label" and s.size]
     if any(page is None for s in series for page in s.pages):
         # Pages of it are in other files: these here are counted as they lie.
-        own = [page for page in tif.pages if not page.is_reduced]
+        own: list[Any] = [page.aspage() for page in tif.pages]
         series = [
             tifffile.TiffPageSeries([page], page.shape, page.dtype, page.axes) for page in own
-        ]  # type: ignore[list-item, arg-type, union-attr]
+        ]
     whole = [s for s in series if not s.keyframe.is_reduced] or series[:1]
     if not whole:
         raise DataError("holds no pictures")
@@ -353,8 +389,8 @@ class Pages:
         # Channels that are pages are sliced whole; everything else that counts is a number.
         ranges = [range(k, k + 1) if isinstance(k, int) else range(*k.indices(n))
                   for k, n in zip(outer, self._outer, strict=True)]  # fmt: skip
-        grid = np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, rank)
-        numbers = [int(np.ravel_multi_index(tuple(g), self._outer)) if rank else 0 for g in grid]
+        grid = itertools.product(*ranges)
+        numbers = [int(np.ravel_multi_index(g, self._outer)) if rank else 0 for g in grid]
         pages = np.stack([self._window(self._series.pages[n], inner) for n in numbers])
         kept = [len(r) for r, k in zip(ranges, outer, strict=True) if not isinstance(k, int)]
         return pages.reshape(*kept, *pages.shape[1:])

@@ -153,6 +153,9 @@ def start(function: Callable[..., None], *given: Any, **named: Any) -> BaseProce
     return process
 
 
+LOST_STATUS = 255  # what multiprocessing says where its fork server lost the exit status
+
+
 class Done(NamedTuple):
     """How a command ended; a code below 0 is that of a signal, None a hang."""
 
@@ -178,6 +181,8 @@ def finish(process: BaseProcess, files: Path) -> Done:
     if code is None:
         process.kill()
         process.join()
+    if code == LOST_STATUS and (files / "code").exists():
+        code = int((files / "code").read_text())
     texts = [
         (files / name).read_text("utf-8", errors="replace") if (files / name).exists() else ""
         for name in ("stdout", "stderr")

@@ -69,9 +69,16 @@ def command(
     sys.argv = ["invem", *words]
     from invem import cli
 
+    code: object = 1
     try:
         cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+        raise
     finally:
+        with contextlib.suppress(OSError):  # a full disk is a fault that is tried
+            Path(files, "code").write_text(str(code or 0))
         if count:
             Path(files, "calls").write_text(str(calls.number))
         with contextlib.suppress(Exception):
@@ -126,6 +133,7 @@ class _Calls:
 
 def quiet(files: str) -> None:
     """Sends stdout and stderr to files."""
+    Path(files, "code").unlink(missing_ok=True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(files, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
 
