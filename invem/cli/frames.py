@@ -106,9 +106,8 @@ def init(
     make_parent(out)
     found = survey.inspect(path, axes=axes, inside=inside, offset=offset, kind=noise.kind)
     write_recipe(found, out, crop=crop, clean=clean, axes=axes, inside=inside, force=force)
-    for name, text in _lines(found):
-        if name == "noise":
-            say(_row(name, text))
+    for k, text in enumerate([found.why] if found.noise is None else _noise(found.noise)):
+        say(_row("" if k else "noise", text))
     print_warnings(found.problems)
     say(_row("recipe", str(out)))
     say("")

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from invem.atomic import write_text
 from invem.errors import DataError, RecipeError
@@ -55,13 +55,7 @@ def write_recipe(
     if found.noise is None and not clean:
         raise DataError(f"{found.path}: {found.why}")
     units, words = _measured(found, clean)
-    environment = Environment(
-        loader=PackageLoader("invem.scaffold"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-    )
-    text = environment.get_template("frames.yaml.jinja").render(
+    text = _template().render(
         words,
         name=path.name,
         stem=path.stem,
@@ -81,6 +75,16 @@ def write_recipe(
     )
     write_text(path, text)
     return units
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("invem.scaffold"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+    )
+    return environment.get_template("frames.yaml.jinja")
 
 
 def _measured(found: Survey, clean: bool) -> tuple[Units, dict[str, str]]:
