@@ -43,3 +43,4 @@ from .sampler import (
 )
 from .schedule import Karras as Karras, Schedule as Schedule
 from .stopping import StoppingRule as StoppingRule
+from .survey import Survey as Survey, inspect as inspect

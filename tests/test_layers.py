@@ -31,7 +31,7 @@ LAYERS = [
     {"storage"},
     {"planning"},
     {"running", "files"},
-    {"priorfile", "opening", "wholeframes"},
+    {"priorfile", "opening", "wholeframes", "survey"},
     {"door"},
     {"report", "bench"},
     {"testing"},

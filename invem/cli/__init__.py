@@ -7,13 +7,15 @@ that ``invem --help`` and ``invem ls`` answer at once.
 from invem.cli.interrupt import ending_quietly
 
 with ending_quietly():
-    from invem.cli import benchmark, components, plan, recipes, runs
+    from invem.cli import benchmark, components, frames, plan, recipes, runs
     from invem.cli.app import app, main, plugin
 
 __all__ = ["app", "main"]
 
 # The order is that of ``invem --help``.
 for _command in (
+    frames.inspect,
+    frames.init,
     runs.run,
     runs.resume,
     plan.plan,
