@@ -10,32 +10,42 @@ _WINDOWS = (3, 5, 7)  # sides, in pixels
 _ENOUGH = 20.0  # photons in a window, from which a mean is known to a fifth
 
 
-def local_counts(counts: Tensor, seen: Tensor | None) -> Tensor:
+def local_counts(counts: Tensor, seen: Tensor | None, read: Tensor | float = 0.0) -> Tensor:
     """Returns the expected number of photons of each entry, shape of counts, always positive.
 
-    It is the mean over the least window around the entry that an observation has enough photons
-    for, of 3, 5 or 7 pixels a side. One photon is added to a window: the mean of the posterior of a
-    rate that was flat before. Anything that is not an image is its own window. An entry that the
-    signal does not affect does not count, and has the mean of the window around it, or of all.
+    It lies between the count of the entry and the mean of a window around it, by the linear
+    estimate of least squared error (Kuan et al. 1985, doi:10.1109/TPAMI.1985.4767641): the mean
+    where counts scatter as photons do, the count itself at an edge. The window has 3, 5 or 7 pixels
+    a side, the least that has enough photons in an average place of the observation. Anything that
+    is not an image has its own counts alone. One photon is added to a window or a count, which is
+    the mean of the posterior of a rate that was flat before: nothing is ever known to be dark.
 
     Args:
         counts: Photons, shape (B, *measurement shape); negative where read-out noise made them so.
-        seen: 1 where an entry depends on the signal and 0 elsewhere; None if all do.
+        seen: 1 where an entry depends on the signal and 0 elsewhere; None if all do. The others do
+            not count in a window; what is returned for them has no meaning.
+        read: The variance of the read-out noise, in squared photons, broadcastable to counts.
     """
     shown = torch.ones_like(counts) if seen is None else (seen != 0).to(counts).expand_as(counts)
     counts = torch.where(shown > 0, counts, 0)
     rows = (-1, *[1] * (counts.ndim - 1))
     total, number = counts.flatten(1).sum(1), shown.flatten(1).sum(1)
     overall = ((total.clamp(min=0) + 1) / number.clamp(min=1)).reshape(rows)
+    own = counts.clamp(min=0) + 1
     if counts.ndim < 4:
-        return torch.where(shown > 0, counts.clamp(min=0) + 1, overall)
+        return torch.where(shown > 0, own, overall)
     found = torch.zeros_like(counts)
     for side in reversed(_WINDOWS):
-        sums, cells = _sums(counts, side), _sums(shown, side)
-        mean = (sums.clamp(min=0) + 1) / cells.clamp(min=1)
-        mean = torch.where(cells > 0, mean, overall)
+        cells = _sums(shown, side)
+        some = cells.clamp(min=1)
+        mean = (_sums(counts, side).clamp(min=0) + 1) / some
+        scatter = _sums((counts - mean).square() * shown, side) / (some - 1).clamp(min=1)
+        noise = mean + read
+        signal = (scatter - noise).clamp(min=0)
+        near = mean + shown * signal / (signal + noise) * (own - mean)
+        near = torch.where(cells > 0, near, overall)
         fits = (overall * side**2 >= _ENOUGH) | (side == _WINDOWS[-1])
-        found = torch.where(fits, mean, found)
+        found = torch.where(fits, near, found)
     return found
 
 
@@ -46,14 +56,22 @@ def _sums(x: Tensor, side: int) -> Tensor:
     return sums.reshape(x.shape)
 
 
-def variance(y: Tensor, peak: Tensor, seen: Tensor | None) -> Tensor:
-    """Returns the estimated variance of counts in units of the data, shape of y.
+def variance(
+    y: Tensor, peak: Tensor, seen: Tensor | None, sigma: Tensor | float = 0.0
+) -> Tensor:
+    """Returns the estimated variance of counts with read-out noise, shape of y.
 
-    It is 4 k/peak^2 = 2 (ybar + 1)/peak for k = peak (ybar + 1)/2 expected photons.
+    It is 4 k/peak^2 + sigma^2 = 2 (ybar + 1)/peak + sigma^2, for k = peak (ybar + 1)/2 expected
+    photons, in squared units of the data.
 
     Args:
         y: Counts in units of the data, y = 2 k/peak - 1.
         peak: The photons of a value of 1, broadcastable to y.
         seen: As for `local_counts`.
+        sigma: The standard deviation of the read-out noise, in units of the data.
     """
-    return 4 * local_counts(peak * (y + 1) / 2, seen) / peak.square()
+    read = (sigma * peak / 2) ** 2
+    counts = local_counts(peak * (y + 1) / 2, seen, read)
+    if seen is not None:
+        counts = torch.where(seen != 0, counts, peak / 2)  # there A(x) = 0
+    return 4 * (counts + read) / peak.square()

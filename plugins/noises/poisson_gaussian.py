@@ -47,7 +47,7 @@ class PoissonGaussian(NoiseModel):
         return -0.5 * (z2 + var.log() + math.log(2 * math.pi)).flatten(1).sum(1)
 
     def given(self, y: Tensor, seen: Tensor | None = None) -> Self:
-        return replace(self, variance=variance(y, self.peak, seen) + self.sigma.square())
+        return replace(self, variance=variance(y, self.peak, seen, self.sigma))
 
     def var(self) -> Tensor:
         return super().var() if self.variance is None else self.variance
