@@ -56,9 +56,7 @@ def _sums(x: Tensor, side: int) -> Tensor:
     return sums.reshape(x.shape)
 
 
-def variance(
-    y: Tensor, peak: Tensor, seen: Tensor | None, sigma: Tensor | float = 0.0
-) -> Tensor:
+def variance(y: Tensor, peak: Tensor, seen: Tensor | None, sigma: Tensor | float = 0.0) -> Tensor:
     """Returns the estimated variance of counts with read-out noise, shape of y.
 
     It is 4 k/peak^2 + sigma^2 = 2 (ybar + 1)/peak + sigma^2, for k = peak (ybar + 1)/2 expected

@@ -5,10 +5,10 @@ from typing import Annotated, Self
 
 import torch
 from annotated_types import Gt
+from invem_plugins.noises.photons import variance
 from torch import Generator, Tensor
 
 from invem import NoiseModel, examples
-from invem_plugins.noises.photons import variance
 
 FLOOR = 1e-3  # photons; the rate is constant below it, so that the logarithm stays finite
 

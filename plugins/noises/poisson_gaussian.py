@@ -6,10 +6,10 @@ from typing import Annotated, Self
 
 import torch
 from annotated_types import Gt, Le
+from invem_plugins.noises.photons import variance
 from torch import Generator, Tensor
 
 from invem import NoiseModel, examples
-from invem_plugins.noises.photons import variance
 
 
 @dataclass(frozen=True, eq=False)
