@@ -18,12 +18,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from invem_plugins.noises.poisson import poisson
+from invem_plugins.noises.poisson_gaussian import poisson_gaussian
 from results import write
 from torch import Tensor
 
 from invem import NoiseModel, Rng
-from invem_plugins.noises.poisson import poisson
-from invem_plugins.noises.poisson_gaussian import poisson_gaussian
 
 PEAKS = (5.0, 20.0, 100.0)
 COUNT = 1000  # observations of a problem

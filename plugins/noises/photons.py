@@ -7,18 +7,25 @@ from torch.nn.functional import avg_pool2d
 __all__ = ["local_counts", "variance"]
 
 _WINDOWS = (3, 5, 7)  # sides, in pixels
+_SURE = 2.0  # standard errors above which counts scatter more than photons do
 _ENOUGH = 20.0  # photons in a window, from which a mean is known to a fifth
 
 
 def local_counts(counts: Tensor, seen: Tensor | None, read: Tensor | float = 0.0) -> Tensor:
     """Returns the expected number of photons of each entry, shape of counts, always positive.
 
-    It lies between the count of the entry and the mean of a window around it, by the linear
-    estimate of least squared error (Kuan et al. 1985, doi:10.1109/TPAMI.1985.4767641): the mean
-    where counts scatter as photons do, the count itself at an edge. The window has 3, 5 or 7 pixels
-    a side, the least that has enough photons in an average place of the observation. Anything that
-    is not an image has its own counts alone. One photon is added to a window or a count, which is
-    the mean of the posterior of a rate that was flat before: nothing is ever known to be dark.
+    It is the mean of the other entries of a window. The count itself has no part in it: weights
+    that follow a count pull towards its low values, and the pull of many entries adds up. Where the
+    window scatters more than photons do, as at an edge, the count has a part, by the linear
+    estimate of least squared error (Kuan et al. 1985, doi:10.1109/TPAMI.1985.4767641). The window
+    has 3, 5 or 7 pixels a side, the least that has enough photons in an average place. One photon
+    is added to it, which is the mean of the posterior of a rate that was flat before: no entry is
+    known to be dark. What is not an image has its own counts alone, and that pull.
+
+    On problems with a posterior that is known (benchmarks/poisson.py), the posterior mean under
+    this variance is off, in posterior standard deviations, on average by 0.05, 0.07 and 0.22 for an
+    image with a peak of 5, 20 and 100 photons, and by 0.28, 0.28 and 0.15 for a number by itself.
+    Standard deviations are right to 4 %.
 
     Args:
         counts: Photons, shape (B, *measurement shape); negative where read-out noise made them so.
@@ -36,12 +43,15 @@ def local_counts(counts: Tensor, seen: Tensor | None, read: Tensor | float = 0.0
         return torch.where(shown > 0, own, overall)
     found = torch.zeros_like(counts)
     for side in reversed(_WINDOWS):
-        cells = _sums(shown, side)
+        cells = _sums(shown, side) - shown
         some = cells.clamp(min=1)
-        mean = (_sums(counts, side).clamp(min=0) + 1) / some
-        scatter = _sums((counts - mean).square() * shown, side) / (some - 1).clamp(min=1)
+        mean = (_sums(counts, side) - counts).clamp(min=0) / some + 1 / some
+        squares = (_sums(counts.square(), side) - counts.square()) / some
+        scatter = (squares - (mean - 1 / some).square()) * some / (some - 1).clamp(min=1)
         noise = mean + read
-        signal = (scatter - noise).clamp(min=0)
+        # The scatter of k numbers that are alike differs by a share of sqrt(2/k).
+        chance = 1 + _SURE * (2 / some).sqrt()
+        signal = (scatter - noise * chance).clamp(min=0)
         near = mean + shown * signal / (signal + noise) * (own - mean)
         near = torch.where(cells > 0, near, overall)
         fits = (overall * side**2 >= _ENOUGH) | (side == _WINDOWS[-1])
