@@ -36,7 +36,7 @@ _ALL = (
     Capability("derivative", "an operator with a true derivative, not a substitute for one"),
     # Of the noise.
     Capability("var", "noise of a known variance"),
-    Capability("gaussian", "Gaussian noise"),
+    Capability("normal", "Gaussian noise"),
     Capability("density", "noise with a density", "a noise level above 0"),
     Capability("one level", "noise of one level for all entries of an observation"),
     # Of both.

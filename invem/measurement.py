@@ -60,7 +60,7 @@ class Measurement(Batched):
         if bool((var > 0).all()):
             found.add("density")
         # A variance that follows the signal has one level for a flat signal alone.
-        if "gaussian" in found and not bool((var != var[:, :1]).any()):
+        if "normal" in found and not bool((var != var[:, :1]).any()):
             found.add("one level")
         return frozenset(found)
 
@@ -99,7 +99,7 @@ class Measurement(Batched):
 
         A variance must be known. Only Gaussian noise has one level.
         """
-        if "gaussian" not in self.noise.provides:
+        if "normal" not in self.noise.provides:
             return torch.zeros(len(self), dtype=torch.bool, device=self.y.device)
         var = self.noise.var().expand_as(self.y).flatten(1)
         return (var == var[:, :1]).all(1)
@@ -283,7 +283,7 @@ def remeasure(m: Measurement, x: Tensor, rng: Rng) -> Measurement:
     """
     with _full_precision(x):
         clean = m.A(x)
-    if "gaussian" in m.noise.provides:
+    if "normal" in m.noise.provides:
         return replace(m, y=clean + m.noise.var().sqrt() * rng.normal_like(clean))
     streams = [Rng.generator("measured anew", seed) for seed in rng.seeds]
     y = torch.cat([m.noise[i].sample(clean[i : i + 1], stream) for i, stream in enumerate(streams)])

@@ -55,8 +55,8 @@ class NoiseModel(Batched, ABC):
     def provides(self) -> frozenset[str]:
         """The capabilities that this noise has.
 
-        "var": a variance is known. "gaussian": the law is Gaussian with that variance. A noise that
+        "var": a variance is known. "normal": the law is Gaussian with that variance. A noise that
         defines `var` has both, unless it says otherwise.
         """
         known = type(self).var is not NoiseModel.var
-        return frozenset({"var", "gaussian"}) if known else frozenset()
+        return frozenset({"var", "normal"}) if known else frozenset()

@@ -77,7 +77,7 @@ class Problem:
 
         It has one for a prior in closed form, a linear operator and Gaussian noise.
         """
-        if self.exact is None or not m.provides >= {"adjoint", "gaussian", "density"}:
+        if self.exact is None or not m.provides >= {"adjoint", "normal", "density"}:
             return None
         return Posterior.of(self.exact, m)
 

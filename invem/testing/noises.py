@@ -95,7 +95,7 @@ def score(case: _Case) -> float:
 def variance(case: _Case) -> float | None:
     """y - A(x) has mean zero and the variance `var`, in standard errors; only for noise that is
     Gaussian."""
-    if "gaussian" not in case.noise.provides:
+    if "normal" not in case.noise.provides:
         return None
     var = case.noise.var().expand_as(case.y).double()
     z = (case.y - case.clean).double() / var.sqrt()
