@@ -35,7 +35,8 @@ _ALL = (
     Capability("mask", "an operator that is a mask"),
     Capability("derivative", "an operator with a true derivative, not a substitute for one"),
     # Of the noise.
-    Capability("var", "Gaussian noise"),
+    Capability("var", "noise of a known variance"),
+    Capability("normal", "Gaussian noise"),
     Capability("density", "noise with a density", "a noise level above 0"),
     Capability("one level", "noise of one level for all entries of an observation"),
     # Of both.

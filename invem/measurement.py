@@ -59,9 +59,17 @@ class Measurement(Batched):
         var = self.noise.var().expand_as(self.y).flatten(1)
         if bool((var > 0).all()):
             found.add("density")
-        if not bool((var != var[:, :1]).any()):
+        # A variance that follows the signal has one level for a flat signal alone.
+        if "normal" in found and not bool((var != var[:, :1]).any()):
             found.add("one level")
         return frozenset(found)
+
+    def completed(self) -> Self:
+        """Returns the measurement with a noise that knows what y says of it (`NoiseModel.given`).
+
+        What makes or reads measurements calls it; it is not stored.
+        """
+        return replace(self, noise=self.noise.given(self.y, self.A.seen))
 
     @property
     def changes_nothing(self) -> bool:
@@ -89,8 +97,10 @@ class Measurement(Batched):
     def one_level(self) -> Tensor:
         """Whether the entries of each observation have noise of one variance, shape (B,).
 
-        The noise must be Gaussian.
+        A variance must be known. Only Gaussian noise has one level.
         """
+        if "normal" not in self.noise.provides:
+            return torch.zeros(len(self), dtype=torch.bool, device=self.y.device)
         var = self.noise.var().expand_as(self.y).flatten(1)
         return (var == var[:, :1]).all(1)
 
@@ -204,7 +214,7 @@ def _padded(z: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Floored(NoiseModel):
-    """Gaussian noise whose variance counts as at least `least`."""
+    """Noise of known variance, which counts as at least `least`."""
 
     inner: NoiseModel
     least: float
@@ -217,6 +227,10 @@ class _Floored(NoiseModel):
 
     def var(self) -> Tensor:
         return self.inner.var().clamp(min=self.least)
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return self.inner.provides
 
 
 class Example(NamedTuple):
@@ -269,12 +283,8 @@ def remeasure(m: Measurement, x: Tensor, rng: Rng) -> Measurement:
     """
     with _full_precision(x):
         clean = m.A(x)
-    if "var" in m.noise.provides:
+    if "normal" in m.noise.provides:
         return replace(m, y=clean + m.noise.var().sqrt() * rng.normal_like(clean))
     streams = [Rng.generator("measured anew", seed) for seed in rng.seeds]
-    return replace(
-        m,
-        y=torch.cat(
-            [m.noise[i].sample(clean[i : i + 1], stream) for i, stream in enumerate(streams)]
-        ),
-    )
+    y = torch.cat([m.noise[i].sample(clean[i : i + 1], stream) for i, stream in enumerate(streams)])
+    return replace(m, y=y).completed()

@@ -397,7 +397,7 @@ COUNTS = """
 data: digits
 count: 24
 operator: identity
-noise: {{name: poisson-gaussian, peak: 50, sigma: 0.05}}
+noise: {{name: laplace, scale: 0.05}}
 network: {{name: mlp, width: 16, depth: 1}}
 phases:
   - {{name: warm-start, {first}fit: {{objective: {objective}}}}}
@@ -449,7 +449,7 @@ def test_a_gaussian_of_a_level_at_each_pixel_stands_in_for_other_noise(tmp_path)
     text = COUNTS.format(first="", objective="gaussian-moments", sampler="exact")
     text = text.replace("data: digits", "observations: {name: measurements, file: y.safetensors}")
     text = text.replace("y.safetensors", str(tmp_path / "y.safetensors"))
-    text = text.replace("{name: poisson-gaussian, peak: 50, sigma: 0.05}", "{NOISE}")
+    text = text.replace("{name: laplace, scale: 0.05}", "{NOISE}")
     text = text.replace("{NOISE}", "{name: gaussian, per: pixel, sigma: [0.05, 0.3]}")
     (tmp_path / "approximate.yaml").write_text(text)
     done = Run(invem.plan(tmp_path / "approximate.yaml"), tmp_path / "run")

@@ -125,7 +125,7 @@ def calibrate_by_moments(
     those of `calibrate`; prior is the Gaussian with the moments of the signals.
     """
     few = measurement_at(start, rows[:_MOST_MOMENT_OBSERVATIONS])
-    if not isinstance(few.A, LinearOperator) or "var" not in few.noise.provides:
+    if not isinstance(few.A, LinearOperator) or "normal" not in few.noise.provides:
         return None
     affordable = int(_MULTIPLICATIONS // (math.prod(few.shape) * few.y[0].numel() ** 2))
     common = few.shares_operator_and_noise
@@ -162,7 +162,7 @@ def by_moments(
     """
     prior = prior.to("cpu", torch.float64)
     m = measurement_at(start).to("cpu", torch.float64)
-    if not isinstance(m.A, LinearOperator) or "var" not in m.noise.provides:
+    if not isinstance(m.A, LinearOperator) or "normal" not in m.noise.provides:
         raise Unsupported("a calibration by moments is for linear operators and Gaussian noise")
     y = m.y.flatten(1)
     scatter: Tensor | None = None

@@ -199,7 +199,7 @@ def identify(model: ObservationModel, most_entries: int = 1024) -> Identifiabili
     _require_derivative(m.A, model.operator)
     linear = isinstance(m.A, LinearOperator)
     examples = None
-    if not linear or "var" not in m.noise.provides:
+    if not linear or "normal" not in m.noise.provides:
         examples = example_signals(model, min(len(m), _MOST_EXAMPLES))
     y = some_observations(model)
     sensed, unsensed = _sensed(y, most_entries)

@@ -142,7 +142,7 @@ def noise_variance(m: Measurement, x: Tensor | None) -> Tensor:
         x: Signals at which noise that is not Gaussian is sampled, shape (k, *shape), k <= n; not
             used for Gaussian noise.
     """
-    if "var" in m.noise.provides:
+    if "normal" in m.noise.provides:
         var = m.noise.var().double().flatten(1)
         var = torch.where((var > 0).all(1), 1 / (1 / var).mean(1), 0.0)
         return var[:1] if bool((var == var[0]).all()) else var

@@ -101,7 +101,7 @@ def noise_level(m: Measurement) -> NoiseLevel | None:
         m: The observations, with the noise that is assumed. Differences in level between them, or
             between entries, are taken to be those of the assumed noise.
     """
-    if "var" not in m.noise.provides or not len(m):
+    if "normal" not in m.noise.provides or not len(m):
         return None
     rows = torch.arange(min(len(m), max(_NUMBERS // max(m.y[0].numel(), 1), 1)))
     m = m[rows].to("cpu", torch.float64)

@@ -87,7 +87,7 @@ def signal_spectrum(m: Measurement, most_entries: int) -> SignalSpectrum:
     """
     if not isinstance(m.A, LinearOperator):
         raise Unsupported("the operator is not linear")
-    if "var" not in m.noise.provides:
+    if "normal" not in m.noise.provides:
         raise Unsupported("the noise is not Gaussian")
     if len(m) < _LEAST:
         raise Unsupported(f"{len(m):,} observations are too few")

@@ -108,7 +108,7 @@ def _closed_form(name: str, definition: Definition, catalog: Catalog, device: st
         rng = Rng.generator(seed, "bench", split, "measure")
         A = draw_operator(n, shape, rng)
         noise = draw_noise(n, tuple(A(x).shape[1:]), rng)
-        return x, Measurement(noise.sample(A(x), rng), A, noise).to(device)
+        return x, Measurement(noise.sample(A(x), rng), A, noise).completed().to(device)
 
     middle = float(moments.mean.mean())
     width = 2 * float(moments.cov.dense().diagonal().mean().sqrt())

@@ -77,7 +77,7 @@ class Problem:
 
         It has one for a prior in closed form, a linear operator and Gaussian noise.
         """
-        if self.exact is None or not m.provides >= {"adjoint", "var", "density"}:
+        if self.exact is None or not m.provides >= {"adjoint", "normal", "density"}:
             return None
         return Posterior.of(self.exact, m)
 
@@ -119,7 +119,7 @@ def problem_of_run(run: Run, truth: Truth = "held-out") -> Problem:
             like = torch.empty(0, device=device)
             drawn = generate(prior, Karras().grid(256), rng, run.plan.shape, like).cpu()
         y = mine.noise.sample(mine.A(drawn), Rng.generator(seed, "bench", split, "measure"))
-        return drawn, replace(mine, y=y).to(device)
+        return drawn, replace(mine, y=y).completed().to(device)
 
     about = run.directory.description()
     low, high = run.plan.facts.range

@@ -122,7 +122,7 @@ def level_option(model: MeasurementModel) -> str | None:
             continue
         key, start = f"noise.{name}", float(value) or 1.0
         laws = [model.draw(1, Rng.generator(0), {key: start * by})[1] for by in (1.0, 2.0)]
-        if any("var" not in law.provides for law in laws):
+        if any("normal" not in law.provides for law in laws):
             return None
         one, two = (law.var().double() for law in laws)
         if bool((one > 0).all()) and torch.allclose(two, 4 * one, rtol=1e-4):

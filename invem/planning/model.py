@@ -67,6 +67,10 @@ class MeasurementModel:
 
     def example(self, theta: Mapping[str, float] = _NOTHING) -> Measurement:
         """Returns one measurement of a signal of zeros, without its noise."""
+        return self.template(theta).completed()
+
+    def template(self, theta: Mapping[str, float] = _NOTHING) -> Measurement:
+        """Returns `example` with the tensors that are stored, and not what follows from y."""
         operator, noise = self.draw(1, Rng.generator(0), theta)
         return Measurement(operator(torch.zeros(1, *self.shape)), operator, noise)
 

@@ -33,6 +33,9 @@ from invem.storage.directory import Round
 __all__ = ["calibrated", "shown_noise"]
 
 _EDGE = 0.01  # how near to an end, relative, a value is held at it
+_FAR = 4.0  # standard errors that an estimate may move from one round to the next
+_MOVED = 0.2  # and the relative step that it may make whatever its errors say
+_BELOW = 0.5  # of the level that observations show: less is doubted where no lower end is known
 _LOOKED_AT = 1024  # observations whose noise is estimated
 
 
@@ -50,31 +53,43 @@ class _Held:
         key: The option that is the noise level; "" if it is not calibrated or nothing is known.
         ends: The ends that the observations set it, those of the recipe excepted.
         level: What they say of it.
+        shown: The value of the option that they look like; 0 if nothing is known.
     """
 
     bounds: Mapping[str, tuple[float, float]]
     key: str = ""
     ends: tuple[float, ...] = ()
     level: NoiseLevel | None = None
+    shown: float = 0.0
 
     def start(self, values: Mapping[str, float]) -> dict[str, float]:
         """Returns values within the bounds."""
         return {key: min(max(values[key], low), high) for key, (low, high) in self.bounds.items()}
 
     def warning(self, values: Mapping[str, float]) -> str | None:
-        """Returns what a person should know of the values that were found, in one line."""
+        """Returns what a person should know of the level of the noise that was found, in one
+        line."""
         if not self.key or self.level is None:
             return None
         value = values[self.key]
-        if not any(math.isclose(value, end, rel_tol=_EDGE) for end in self.ends):
-            return None
-        low, high = self.bounds[self.key]
-        return (
-            f"{self.key} went to the end of what the observations allow, {low:.3g} to {high:.3g}"
-            f" (by {self.level.how}), and is held at {value:.3g}: the prior of this round cannot"
-            " tell noise from signal, as when it was learned with a wrong level; grant clean images"
-            " (`clean`), or write the level that is known and calibrate no more"
-        )
+        if any(math.isclose(value, end, rel_tol=_EDGE) for end in self.ends):
+            low, high = self.bounds[self.key]
+            return (
+                f"{self.key} went to the end of what the observations allow, {low:.3g} to"
+                f" {high:.3g} (by {self.level.how}), and is held at {value:.3g}: the prior of this"
+                f" round cannot tell noise from signal, as when it was learned with a wrong level;"
+                f" {_WAY}"
+            )
+        if value < _BELOW * self.shown:
+            return (
+                f"{self.key} is estimated at {value:.3g}, and the observations look as if it were"
+                f" {self.shown:.3g} (by {self.level.how}): either signals are as rough as noise, or"
+                f" the prior of this round has learned noise as signal; {_WAY}"
+            )
+        return None
+
+
+_WAY = "grant clean images (`clean`), or write the level that is known and calibrate no more"
 
 
 def _held(run: Context, at: Round, m: Measurement, theta: Mapping[str, float]) -> _Held:
@@ -92,8 +107,9 @@ def _held(run: Context, at: Round, m: Measurement, theta: Mapping[str, float]) -
     ends = tuple(end for end in (least, most) if low < end < high)
     narrow = max(low, least), min(high, most)
     if narrow[0] >= narrow[1]:
-        return _Held(bounds)  # the recipe's own bounds leave out all that the observations allow
-    return _Held({**bounds, key: narrow}, key, ends, level)
+        # The recipe's own bounds leave out all that the observations allow.
+        return _Held(bounds, key, (), level, value * level.ratio)
+    return _Held({**bounds, key: narrow}, key, ends, level, value * level.ratio)
 
 
 def _value(run: Context, key: str, theta: Mapping[str, float]) -> float:
@@ -163,6 +179,7 @@ def _kept(
 ) -> Iterator[Record]:
     """Stores what was found, and tells of it."""
     warning = held.warning(found.values)
+    warning = _moved(run, at, found) or _bounded(run, at, found) if warning is None else warning
     if warning is not None:
         found = replace(found, settled=False, error={})
     facts: dict[str, Any] = {
@@ -180,6 +197,58 @@ def _kept(
     yield Record("calibrate", data)
     if warning is not None:
         yield Record("doubt", {**run.named(at), "warning": data["warning"]})
+
+
+def _moved(run: Context, at: Round, found: Calibrated) -> str | None:
+    """Returns why an estimate contradicts the one before it, in one line; None if it does not.
+
+    Both state errors that hold if the prior is right. An estimate that leaves them says that a
+    prior was not.
+    """
+    before = _estimates(run, at)
+    if not before:
+        return None
+    last = before[-1]
+    for key, value in found.values.items():
+        old = last["values"].get(key)
+        errors = last["error"].get(key), found.error.get(key)
+        if old is None or errors[0] is None or errors[1] is None:
+            continue
+        step = abs(value - old)
+        if step > _FAR * math.hypot(errors[0], errors[1]) and step > _MOVED * abs(old):
+            return (
+                f"{key} moved from {old:.3g}, known to {errors[0]:.2g}, to {value:.3g} in one"
+                " round: the errors hold for a right prior alone, and what this prior learned with"
+                f" the one value speaks for the other; {_WAY}"
+            )
+    return None
+
+
+def _bounded(run: Context, at: Round, found: Calibrated) -> str | None:
+    """Returns that an estimate stands at a bound of the recipe, in one line; None if none does."""
+    if found.how == "observations":
+        return None
+    for key, bounds in run.stage(at).phase.calibrate.items():
+        value = found.values[key]
+        if any(math.isclose(value, end, rel_tol=_EDGE) for end in bounds):
+            return (
+                f"{key} stands at the end of its bounds in the recipe, {value:.3g}: they hold it,"
+                " not the observations; widen `calibrate`, or write the value that is known"
+            )
+    return None
+
+
+def _estimates(run: Context, at: Round) -> list[dict[str, Any]]:
+    """Returns the estimates by draws of the rounds before one, in order."""
+    rounds = [
+        Round(p, r)
+        for p, stage in enumerate(run.plan.stages)
+        for r in range(stage.phase.rounds if stage.phase.calibrate else 0)
+        if Round(p, r) < at
+    ]
+    folders = [run.directory.draws(each) for each in rounds]
+    found = [each.read_json("calibrated") for each in folders if each.has_json("calibrated")]
+    return [each for each in found if each["how"] == "score"]
 
 
 def _calibrated_before(run: Context) -> bool:

@@ -202,7 +202,7 @@ def _simulated(run: Context, at: Round, outcome: Outcome, samples: Tensor) -> Ou
     else:
         operator, noise = draw_like_training(run, n, rng, theta)
     y = measured(operator, noise, samples, rng, run.plan.origins)
-    simulated = Measurement(y, operator, noise)
+    simulated = Measurement(y, operator, noise).completed()
     return replace(outcome, observed=real, simulated=simulated)
 
 

@@ -200,7 +200,7 @@ def new_observations(run: Context, tensors: Mapping[str, Tensor]) -> Measurement
                 f"'{name}' has values that are not finite (NaN or infinity): {bad} of"
                 f" {tensor.numel()}"
             )
-    return m
+    return m.completed()
 
 
 def _numbers(name: str, given: Tensor, like: Tensor) -> Tensor:

@@ -84,13 +84,13 @@ class Observations:
         if theta:
             self._blocks = parts  # a calibration asks for many values
             parts = [self._rebuilt(k, part, theta) for k, part in enumerate(parts)]
-        template = self.model.example(theta)
+        template = self.model.template(theta)
         common = template.shared_paths()
         joined = {
             path: tensor if path in common else torch.cat([part[path] for part in parts])
             for path, tensor in parts[0].items()
         }
-        return template.with_tensors(joined)
+        return template.with_tensors(joined).completed()
 
     def _rebuilt(
         self, k: int, part: Mapping[str, Tensor], theta: Mapping[str, float]

@@ -379,10 +379,12 @@ def _observations(run: Context) -> tuple[Tensor, Measurement]:
     x = data[rows].x
     assert x is not None
     if not plan.observed:
-        return x, Measurement(measured(operator, noise, x, rng, plan.origins), operator, noise)
+        y = measured(operator, noise, x, rng, plan.origins)
+        return x, Measurement(y, operator, noise).completed()
     m, given = Measurement(x, operator, noise), data.measured(rows)
     made = 0.5 * torch.randn(len(rows), *plan.shape, generator=rng)
-    return made, m if given is None else m.with_tensors(m.tensors() | given)
+    m = m if given is None else m.with_tensors(m.tensors() | given)
+    return made, m.completed()
 
 
 def _streams(n: int) -> Rng:

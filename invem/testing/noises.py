@@ -93,9 +93,9 @@ def score(case: _Case) -> float:
 
 @NOISES.contract("variance", tolerance=5.0)
 def variance(case: _Case) -> float | None:
-    """y - A(x) has mean zero and the variance `var`, in standard errors; only where `var` is
-    provided."""
-    if "var" not in case.noise.provides:
+    """y - A(x) has mean zero and the variance `var`, in standard errors; only for noise that is
+    Gaussian."""
+    if "normal" not in case.noise.provides:
         return None
     var = case.noise.var().expand_as(case.y).double()
     z = (case.y - case.clean).double() / var.sqrt()
@@ -103,6 +103,24 @@ def variance(case: _Case) -> float | None:
     error_of_variance = (z.square().mean(0) - 1).abs() / error
     error_of_mean = z.mean(0).abs() * len(z) ** 0.5
     return float(torch.maximum(error_of_variance, error_of_mean).max())
+
+
+@NOISES.contract("given", tolerance=1e-6)
+def given(case: _Case) -> float:
+    """`given` leaves `sample` and `log_prob` as they are, a selection has its own, and the variance
+    that it knows, if any, is positive and finite for each entry of y."""
+    noise, rows = case.noise.given(case.y), torch.tensor([3, 1])
+    again = noise.sample(case.clean, Rng.generator("contracts", "y"))
+    density = case.noise.log_prob(case.y, case.clean)
+    error = relative_error(again, case.y)
+    error = max(error, relative_error(noise.log_prob(case.y, case.clean), density))
+    if "var" not in noise.provides:
+        return error
+    var = noise.var()
+    alone = case.noise[rows].given(case.y[rows]).var()
+    right = bool((var > 0).all() and var.isfinite().all())
+    error = max(error, relative_error(alone.expand_as(case.y[rows]), var.expand_as(case.y)[rows]))
+    return error if right else math.inf
 
 
 @NOISES.contract("same again", tolerance=1e-6)

@@ -71,7 +71,7 @@ def example_measurement(
     clean = operator(x)
     noise = _WhiteNoise(torch.full((n, *[1] * (clean.ndim - 1)), _NOISE))
     y = noise.sample(clean, Rng.generator("contracts", "y", *key))
-    return Measurement(y, operator, noise)
+    return Measurement(y, operator, noise).completed()
 
 
 def _operator(observed: Observed, n: int, shape: tuple[int, ...], rng: Generator) -> LinearOperator:

@@ -69,7 +69,7 @@ class ObservationLikelihood(Metric):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset(
-            {"measurement", "prior", "var", "adjoint" if self.of == "moments" else "identity"}
+            {"measurement", "prior", "normal", "adjoint" if self.of == "moments" else "identity"}
         )
 
     def __call__(self, outcome: Outcome, state: Mapping[str, Tensor]) -> Tensor:

@@ -1,11 +1,12 @@
 """Poisson noise of photon counts, with Gaussian read-out noise."""
 
 import math
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Self
 
 import torch
 from annotated_types import Gt, Le
+from invem_plugins.noises.photons import variance
 from torch import Generator, Tensor
 
 from invem import NoiseModel, examples
@@ -23,10 +24,13 @@ class PoissonGaussian(NoiseModel):
         peak: The mean count of a pixel of value 1, shape (B, 1, ...).
         sigma: The standard deviation of the read-out noise, in units of the data, shape (B, 1,
             ...).
+        variance: The variance of both noises, estimated from y, in units of the data, shape (B,
+            *measurement shape); None before `given`. It is not stored: it follows from y.
     """
 
     peak: Tensor
     sigma: Tensor
+    variance: Tensor | None = None
 
     def _rate(self, clean: Tensor) -> Tensor:
         return (self.peak * (clean + 1) / 2).clamp(min=1e-3)
@@ -41,6 +45,16 @@ class PoissonGaussian(NoiseModel):
         var = 4 * rate / self.peak**2 + self.sigma**2
         z2 = (y - (2 * rate / self.peak - 1)) ** 2 / var
         return -0.5 * (z2 + var.log() + math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def given(self, y: Tensor, seen: Tensor | None = None) -> Self:
+        return replace(self, variance=variance(y, self.peak, seen, self.sigma))
+
+    def var(self) -> Tensor:
+        return super().var() if self.variance is None else self.variance
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset() if self.variance is None else frozenset({"var"})
 
 
 @examples({"peak": 20.0, "sigma": 0.1})

@@ -75,7 +75,7 @@ class Ambient(Objective):
     p_mean: float = -1.2
     p_std: Annotated[float, Gt(0)] = 1.2
 
-    needs: ClassVar[frozenset[str]] = frozenset({"measurement", "mask", "var"})
+    needs: ClassVar[frozenset[str]] = frozenset({"measurement", "mask", "normal"})
     condition: ClassVar[int] = 1
 
     def loss(self, model: Denoiser, batch: Example, rng: Rng) -> Tensor:
