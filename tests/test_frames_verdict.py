@@ -80,7 +80,7 @@ def photographs(folder, sigma=0.2, assumed=None):
             {
                 "name": "gaussian",
                 "rounds": 8,
-                "sampler": "gaussian-exact",
+                "sampler": "exact",
                 "fit": {"objective": "gaussian-moments"},
             }
         ],
@@ -89,8 +89,10 @@ def photographs(folder, sigma=0.2, assumed=None):
 
 
 def headline_of(recipe, folder):
-    door.run(recipe, folder / "run")
-    return report.headline(report.load(folder / "run"))
+    door.run(recipe, out=folder / "run")
+    data = report.load(folder / "run")
+    print(report.headline(data).text, report.verdict(data), sep="\n")
+    return report.headline(data)
 
 
 def test_a_good_run_worked(tmp_path):

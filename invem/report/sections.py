@@ -77,7 +77,7 @@ def render(run: ReportData) -> str:
     return environment.get_template("report.html").render(
         run=run,
         problems=problems,
-        verdict=[headline(run), *verdict(run)],
+        verdict=[*([headline(run)] if run.evaluations else []), *verdict(run)],
         cards=_cards(run),
         columns=[_column_head(column) for column in shown],
         picture_rows=_picture_rows(shown),
