@@ -78,6 +78,7 @@ class Metric(ABC):
         default: Whether it is computed where a recipe names no metrics and has what it needs.
         below, above: What a value well below or above `target` says, as part of a sentence in the
             report; empty if nothing more than the number.
+        untouched: What the observations as they are score by definition, if that is known.
     """
 
     unit: ClassVar[str] = ""
@@ -85,6 +86,7 @@ class Metric(ABC):
     default: ClassVar[bool] = False
     below: ClassVar[str] = ""
     above: ClassVar[str] = ""
+    untouched: ClassVar[float | None] = None
 
     @property
     @abstractmethod

@@ -68,12 +68,21 @@ def _carry_out(run: "Run", as_json: bool, force: bool = False, changes: Sequence
         stop=StopSignals(),
     )
     page, found = report.write(run.path), run.results
+    told = _told(run.path)
     if as_json:
-        print_data({**found, "report": str(page)}, True)
+        print_data({**found, "verdict": told, "report": str(page)}, True)
     else:
+        say("\n".join(f"{text}." for text in told) + "\n")
         print_metrics(found["evaluations"])
-        say("\n" + "\n".join(f"{told.text}." for told in report.verdict(report.load(run.path))))
         say(f"\nrun     {run.path}\nreport  {page}")
+
+
+def _told(path: Path) -> list[str]:
+    """Whether a run worked, one sentence each, the headline first."""
+    from invem import report
+
+    data = report.load(path)
+    return [told.text for told in (report.headline(data), *report.verdict(data))]
 
 
 def run(
@@ -129,7 +138,12 @@ def evaluate(run: RunPath, as_json: AsJson = False) -> None:
     directory = RunDirectory(run)
     directory.check_begun()
     found = results(directory)
-    print_data(found, True) if as_json else print_metrics(found["evaluations"])
+    told = _told(run)
+    if as_json:
+        print_data({**found, "verdict": told}, True)
+    else:
+        say("\n".join(f"{text}." for text in told) + "\n")
+        print_metrics(found["evaluations"])
 
 
 def sample(

@@ -27,7 +27,7 @@ from invem.report.figures import Figure, chart
 from invem.report.images import columns, png, restoration_sheet, sample_sheet
 from invem.report.load import load
 from invem.report.sections import render
-from invem.report.words import verdict
+from invem.report.words import headline, verdict
 
 __all__ = [
     "Evaluation",
@@ -41,6 +41,7 @@ __all__ = [
     "RoundEvent",
     "Samples",
     "chart",
+    "headline",
     "load",
     "pictures",
     "verdict",

@@ -13,7 +13,7 @@ from invem.report.data import ReportData
 from invem.report.figures import Drawn, drawn_figures
 from invem.report.images import Column, columns, png, sample_sheet
 from invem.report.load import STEPS
-from invem.report.words import event_text, value_text, verdict
+from invem.report.words import event_text, headline, value_text, verdict
 
 __all__ = ["render"]
 
@@ -77,7 +77,7 @@ def render(run: ReportData) -> str:
     return environment.get_template("report.html").render(
         run=run,
         problems=problems,
-        verdict=verdict(run),
+        verdict=[*([headline(run)] if run.evaluations else []), *verdict(run)],
         cards=_cards(run),
         columns=[_column_head(column) for column in shown],
         picture_rows=_picture_rows(shown),

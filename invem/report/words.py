@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from invem.report.data import Evaluation, MetricValue, ReportData, Round, RoundEvent
 
-__all__ = ["Sentence", "event_text", "number_text", "value_text", "verdict"]
+__all__ = ["Sentence", "event_text", "headline", "number_text", "value_text", "verdict"]
 
 _NEAR = 0.05  # of its target: as near as a value has to be
 _LEAST = 0.1  # of a value without a standard error, or of all that rounds gained: a change
@@ -53,6 +53,18 @@ def verdict(run: ReportData) -> list[Sentence]:
         *_rounds(run),
         *(Sentence(text, "bad") for text in _warnings(run)),
     ]
+
+
+def headline(run: ReportData) -> Sentence:
+    """Returns one sentence that says whether the run worked, from what is known of it."""
+    gains, targets = list(_gains(run)), list(_targets(run))
+    bad = [told.text for told in (*targets, *gains) if told.tone == "bad"]
+    if bad:
+        return Sentence(f"It did not work: {bad[0]}", "bad")
+    if run.evaluations and any(told.tone == "good" for told in gains):
+        good = next(told.text for told in gains if told.tone == "good")
+        return Sentence(f"It worked: {good}", "good")
+    return Sentence("It cannot be said: nothing compares the restorations with the observations")
 
 
 def _learned(run: ReportData) -> Iterator[Sentence]:
@@ -110,7 +122,7 @@ def _targets(run: ReportData) -> Iterator[Sentence]:
 def _is_met(value: MetricValue) -> bool:
     assert value.target is not None
     error = value.sem if math.isfinite(value.sem) else 0.0
-    return abs(value.value - value.target) <= max(2 * error, _NEAR * abs(value.target))
+    return abs(value.value - value.target) <= max(2 * error, _NEAR * (abs(value.target) or 1))
 
 
 def _rounds(run: ReportData) -> Iterator[Sentence]:

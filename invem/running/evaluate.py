@@ -10,7 +10,7 @@ from torch import Tensor
 from invem.diffusion import generate
 from invem.errors import DataError
 from invem.measurement import Measurement
-from invem.metric import Outcome
+from invem.metric import Metric, Outcome
 from invem.planning.checked import measured, metric_value
 from invem.prior import Prior
 from invem.running.context import Context, all_finite
@@ -67,6 +67,9 @@ def evaluate_observations(run: Context) -> Record:
             truth = run.directory.true_signals()
             outcome = Outcome(_range(run), truth, x[:, None], None, train, reference)
             values = _values(run, outcome)
+            for label, metric in run.plan.metrics.items():
+                if metric.untouched is not None:
+                    values[label] = _entry(metric, torch.full((len(x),), metric.untouched))
     record = {"phase": None, "name": "observations", "round": None, "metrics": values}
     record |= {"of": of} if of and values else {}
     run.directory.write_json("observations", record)
@@ -279,18 +282,23 @@ def _values(run: Context, outcome: Outcome, unless: Set[str] | None = None) -> d
             if unless is not None:
                 raise
             continue  # one observation is not two draws
-        n = value.numel()
-        values[label] = {
-            "value": _finite(value.mean()),
-            "sem": _finite(value.std() / n**0.5) if n > 1 else None,
-            "n": n,
-            "unit": metric.unit,
-            "higher_is_better": metric.higher_is_better if metric.target is None else None,
-            "target": metric.target,
-            "below": metric.below,
-            "above": metric.above,
-        }
+        values[label] = _entry(metric, value)
     return values
+
+
+def _entry(metric: Metric, value: Tensor) -> dict[str, Any]:
+    """What is stored of a metric with these values, one per observation or one for the set."""
+    n = value.numel()
+    return {
+        "value": _finite(value.mean()),
+        "sem": _finite(value.std() / n**0.5) if n > 1 else None,
+        "n": n,
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better if metric.target is None else None,
+        "target": metric.target,
+        "below": metric.below,
+        "above": metric.above,
+    }
 
 
 def _finite(value: Tensor) -> float | None:

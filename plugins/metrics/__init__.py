@@ -15,8 +15,10 @@ def invem_metrics() -> dict[str, str]:
             "invem_plugins.metrics.observation_likelihood:ObservationLikelihood"
         ),
         "psnr": "invem_plugins.metrics.psnr:PSNR",
+        "residual-correlation": ("invem_plugins.metrics.residual_correlation:ResidualCorrelation"),
         "self-consistency": "invem_plugins.metrics.self_consistency:SelfConsistency",
         "sinkhorn": "invem_plugins.metrics.sinkhorn:Sinkhorn",
         "sliced-wasserstein": "invem_plugins.metrics.sliced_wasserstein:SlicedWasserstein",
         "ssim": "invem_plugins.metrics.ssim:SSIM",
+        "sure": "invem_plugins.metrics.sure:Sure",
     }
