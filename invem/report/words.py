@@ -136,7 +136,7 @@ def _targets(run: ReportData) -> Iterator[Sentence]:
         above = value.value > value.target
         why = value.above if above else value.below
         text = f"{told} is {'above' if above else 'below'} {value.target:.4g}, which is right"
-        yield Sentence(f"{text}: {why}" if why else text, "bad")
+        yield Sentence(f"{text}: {why}" if why else text, "bad" if why else "")
 
 
 def _is_met(value: MetricValue) -> bool:
