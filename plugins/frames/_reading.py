@@ -52,7 +52,10 @@ def refusing(path: Path) -> Iterator[None]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keeps libraries from printing what becomes an error, or harms nothing."""
-    loud = [log for name in _LOGS if not (log := logging.getLogger(name)).disabled]
+    # Loggers that exist alone: astropy cannot be imported once another class of logger has its name.
+    known = logging.Logger.manager.loggerDict
+    found = [log for name in _LOGS if isinstance(log := known.get(name), logging.Logger)]
+    loud = [log for log in found if not log.disabled]
     for log in loud:
         log.disabled = True
     try:
