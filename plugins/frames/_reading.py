@@ -52,7 +52,7 @@ def refusing(path: Path) -> Iterator[None]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keeps libraries from printing what becomes an error, or harms nothing."""
-    # Loggers that exist alone: astropy cannot be imported once another class of logger has its name.
+    # Loggers that exist alone: astropy needs a class of its own under its name when it is imported.
     known = logging.Logger.manager.loggerDict
     found = [log for name in _LOGS if isinstance(log := known.get(name), logging.Logger)]
     loud = [log for log in found if not log.disabled]
