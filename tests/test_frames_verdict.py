@@ -87,7 +87,7 @@ def photographs(folder, sigma=0.2, assumed=None):
                 "rounds": 8,
                 "sampler": "exact",
                 "fit": {"objective": "gaussian-moments"},
-            }
+            },
         ],
         "evaluate": {"samples": 16, "draws": 2, "steps": 4, "posterior": 2},
     }
@@ -98,6 +98,11 @@ def headline_of(recipe, folder):
     data = report.load(folder / "run")
     print(report.headline(data).text, report.verdict(data), sep="\n")
     return report.headline(data)
+
+
+def test_a_right_sigma_worked(tmp_path):
+    told = headline_of(photographs(tmp_path), tmp_path)
+    assert told.text.startswith("It worked") and "sure" in told.text, told.text
 
 
 @pytest.mark.parametrize(("factor", "words"), [(0.5, "too small"), (2.0, "too large")])

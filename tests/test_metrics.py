@@ -965,7 +965,7 @@ def test_missing_parts(metric):
     before = torch.random.get_rng_state()
     assert metric(whole, state).shape in ((8,), ())
     assert torch.equal(before, torch.random.get_rng_state()), "global randomness is not touched"
-    needed = metric.needs - {"var", "image", "adjoint", "identity", "several draws"}
+    needed = metric.needs - {"var", "normal", "image", "adjoint", "identity", "several draws"}
     for name in needed:
         with pytest.raises(Unsupported, match="needs"):
             metric(replace(whole, **{name: None}), state)

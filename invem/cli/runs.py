@@ -208,16 +208,30 @@ def restore(
 ) -> None:
     """Restore new observations with the newest prior of a run: mean, standard deviation and
     posterior draws."""
-    from invem.cli.progress import follow
     from invem.cli.wholeframes import is_folder, restore_folder
-    from invem.files import observation_names, writer
-    from invem.storage.directory import RunDirectory
 
     if out is not None and is_folder(out, observations):
         how = {"draws": draws, "std": std, "keep_draws": keep_draws, "tile": tile}
         opened = open_run(run, device)
         restore_folder(opened, observations, out, as_json, {**how, "seed": seed, "force": force})
         return
+    _restore_tensors(run, observations, out, device, draws, seed, as_json)
+
+
+def _restore_tensors(
+    run: Path,
+    observations: Path,
+    out: Path | None,
+    device: str | None,
+    draws: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Restores observations of the run's own shape into a file of tensors."""
+    from invem.cli.progress import follow
+    from invem.files import observation_names, writer
+    from invem.storage.directory import RunDirectory
+
     path = out or RunDirectory(run).file(f"restored-{observations.stem}")
     fmt = writer(path)
     opened = open_run(run, device)

@@ -17,7 +17,7 @@ def is_folder(out: Path | None, observations: Path) -> bool:
     and there are files of frames."""
     from invem.files import frame_files, writer
 
-    if out is None:
+    if out is None or (out.suffix and not out.is_dir()):
         return False
     try:
         writer(out)
@@ -28,9 +28,7 @@ def is_folder(out: Path | None, observations: Path) -> bool:
         return bool(frame_files(observations.expanduser()))
     except DataError as error:
         # A folder was meant, and what is missing is frames.
-        if not out.suffix:
-            raise RecipeError(f"{observations}: {error}") from error
-        return False
+        raise RecipeError(f"{observations}: {error}") from error
 
 
 def restore_folder(

@@ -2,7 +2,7 @@
 whether it agrees with them, and whether more rounds would help."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from invem.report.data import Evaluation, MetricValue, ReportData, Round, RoundEvent
@@ -10,6 +10,7 @@ from invem.report.data import Evaluation, MetricValue, ReportData, Round, RoundE
 __all__ = ["Sentence", "event_text", "headline", "number_text", "value_text", "verdict"]
 
 _NEAR = 0.05  # of its target: as near as a value has to be
+_FAR = 0.2  # from 1, in standard deviations of the noise: the assumed level is wrong
 _LEAST = 0.1  # of a value without a standard error, or of all that rounds gained: a change
 
 
@@ -57,14 +58,33 @@ def verdict(run: ReportData) -> list[Sentence]:
 
 def headline(run: ReportData) -> Sentence:
     """Returns one sentence that says whether the run worked, from what is known of it."""
-    gains, targets = list(_gains(run)), list(_targets(run))
-    bad = [told.text for told in (*targets, *gains) if told.tone == "bad"]
-    if bad:
-        return Sentence(f"It did not work: {bad[0]}", "bad")
-    if run.evaluations and any(told.tone == "good" for told in gains):
-        good = next(told.text for told in gains if told.tone == "good")
-        return Sentence(f"It worked: {good}", "good")
-    return Sentence("It cannot be said: nothing compares the restorations with the observations")
+    gains = list(_gains(run))
+    good = [told.text for told in gains if told.tone == "good"]
+    doubts = [told.text for told in _targets(run) if told.tone == "bad"]
+    far, worse = list(_far_off(run)), [told.text for told in gains if told.tone == "bad"]
+    if far or worse:  # of a restoration that is worse, what misses its target says why
+        told = far[:1] or [*worse[:1], *doubts[:1]]
+        return Sentence(f"It did not work: {'; '.join(told)}", "bad")
+    if not good:
+        text = "nothing compares the restorations with the observations"
+        return Sentence(f"It cannot be said: {text}")
+    if doubts:
+        return Sentence(f"It worked, with a doubt: {good[0]}; but {doubts[0]}")
+    return Sentence(f"It worked: {good[0]}", "good")
+
+
+def _far_off(run: ReportData) -> Iterator[str]:
+    """Residuals that no noise of the assumed level leaves. A prior that is only not perfect misses
+    its target by less."""
+    last = run.evaluations[-1].metrics if run.evaluations else {}
+    for told, value in zip(_targets(run), _with_target(last), strict=True):
+        missed = abs(value.value - (value.target or 0.0))
+        if value.unit == "sigma" and told.tone == "bad" and missed > _FAR:
+            yield told.text
+
+
+def _with_target(metrics: Mapping[str, MetricValue]) -> list[MetricValue]:
+    return [v for v in metrics.values() if v.target is not None and math.isfinite(v.value)]
 
 
 def _learned(run: ReportData) -> Iterator[Sentence]:
@@ -116,7 +136,7 @@ def _targets(run: ReportData) -> Iterator[Sentence]:
         above = value.value > value.target
         why = value.above if above else value.below
         text = f"{told} is {'above' if above else 'below'} {value.target:.4g}, which is right"
-        yield Sentence(f"{text}: {why}" if why else text, "bad")
+        yield Sentence(f"{text}: {why}" if why else text, "bad" if why else "")
 
 
 def _is_met(value: MetricValue) -> bool:

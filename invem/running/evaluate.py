@@ -34,7 +34,9 @@ _PREPARED = 8192  # training signals that a metric prepares on
 _REFERENCE = 10000  # held-out signals that distributions are compared with
 SIMULATED = 512  # simulated observations that are restored
 FIRST_FEW = 8  # held-out observations of which the report shows many draws
-_MAY_LACK = frozenset({"draws", "trained", "resimulated"})  # in some phases and not in others
+_MAY_LACK = frozenset(
+    {"draws", "measurement", "trained", "resimulated"}
+)  # in some phases and not in others
 
 
 def prepare(run: Context) -> Iterator[Record]:

@@ -231,7 +231,7 @@ class _Restoring:
             with self.run.plan.origins.naming():
                 self._known = shape, self._prior(shape), self._model(y, shape, frame)
         _, prior, m = self._known
-        return prior, replace(m, y=y).to(self.run.device)
+        return prior, replace(m, y=y).completed().to(self.run.device)
 
     def _prior(self, shape: tuple[int, ...]) -> Prior:
         prior = last_prior(self.run, None if shape == tuple(self.run.shape) else shape)
