@@ -4,7 +4,7 @@ means and total variation, and beside the same network trained on clean windows.
     python studies/photographs/compare.py learn noisy [--runs runs/photographs] [--threads 1]
     python studies/photographs/compare.py table
 
-`learn` carries out one recipe (noisy, published or clean), or all if none is named. `table`
+`learn` carries out one recipe (noisy, draws, published or clean), or all if none is named. `table`
 restores the held-out photographs by every method, prints the table, and keeps it.
 
 The photographs are those that come with scikit-image and Debian's package mate-backgrounds, in
@@ -57,8 +57,12 @@ NETWORK = {"name": "unet", "channels": [16, 32]}
 SLOW = {"batch": 4, "decay": "cosine", "ema": 0.995}
 LEVEL = 2 * SIGMA / 255  # where 0 is -1 and 255 is 1
 PHASES: dict[str, list[dict[str, Any]]] = {
-    # First the level of the data alone, which is what the mean needs; then all levels, for draws.
+    # The level of the data alone, which is what the posterior mean needs.
     "noisy": [
+        {"objective": "sure-score", "score": 0, "steps": 2000, "lr": 2e-3, "warmup": 50, **SLOW},
+    ],
+    # Then all levels, which posterior draws need.
+    "draws": [
         {"objective": "sure-score", "score": 0, "steps": 1500, "lr": 2e-3, "warmup": 50, **SLOW},
         {"objective": "sure-score", "through": False, "steps": 300, "lr": 5e-4, **SLOW},
     ],
