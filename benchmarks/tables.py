@@ -212,7 +212,22 @@ def blind(names: list[str]) -> str:
     return "\n".join(lines)
 
 
+def photographs(names: list[str]) -> str:
+    """One row per method: PSNR of each photograph, their mean, and processor seconds."""
+    found = json.loads((DOCS / "results" / f"{names[0]}.json").read_text("utf-8"))["rows"]
+    keys = list(next(iter(found.values())))
+    heads = {"mean": "mean, dB", "learning": "learning, s", "seconds": "a photograph, s"}
+    lines = [
+        "| | " + " | ".join(heads.get(key, key) for key in keys) + " |",
+        "|---|" + "---:|" * len(keys),
+    ]
+    for method, row in found.items():
+        lines.append(f"| {method} | " + " | ".join(f"{row[key]:g}" for key in keys) + " |")
+    return "\n".join(lines)
+
+
 KINDS: dict[str, Callable[[list[str]], str]] = {
+    "photographs": photographs,
     "study": study,
     "blind": blind,
     "draws": draws,

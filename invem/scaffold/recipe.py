@@ -13,7 +13,7 @@ from invem.survey import Survey
 
 __all__ = ["write_recipe"]
 
-_STEPS = 800  # gradient steps: minutes on two idle cores, for a small network and crops of 64
+_STEPS = 1500  # gradient steps: minutes on two idle cores, for a small network and crops of 64
 _ADDED = 0.2  # the noise that is added to clean frames, where low is -1 and high is 1
 
 
