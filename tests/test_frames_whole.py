@@ -168,6 +168,21 @@ def test_the_command_writes_a_folder(run, frames, tmp_path, monkeypatch, capsys)
     assert (out / "more" / "odd.npy").exists()
 
 
+def test_nothing_is_written_over_what_is_restored_nor_twice(run, tmp_path):
+    from PIL import Image
+
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    np.save(frames / "a.npy", scene((1, 16, 16)).astype(np.float32))
+    with pytest.raises(RecipeError, match="written over; choose another folder"):
+        run.restore_files(frames, frames, force=True)
+    for name in ("b.jpg", "b.png"):
+        Image.fromarray(np.full((16, 16), 200, np.uint8)).save(frames / name)
+    with pytest.raises(RecipeError, match=r"b\.jpg and b\.png would both be written as .*b\.png"):
+        run.restore_files(frames, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def random_network(kind, **options):
     torch.manual_seed(0)
     net = kind((1, 64, 64), **options)

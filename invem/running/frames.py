@@ -115,6 +115,7 @@ def restore_frames(
         NumericalError: If restored values are not finite.
     """
     work = _Restoring(run, units, options)
+    work.check_names(out, files)
     there = {name for _, name, fmt in files if work.is_there(out, name, fmt)}
     todo = [file for file in files if file[1] not in there]
     written: list[str] = []
@@ -148,6 +149,20 @@ class _Restoring:
         self._sampler: PosteriorSampler | None = None
         self._known: tuple[tuple[int, ...], Prior, Measurement] | None = None
         self._overlap: int | None = None
+
+    def check_names(self, out: Path, files: Sequence[tuple[Path, str, FrameFormat]]) -> None:
+        """Refuses two files under one name.
+
+        A picture is written in another format where its own cannot hold the values.
+        """
+        taken: dict[Path, str] = {}
+        for _, name, fmt in files:
+            for target, _, _ in self.outputs(out, name, fmt).values():
+                if (other := taken.setdefault(target, name)) != name:
+                    raise RecipeError(
+                        f"{other} and {name} would both be written as {target}: restore one of them"
+                        " into another folder"
+                    )
 
     def is_there(self, out: Path, name: str, fmt: FrameFormat) -> bool:
         """Whether everything that is asked for of a file was written before."""
